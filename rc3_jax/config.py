@@ -1,0 +1,141 @@
+"""The default configuration, and what reads, checks and stores one.
+
+A config file in `configs/` starts from `default_config()` (RC³-base) and changes what differs.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names it and the remedy."""
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """RC³-base (METHOD.md sections 1 and 2) without data sources; see the comments."""
+    return ml_collections.ConfigDict(
+        dict(
+            name="rc3",
+            seed=0,
+            steps=100_000,
+            batch_size=1024,  # rows of a global batch, all kinds together
+            shares=dict(strict=2.0, weak=1.0, parallel=1.0),
+            mesh=dict(data=-1, fsdp=1),  # -1: all devices that fsdp leaves
+            data=dict(
+                sources=dict(),  # name -> source, see data/sources/__init__.py
+                max_length=40,  # tokens of a text, frame included
+                mask_share=0.4,
+                most_masked=12,
+                modality_dropout=0.15,  # chance of each visual part to be dropped whole
+                language_exponent=0.7,  # smooths the frequencies of language pairs
+                image=dict(crop_scale=(0.5, 1.0), jitter=0.2, flip=True),
+                tokenizer=dict(
+                    path=config_dict.placeholder(str),  # file, folder or cached model name
+                    vocab_size=8000,  # of the vocabulary that is trained where path is unset
+                    texts=200_000,  # captions that it is trained on, at most
+                ),
+                skip_limit=0.01,  # share of unusable records at which a run stops
+                threads=8,
+                prefetch=4,  # batches read ahead
+                workers=0,  # reading processes; 0 reads with threads of this process
+            ),
+            model=dict(
+                text=dict(width=768, depth=12, heads=12, mlp_width=3072, max_positions=514),
+                patch=dict(
+                    image_size=224, patch=16, width=768, depth=12, heads=12, mlp_width=3072
+                ),
+                # regions=0 leaves the ROI tower out
+                roi=dict(regions=36, feature_size=2048, depth=2, geometry="7d"),
+                fusion=dict(depth=6),
+                projection_size=256,
+                readout="attention",  # of z over the text positions; or "mean"
+                dropout=0.1,
+                dtype="bfloat16",  # of computation; parameters stay float32
+                remat="none",  # or "dots", "full": what the backward pass recomputes
+                unroll=1,  # layers in one iteration of the compiled loop
+                image_mean=(0.5, 0.5, 0.5),
+                image_std=(0.5, 0.5, 0.5),
+            ),
+            objective=dict(
+                # xvtcl: on strict rows; xvtcl_weak: on weak rows with its regularizer
+                weights=dict(itc=1.0, xtcl=1.0, xvtcl=1.0, xvtcl_weak=1.0, itm=1.0, mclm=1.0),
+                regularizer=("weighted", "hinge"),
+                scales=dict(
+                    soft=0.3, hinge=1.0, mse=1.0, kl=1.0, margin=0.1, relevance_temperature=0.1
+                ),
+                relevance="own",  # text tower that tells it: "own", or "ema" for its average
+                ema_decay=0.999,
+                ramp=0.1,  # share of the run in which xvtcl_weak rises from 0
+                same_image_negatives=True,
+            ),
+            optimizer=dict(
+                lr=1e-4,
+                warmup=0.05,  # share of the run
+                decay="cosine",  # or "linear", "constant"
+                final_lr=0.0,  # share of lr at the end
+                weight_decay=0.01,
+                b1=0.9,
+                b2=0.98,
+                eps=1e-8,
+                clip=1.0,  # global norm of the gradient
+                mu_dtype=config_dict.placeholder(str),  # e.g. bfloat16, halves that moment
+                new_rate=2.0,  # factor of lr for the parameters below
+                new=(
+                    r"fusion/.*cross_attention.*",
+                    r"fused_.*",
+                    r"(image|text)_projection/.*",
+                    r"matching_head/.*",
+                    r"temperature_.*",
+                ),
+                no_decay=(r".*/bias", r".*norm/scale", r"temperature_.*"),
+            ),
+            evaluation=dict(
+                every=5000,  # steps
+                batch_size=128,
+                images=1000,  # held-out images that retrieval ranks, at most
+                languages=(),  # all that the held-out images have
+                modes=("both", "patches", "regions"),
+                dependence_rows=256,
+            ),
+            log_every=50,
+            checkpoint=dict(every=5000, keep=2),
+        )
+    )
+
+
+def parse_argument(argument: str | None, **defaults: Any) -> ml_collections.ConfigDict:
+    """What follows the colon in `--config=file.py:batch=4096,root=/data`.
+
+    Args:
+      argument: comma-separated `name=value`, values of the defaults' types.
+
+    Raises:
+      ConfigError: for an unknown name or a value of another type.
+    """
+    chosen = ml_collections.ConfigDict(defaults)
+    for item in filter(None, (argument or "").split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults or not equals:
+            raise ConfigError(
+                f"config argument {item!r} is not understood; use name=value with one of: "
+                f"{', '.join(f'{k}={v}' for k, v in defaults.items())}"
+            )
+        kind = type(defaults[name])
+        try:
+            value = text if kind is str else kind(ast.literal_eval(text))
+        except (ValueError, SyntaxError, TypeError) as error:
+            raise ConfigError(f"config argument {name}={text!r} is no {kind.__name__}") from error
+        chosen[name] = value
+    return chosen
+
+
+def save_config(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """Writes the settings as JSON."""
+    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Weights in and out: other people's names and axis orders against ours, numpy on both sides."""

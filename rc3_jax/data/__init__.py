@@ -1,0 +1,1 @@
+"""From pictures, texts and regions to batches; knows nothing of models."""

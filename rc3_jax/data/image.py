@@ -1,0 +1,230 @@
+"""One image: from an encoded file to augmented pixels, with the boxes that lie on it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from PIL import Image
+
+from rc3_jax.data.record import BadRecord, ImageLike
+
+# Pillow can open more, but some of it (EPS) runs other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 2**26
+"""Larger images (67 million pixels, 200 MB once decoded) are refused: a header of a few bytes
+may claim any size."""
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
+
+
+def decode(image: ImageLike, where: str, min_side: int | None = None) -> np.ndarray:
+    """Decodes the first frame of an image as RGB, upright, transparent parts on white.
+
+    Args:
+      image: a path, encoded bytes, or a function that returns encoded bytes or pixels.
+      where: the record, for error messages.
+      min_side: JPEG files may be decoded at 1/2, 1/4 or 1/8 of their size, as long as width
+        and height both stay at least this; None decodes every pixel.
+
+    Returns:
+      uint8 `[height, width, 3]`.
+
+    Raises:
+      BadRecord: missing, truncated, undecodable or too large.
+    """
+    if callable(image):
+        image = image()
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise BadRecord(
+                f"{where}: drawn image is {image.dtype} {list(image.shape)}; "
+                "it must be uint8 [height, width, 3]"
+            )
+        return image
+    with _opened(image, where) as opened:
+        transpose = _UPRIGHT.get(_orientation(opened))
+        if min_side is not None:
+            opened.draft(None, (min_side, min_side))
+        rgb = _to_rgb(opened)
+        return np.array(rgb if transpose is None else rgb.transpose(transpose))
+
+
+def image_size(image: pathlib.Path | bytes, where: str) -> tuple[int, int]:
+    """Returns (width, height) in upright position, reading only the header.
+
+    Raises:
+      BadRecord: missing, undecodable or too large.
+    """
+    with _opened(image, where) as opened:
+        width, height = opened.size
+        return (height, width) if _orientation(opened) >= 5 else (width, height)
+
+
+def resize(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Squashes uint8 `[height, width, 3]` to `[size, size, 3]`, as for evaluation (bicubic)."""
+    return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def augment(
+    pixels: np.ndarray,
+    boxes: np.ndarray | None,
+    size: int,
+    rng: np.random.Generator,
+    *,
+    crop_scale: tuple[float, float],
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    jitter: float | Sequence[float] = 0.0,
+    may_flip: bool = False,
+    min_visible: float = 0.5,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Crops at random, resizes (bicubic, antialiased), jitters colours and maybe mirrors.
+
+    Args:
+      pixels: uint8 `[height, width, 3]`.
+      boxes: `[regions, 4]`, x1, y1, x2, y2 as fractions of width and height; None for none.
+      size: side of the square that is returned.
+      rng: the only source of randomness.
+      crop_scale: least and largest share of the area that a crop keeps.
+      crop_ratio: least and largest width/height of a crop.
+      jitter: brightness, contrast and saturation are multiplied by factors drawn uniformly
+        from [1 - jitter, 1 + jitter]; one strength or three. 0 leaves the colours alone.
+      may_flip: mirror half of the images. Not where a text speaks of sides (sides.py).
+      min_visible: share of a box that has to be in the crop for it to count as visible.
+
+    Returns:
+      uint8 `[size, size, 3]`; boxes float32 `[regions, 4]`, moved with the picture and clipped
+      to it; bool `[regions]`, which boxes are still visible.
+    """
+    height, width = pixels.shape[:2]
+    crop = _random_crop(width, height, rng, crop_scale, crop_ratio)
+    factors = 1 + np.broadcast_to(jitter, 3) * rng.uniform(-1, 1, 3)
+    flip = bool(rng.random() < 0.5) and may_flip
+
+    image = Image.fromarray(pixels).resize(
+        (size, size), Image.Resampling.BICUBIC, box=crop, reducing_gap=3.0
+    )
+    if np.any(factors != 1):
+        image = _jittered(image, *np.maximum(factors, 0))
+    if flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+
+    boxes = np.zeros((0, 4)) if boxes is None else np.asarray(boxes, np.float64)
+    boxes, visible = _crop_boxes(boxes, np.divide(crop, [width, height] * 2), min_visible)
+    if flip:
+        boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
+    return np.array(image), boxes.astype(np.float32), visible
+
+
+@contextlib.contextmanager
+def _opened(image: pathlib.Path | bytes, where: str) -> Iterator[Image.Image]:
+    """Opens an encoded image; whatever goes wrong, here or in the body, is a BadRecord."""
+    is_bytes = isinstance(image, bytes)
+    name = where if is_bytes else f"{where}: {image}"
+    try:
+        with Image.open(io.BytesIO(image) if is_bytes else image, formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{opened.width}x{opened.height} pixels")
+            yield opened
+    except FileNotFoundError as error:
+        raise BadRecord(f"{name}: image is missing; restore the file or remove it") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadRecord(
+            f"{name}: image is too large ({error}; the limit is {MAX_PIXELS} pixels); "
+            "make it smaller"
+        ) from error
+    except Exception as error:  # Pillow raises a dozen types on damaged files, SyntaxError too
+        raise BadRecord(
+            f"{name}: image cannot be decoded ({type(error).__name__}: {error}); replace it by "
+            f"a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 (upright) to 8."""
+    # Asking a PNG without EXIF for it would decode it. TIFF is turned by Pillow itself.
+    if "exif" not in image.info or image.format == "TIFF":
+        return 1
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # damaged EXIF data around a sound picture
+        return 1
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Converts grey, 16-bit, palette, CMYK and transparent images."""
+    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip, not scale
+        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _random_crop(
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> tuple[float, float, float, float]:
+    """Draws x1, y1, x2, y2 in pixels: area uniform in `scale`, ratio log-uniform in `ratio`."""
+    log_ratio = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        crop_width, crop_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if crop_width <= width and crop_height <= height:
+            x1 = rng.uniform(0, width - crop_width)
+            y1 = rng.uniform(0, height - crop_height)
+            return x1, y1, min(x1 + crop_width, width), min(y1 + crop_height, height)
+    # Too elongated for such an area: the largest allowed crop around the centre.
+    crop_width = min(width, height * ratio[1])
+    crop_height = min(height, width / ratio[0])
+    x1, y1 = (width - crop_width) / 2, (height - crop_height) / 2
+    return x1, y1, x1 + crop_width, y1 + crop_height
+
+
+def _crop_boxes(
+    boxes: np.ndarray, crop: np.ndarray, min_visible: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns boxes as fractions of the crop (itself fractions), and which remain visible."""
+    origin, extent = np.tile(crop[:2], 2), np.tile(crop[2:] - crop[:2], 2)
+    moved = (boxes - origin) / extent
+    clipped = np.clip(moved, 0, 1)
+    area, kept = _areas(moved), _areas(clipped)
+    return clipped, (kept > 0) & (kept >= min_visible * area)
+
+
+def _areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+def _jittered(
+    image: Image.Image, brightness: float, contrast: float, saturation: float
+) -> Image.Image:
+    """Scales brightness, then contrast around the mean grey, then saturation, in one pass.
+
+    All three are affine in the colour, so their product is one 3x4 matrix; only the end result
+    is clipped.
+    """
+    mean_colour = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    shift = (1 - contrast) * brightness * (_LUMA @ mean_colour)
+    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
+    matrix = np.column_stack([brightness * contrast * mix, np.full(3, shift)])
+    return image.convert("RGB", tuple(matrix.ravel().tolist()))

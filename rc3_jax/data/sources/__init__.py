@@ -1,0 +1,1 @@
+"""Readers of data that lies on disk, one module a format."""

@@ -1,0 +1,129 @@
+"""Texts to token ids: XLM-R's vocabulary, or a Unigram one trained on the run's captions."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from rc3_jax.data.record import DataError
+
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+"""XLM-R's special tokens in the order of their ids 0 to 3; `<mask>` is the last id."""
+FRAME_IDS = (0, 1, 2)
+"""`<s>`, `<pad>`, `</s>`: what frames a text."""
+PAD_ID = 1
+"""Padding; XLM-R counts positions from the next number on."""
+FILE_NAME = "tokenizer.json"
+
+
+class Tokenizer:
+    """Encodes texts as XLM-R does: `<s> ... </s>`, padded with id 1.
+
+    Attributes:
+      vocab_size: number of ids; the last is `<mask>`.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, max_length: int):
+        ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
+        self.vocab_size = backend.get_vocab_size()
+        if ids != [0, 1, 2, 3] or backend.token_to_id("<mask>") != self.vocab_size - 1:
+            raise DataError(
+                f"the tokenizer's special tokens {SPECIAL_TOKENS} have the ids {ids}, and <mask> "
+                f"{backend.token_to_id('<mask>')}; XLM-R's are 0 to 3 and the last"
+            )
+        backend.enable_truncation(max_length)
+        backend.enable_padding(length=max_length, pad_id=PAD_ID, pad_token="<pad>")
+        self._backend = backend
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Token ids, int32 `[len(texts), max_length]`."""
+        encoded = self._backend.encode_batch(list(texts))
+        return np.array([row.ids for row in encoded], np.int32)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without the special tokens."""
+        return self._backend.decode([int(i) for i in ids])
+
+    def to_json(self) -> str:
+        """The vocabulary and its rules, as `tokenizer.json` holds them."""
+        return self._backend.to_str()
+
+
+def from_json(text: str, max_length: int) -> Tokenizer:
+    """The tokenizer that `Tokenizer.to_json` wrote."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), max_length)
+
+
+def load_tokenizer(path: str, max_length: int) -> Tokenizer:
+    """A stored vocabulary.
+
+    Args:
+      path: a `tokenizer.json`, a SentencePiece `.model`, a folder that holds either, or a
+        model's name in the Hugging Face cache such as `FacebookAI/xlm-roberta-base`.
+
+    Raises:
+      DataError: if nothing usable is there, with the remedy.
+    """
+    place = pathlib.Path(path).expanduser()
+    try:
+        if place.is_dir() and (place / FILE_NAME).exists():
+            place = place / FILE_NAME
+        if place.suffix == ".json":
+            return Tokenizer(tokenizers.Tokenizer.from_file(str(place)), max_length)
+        if place.suffix == ".model":
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copy(place, pathlib.Path(folder) / "sentencepiece.bpe.model")
+                return _from_hugging_face(folder, max_length)
+        return _from_hugging_face(path, max_length)
+    except DataError:
+        raise
+    except Exception as error:  # the libraries raise bare Exceptions for unreadable files
+        raise DataError(
+            f"data.tokenizer.path={path!r} holds no XLM-R vocabulary ({error}); give a "
+            "tokenizer.json, a sentencepiece.bpe.model, a folder with one of them, or the name "
+            "of a model already in the Hugging Face cache"
+        ) from error
+
+
+def _from_hugging_face(name: str, max_length: int) -> Tokenizer:
+    from transformers import XLMRobertaTokenizer
+
+    loaded = XLMRobertaTokenizer.from_pretrained(name, local_files_only=True)
+    if len(loaded) <= len(SPECIAL_TOKENS) + 1:
+        raise DataError(f"{name!r} has an empty vocabulary; name a folder with the model's files")
+    return Tokenizer(loaded.backend_tokenizer, max_length)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
+    """A Unigram vocabulary of at most `vocab_size` pieces with XLM-R's special-token ids.
+
+    Raises:
+      DataError: if there is no text.
+    """
+    texts = list(texts)
+    if not any(text.strip() for text in texts):
+        raise DataError("there are no captions to train a tokenizer on; check data.sources")
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " ")]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size - 1,
+        special_tokens=list(SPECIAL_TOKENS),
+        unk_token="<unk>",
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.add_special_tokens(["<mask>"])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return Tokenizer(backend, max_length)

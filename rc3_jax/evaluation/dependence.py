@@ -1,0 +1,81 @@
+"""What the visio-textual vector z depends on (METHOD.md section 2, "Traps")."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.rc3 import RC3
+
+
+def make_dependence(model: RC3):
+    """A compiled function `(params, rows) -> similarities`, see `similarities` below."""
+
+    def similarities(module: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Of each row, float32 `[batch]`: s(z^a, z^b); the same with another row's text in
+        z^a, with another row's image in z^a; and s(t^a, t^b).
+        """
+        visual = module.encode_visual(rows)
+        ids_a, ids_b = rows["ids_a"], rows["ids_b"]
+
+        def z(ids, view, view_mask):
+            states, vector = module.encode_text(ids)
+            mask = ids != PAD_ID
+            return module.fused_vector(module.fuse(states, mask, view, view_mask), mask), vector
+
+        z_a, text_a = z(ids_a, visual.tokens, visual.mask)
+        z_b, text_b = z(ids_b, visual.tokens, visual.mask)
+        other_text, _ = z(jnp.roll(ids_a, 1, axis=0), visual.tokens, visual.mask)
+        rolled = (jnp.roll(x, 1, axis=0) for x in (visual.tokens, visual.mask))
+        other_image, _ = z(ids_a, *rolled)
+
+        def dot(x, y):
+            return jnp.sum(x * y, axis=-1)
+
+        return {
+            "proximity": dot(z_a, z_b),
+            "other_text": dot(other_text, z_b),
+            "other_image": dot(other_image, z_b),
+            "text_relevance": dot(text_a, text_b),
+        }
+
+    def call(params, rows):
+        return model.apply({"params": params}, rows, method=similarities)
+
+    return jax.jit(call)
+
+
+def dependence_scores(
+    values: Mapping[str, np.ndarray], relevance: np.ndarray | None
+) -> dict[str, float]:
+    """The three figures to watch, all of which must stay clear of 0.
+
+    Args:
+      values: what `make_dependence`'s function returned for held-out weak rows.
+      relevance: true relevance of each row, where it is known.
+
+    Returns:
+      `text_dependence`, `image_dependence`; `proximity_relevance`, the Spearman correlation
+      of s(z^a, z^b) with the true relevance, and `proximity_text_relevance` with s(t^a, t^b).
+    """
+    proximity = np.asarray(values["proximity"], np.float64)
+    scores = {
+        "text_dependence": float(np.mean(proximity - values["other_text"])),
+        "image_dependence": float(np.mean(proximity - values["other_image"])),
+        "proximity_text_relevance": _spearman(proximity, values["text_relevance"]),
+    }
+    if relevance is not None:
+        scores["proximity_relevance"] = _spearman(proximity, relevance)
+    return scores
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Rank correlation; 0 where one side is constant, since nothing then follows anything."""
+    if np.ptp(x) == 0 or np.ptp(y) == 0:
+        return 0.0
+    return float(stats.spearmanr(x, y).statistic)

@@ -1,0 +1,99 @@
+"""Everything a run measures of itself on held-out data, during and after training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from rich.table import Table
+
+from rc3_jax.data.corpus import Corpus
+from rc3_jax.data.example import evaluation_row
+from rc3_jax.data.text import draw_texts
+from rc3_jax.data.tokenizer import Tokenizer
+from rc3_jax.evaluation.dependence import dependence_scores, make_dependence
+from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval
+from rc3_jax.models.rc3 import RC3
+from rc3_jax.parallel.mesh import BATCH
+
+Scores = dict[str, Any]
+
+
+class Evaluator:
+    """Compiles its functions once and scores any parameters of a model."""
+
+    def __init__(
+        self,
+        model: RC3,
+        mesh: Mesh,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        config: ml_collections.ConfigDict,
+    ):
+        self._corpus, self._tokenizer, self._config = corpus, tokenizer, config
+        self._encoder = Encoder(model, mesh, config.evaluation.batch_size)
+        self._dependence = make_dependence(model)
+        self._rows = NamedSharding(mesh, BATCH)
+        self._weak = corpus.heldout_weak[: len(corpus.heldout_weak) // mesh.size * mesh.size]
+
+    def scores(self, params) -> Scores:
+        """`retrieval` (mode → language → recall) and `dependence`, where there is data for it."""
+        scores = {}
+        if self._corpus.heldout:
+            scores["retrieval"] = evaluate_retrieval(
+                self._encoder, params, self._corpus.heldout, self._tokenizer, self._config
+            )
+        if len(self._weak) > 1:
+            rows = jax.device_put(self._weak_rows(), self._rows)
+            values = {k: np.asarray(v) for k, v in self._dependence(params, rows).items()}
+            known = [record.relevance for record in self._weak]
+            relevance = None if None in known else np.array(known)
+            scores["dependence"] = dependence_scores(values, relevance)
+        return scores
+
+    def _weak_rows(self) -> dict[str, np.ndarray]:
+        rows = []
+        for number, record in enumerate(self._weak):
+            rng = np.random.Generator(np.random.Philox(key=[self._config.seed, number]))
+            (_, text_a), (_, text_b) = draw_texts(record, {}, rng)
+            ids_a, ids_b = self._tokenizer.encode([text_a, text_b])
+            rows.append(evaluation_row(record, self._config) | {"ids_a": ids_a, "ids_b": ids_b})
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def summary(scores: Scores) -> str:
+    """The scores in one line: mean recall of each mode, and the dependence figures."""
+    parts = []
+    for mode, languages in scores.get("retrieval", {}).items():
+        means = (f"{cut} {_mean(languages, cut):.1%}" for cut in ("IR@1", "IR@10", "TR@1"))
+        parts.append(f"{mode}: {' '.join(means)}")
+    parts += [f"{name} {value:.3f}" for name, value in scores.get("dependence", {}).items()]
+    return "  ".join(parts)
+
+
+def score_tables(scores: Scores) -> list[Table]:
+    """The scores as tables for the console; recalls in percent."""
+    tables = []
+    for mode, languages in scores.get("retrieval", {}).items():
+        table = Table("language", title=f"retrieval, held-out images, {mode} (%)")
+        cuts = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
+        for cut in cuts:
+            table.add_column(cut, justify="right")
+        for code, recalls in languages.items():
+            table.add_row(code, *(f"{100 * recalls[cut]:.1f}" for cut in cuts))
+        table.add_section()
+        table.add_row("mean", *(f"{100 * _mean(languages, cut):.1f}" for cut in cuts))
+        tables.append(table)
+    if "dependence" in scores:
+        table = Table("what z depends on", "value")
+        for name, value in scores["dependence"].items():
+            table.add_row(name, f"{value:.3f}")
+        tables.append(table)
+    return tables
+
+
+def _mean(languages, cut: str) -> float:
+    return float(np.mean([recalls[cut] for recalls in languages.values()]))

@@ -1,0 +1,69 @@
+"""Heads on top of the towers (METHOD.md sections 1.6 and 1.7)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rc3_jax.models.layers import LayerNorm, dense, l2_normalise
+
+TEMPERATURE_INIT = 0.07
+TEMPERATURE_RANGE = (0.001, 0.5)
+
+
+class Projection(nn.Module):
+    """A linear map to the contrastive space, L2-normalised in float32."""
+
+    size: int = 256
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch size"]:
+        return l2_normalise(dense(self.size, self.dtype, "linear")(x.astype(self.dtype)))
+
+
+class MatchingHead(nn.Module):
+    """Two logits, class 1 = the image and the text belong together; float32."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 2"]:
+        y = dense(2 * x.shape[-1], self.dtype, "hidden")(x)
+        y = nn.gelu(LayerNorm(1e-5, self.dtype, name="hidden_norm")(y), approximate=False)
+        return dense(2, self.dtype, "logits")(y).astype(jnp.float32)
+
+
+class MaskedLMHead(nn.Module):
+    """Vocabulary logits, tied to the word embeddings, float32."""
+
+    vocab_size: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch width"],
+        word_embedding: Float[Array, "vocab width"],
+    ) -> Float[Array, "*batch vocab"]:
+        y = nn.gelu(dense(x.shape[-1], self.dtype, "hidden")(x), approximate=False)
+        y = LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)
+        logits = jnp.einsum(
+            "...w,vw->...v",
+            y,
+            word_embedding.astype(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        return logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+
+
+class Temperature(nn.Module):
+    """A learned scalar that logits are divided by, float32 (METHOD.md section 1.7).
+
+    The training step clamps the parameter to `TEMPERATURE_RANGE` after each update.
+    """
+
+    @nn.compact
+    def __call__(self) -> Float[Array, ""]:
+        return self.param("value", nn.initializers.constant(TEMPERATURE_INIT), ())

@@ -1,0 +1,181 @@
+"""Transformer layers shared by every tower: attention, block, stack."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+REMAT_POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+DENSE_INIT = nn.initializers.truncated_normal(0.02)
+
+
+def dense(width: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
+    """A linear map computed in `dtype` with float32 parameters."""
+    return nn.Dense(width, dtype=dtype, kernel_init=DENSE_INIT, name=name)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation with statistics in float32, result in `dtype`."""
+
+    epsilon: float = 1e-5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        return nn.LayerNorm(self.epsilon, dtype=jnp.float32, name="norm")(x).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with biases everywhere; softmax in float32."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        queries: Float[Array, "batch q width"],
+        keys: Float[Array, "batch k kv_width"],
+        key_mask: Bool[Array, "batch k"] | None = None,
+    ) -> Float[Array, "batch q width"]:
+        width = queries.shape[-1]
+
+        def split_heads(x):
+            return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
+
+        query = split_heads(dense(width, self.dtype, "query")(queries))
+        key = split_heads(dense(width, self.dtype, "key")(keys))
+        value = split_heads(dense(width, self.dtype, "value")(keys))
+        mask = None if key_mask is None else key_mask[:, None, None, :]
+        attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        return dense(width, self.dtype, "out")(attended.reshape(queries.shape))
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention, feed-forward; each with a residual.
+
+    `pre_norm` normalises the input of each part (ViT), otherwise its sum with the residual
+    is normalised (BERT, XLM-R).
+    """
+
+    heads: int
+    mlp_width: int
+    pre_norm: bool
+    epsilon: float
+    cross_attention: bool = False
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask, context, context_mask, deterministic: bool):
+        def residual(x, name, function):
+            norm = LayerNorm(self.epsilon, self.dtype, name=f"{name}_norm")
+            y = function(norm(x) if self.pre_norm else x)
+            y = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
+            return y if self.pre_norm else norm(y)
+
+        def feed_forward(y):
+            y = dense(self.mlp_width, self.dtype, "mlp_in")(y)
+            return dense(x.shape[-1], self.dtype, "mlp_out")(nn.gelu(y, approximate=False))
+
+        self_attention = Attention(self.heads, self.dtype, name="self_attention")
+        x = residual(x, "self_attention", lambda y: self_attention(y, y, mask))
+        if self.cross_attention:
+            cross = Attention(self.heads, self.dtype, name="cross_attention")
+            x = residual(x, "cross_attention", lambda y: cross(y, context, context_mask))
+        return residual(x, "mlp", feed_forward)
+
+
+class Stack(nn.Module):
+    """`depth` blocks, compiled once by `scan`; parameters carry a leading layer axis.
+
+    Attributes:
+      remat: what the backward pass recomputes: `none`, `dots` (all but matrix products),
+        `full` (everything).
+      unroll: layers a loop iteration holds; `depth` or more unrolls the loop, which compiles
+        slower and can run faster.
+    """
+
+    depth: int
+    heads: int
+    mlp_width: int
+    pre_norm: bool
+    epsilon: float
+    cross_attention: bool = False
+    dropout: float = 0.0
+    remat: str = "none"
+    unroll: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch length width"],
+        mask: Bool[Array, "batch length"] | None = None,
+        context: Float[Array, "batch keys kv_width"] | None = None,
+        context_mask: Bool[Array, "batch keys"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "batch length width"]:
+        def layer(block, x, mask, context, context_mask):
+            return block(x, mask, context, context_mask, deterministic), None
+
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )
+        block = Block(
+            self.heads,
+            self.mlp_width,
+            self.pre_norm,
+            self.epsilon,
+            self.cross_attention,
+            self.dropout,
+            self.dtype,
+            name="layers",
+        )
+        x, _ = layers(block, x, mask, context, context_mask)
+        return x
+
+
+class AttentionPool(nn.Module):
+    """One vector a row: a learned query attends over the row's tokens."""
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, tokens: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
+    ) -> Float[Array, "batch width"]:
+        batch, _, width = tokens.shape
+        query = self.param("query", DENSE_INIT, (1, 1, width)).astype(self.dtype)
+        query = jnp.broadcast_to(query, (batch, 1, width))
+        return Attention(self.heads, self.dtype, name="attention")(query, tokens, mask)[:, 0]
+
+
+def masked_mean(
+    tokens: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
+) -> Float[Array, "batch width"]:
+    """Mean over the unmasked tokens in float32; zero where a row has none."""
+    weights = mask.astype(jnp.float32)[..., None]
+    total = jnp.sum(tokens.astype(jnp.float32) * weights, axis=1)
+    return total / jnp.maximum(weights.sum(axis=1), 1.0)
+
+
+def l2_normalise(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    """Unit vectors in float32; the gradient is finite at zero too."""
+    x = x.astype(jnp.float32)
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)

@@ -1,0 +1,99 @@
+"""Metrics to `metrics.jsonl`, and one console line a step."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+SHOWN = ("loss", "itc", "xtcl", "xvtcl", "xvtcl_weak", "soft", "kl", "hinge", "mse", "itm", "mclm")
+
+
+class Clock:
+    """Times a run: speed since the last line, share of time spent waiting for data, ETA."""
+
+    def __init__(self, step: int, steps: int, batch_size: int):
+        self._steps, self._batch_size = steps, batch_size
+        self._mark = (step, time.perf_counter())
+        self._waited = 0.0
+
+    def wait(self, seconds: float) -> None:
+        """Adds time during which no batch was ready."""
+        self._waited += seconds
+
+    def read(self, step: int) -> dict[str, float]:
+        """Since the last reading: `samples_per_second`, `data_wait` (share of time), `eta` (s)."""
+        now, (last_step, last_time) = time.perf_counter(), self._mark
+        seconds, done = max(now - last_time, 1e-9), step - last_step
+        reading = {
+            "samples_per_second": done * self._batch_size / seconds,
+            "data_wait": self._waited / seconds,
+            "eta": (self._steps - step) * seconds / max(done, 1),
+        }
+        self._mark, self._waited = (step, now), 0.0
+        return reading
+
+
+class Log:
+    """Writes every metric to a file, and the important ones to the console.
+
+    On a terminal the last line is refreshed in place; elsewhere plain lines are printed.
+
+    Args:
+      folder: where `metrics.jsonl` is appended to; None writes no file (other processes).
+    """
+
+    def __init__(self, folder: pathlib.Path | None, console: Console | None = None):
+        self._file = None if folder is None else (folder / "metrics.jsonl").open("a")
+        self.console = console or Console(quiet=folder is None, soft_wrap=True)
+        self._live = None
+
+    def __enter__(self) -> Log:
+        if self.console.is_terminal:
+            self._live = Live(console=self.console, transient=True, auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Appends one line of JSON; a value that is no finite number becomes null."""
+        if self._file is None:
+            return
+        row = {
+            name: float(value) if math.isfinite(value) else None for name, value in values.items()
+        }
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+
+    def step(self, step: int, steps: int, values: Mapping[str, float], keep: bool = True) -> None:
+        """Shows a step's line; `keep=False` only refreshes the terminal's last line."""
+        line = step_line(step, steps, values)
+        if self._live is not None:
+            self._live.update(Text(line, style="cyan"), refresh=True)
+        if keep:
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        """Prints a line as it is."""
+        self.console.print(text, markup=False, highlight=False)
+
+
+def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    """Step, loss terms, samples a second, data wait and time left, in one line."""
+    terms = " ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
+    left = time.strftime("%H:%M:%S", time.gmtime(min(values["eta"], 359_999)))
+    return (
+        f"step {step}/{steps}  {terms}  {values['samples_per_second']:.0f} samples/s  "
+        f"data wait {values['data_wait']:.1%}  ETA {left}"
+    )

@@ -1,0 +1,1 @@
+"""Devices, processes, and which part of each array lies where."""

@@ -1,0 +1,52 @@
+"""State to disk and back, through Orbax.
+
+A run's folder holds `checkpoints/<step>/state` and, beside it, `config.json` and
+`tokenizer.json`. The stream of batches needs no file: its state is the step number.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+from orbax.checkpoint import v1 as ocp
+
+from rc3_jax.training.state import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+      folder: the run's folder.
+      every: steps between two of them.
+      keep: how many of the latest remain.
+    """
+
+    def __init__(self, folder: pathlib.Path, every: int, keep: int):
+        training = ocp.training
+        self._checkpointer = training.Checkpointer(
+            (folder / "checkpoints").absolute(),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(every),
+            preservation_policy=training.preservation_policies.LatestN(keep),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._checkpointer.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        found = self._checkpointer.latest
+        return None if found is None else found.step
+
+    def save(self, step: int, state: TrainState, force: bool = False) -> None:
+        """Saves if the interval says so, or in any case with `force`."""
+        if step != self.latest:
+            self._checkpointer.save_checkpointables(step, {"state": state}, force=force)
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
+        """The state of a step (the newest by default), laid out as `abstract` says."""
+        return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]

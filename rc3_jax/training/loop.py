@@ -1,0 +1,208 @@
+"""A whole run: data, model, state, steps, evaluations, checkpoints, scores."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from rc3_jax.config import ConfigError, save_config
+from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
+from rc3_jax.data.record import Skips
+from rc3_jax.data.stream import batch_rows, iterate, make_batches
+from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer
+from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
+from rc3_jax.models.rc3 import RC3, build_rc3
+from rc3_jax.observe.log import Clock, Log
+from rc3_jax.parallel.mesh import check_batch, make_mesh, to_global
+from rc3_jax.training.checkpoint import Checkpoints
+from rc3_jax.training.optimizer import make_optimizer
+from rc3_jax.training.state import (
+    TrainState,
+    abstract_state,
+    count_parameters,
+    create_state,
+    initial_params,
+)
+from rc3_jax.training.step import make_step
+
+
+class Run(NamedTuple):
+    """What a run is made of, before its first step."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    corpus: Corpus
+    tokenizer: Tokenizer
+    model: RC3
+    optimizer: Any
+    skips: Skips
+
+
+def prepare_run(
+    config: ml_collections.ConfigDict, folder: pathlib.Path | None = None
+) -> Run:
+    """Opens the data, finds or trains the tokenizer, builds model and optimizer.
+
+    Args:
+      folder: the run's folder; a tokenizer stored there is used again. None keeps nothing.
+
+    Raises:
+      DataError, ConfigError, ValueError: for data or settings that cannot be, with the remedy.
+    """
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    skips = Skips(config.data.skip_limit)
+    corpus = open_corpus(config, skips)
+    check_batch(batch_rows(config.batch_size, config.shares, list(corpus.pools)), mesh)
+    tokenizer = run_tokenizer(config, corpus, folder)
+    model = build_rc3(config.model, tokenizer.vocab_size)
+    params = jax.eval_shape(lambda: initial_params(model, config))
+    optimizer = make_optimizer(config.optimizer, config.steps, params)
+    return Run(config, mesh, corpus, tokenizer, model, optimizer, skips)
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    folder: pathlib.Path,
+    resume: bool = False,
+    log: Log | None = None,
+) -> dict[str, Any]:
+    """Trains as `config` says and returns the scores that `folder/scores.json` then holds.
+
+    Args:
+      folder: the run's folder; see the README for what it will hold.
+      resume: goes on from the newest checkpoint in the folder, if there is one.
+
+    Raises:
+      ConfigError: if the folder holds a run already and `resume` is False.
+      FloatingPointError: if the loss is no longer finite; the last checkpoint remains.
+    """
+    config = ml_collections.FrozenConfigDict(config)
+    is_first = jax.process_index() == 0
+    _check_folder(folder, resume)
+    folder.mkdir(parents=True, exist_ok=True)
+    with log or Log(folder if is_first else None) as log:
+        run = prepare_run(config, folder)
+        if is_first:
+            save_config(config, folder / "config.json")
+            (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
+        with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+            state = _first_state(run, checkpoints, log)
+            _describe(run, state, log)
+            evaluator = Evaluator(run.model, run.mesh, run.corpus, run.tokenizer, config)
+            state = _steps(run, state, checkpoints, evaluator, log)
+            checkpoints.save(config.steps, state, force=True)
+        scores = evaluator.scores(state.params)
+        if is_first:
+            text = json.dumps({"step": config.steps, **scores}, indent=2)
+            (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
+            run.skips.write(folder / "skipped.jsonl")
+        for table in score_tables(scores):
+            log.console.print(table)
+    return scores
+
+
+def _steps(
+    run: Run, state: TrainState, checkpoints: Checkpoints, evaluator: Evaluator, log: Log
+) -> TrainState:
+    """The loop: dispatches step n, then reads the metrics of step n - 1."""
+    config, start = run.config, int(state.step)
+    batches = make_batches(
+        run.corpus.pools,
+        run.tokenizer,
+        config,
+        run.skips,
+        jax.process_index(),
+        jax.process_count(),
+    )
+    if start >= config.steps:
+        return state
+    stream = iterate(batches, start, config)
+    batch = to_global(next(stream), run.mesh)
+    compiled = compile_step(run, state, batch, log)
+    clock = Clock(start, config.steps, config.batch_size)
+    pending = None
+    for step in range(start, config.steps):
+        state, metrics = compiled(state, batch)
+        if pending is not None:
+            _report(step, pending, clock, config, log)
+        pending = metrics
+        if step + 1 < config.steps:
+            waiting = time.perf_counter()
+            rows = next(stream)
+            clock.wait(time.perf_counter() - waiting)
+            batch = to_global(rows, run.mesh)
+        checkpoints.save(step + 1, state)
+        if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
+            if step + 1 < config.steps:
+                scores = evaluator.scores(state.params)
+                log.write(step + 1, flatten(scores))
+                log.say(f"step {step + 1} evaluation  {summary(scores)}")
+    _report(config.steps, pending, clock, config, log)
+    return state
+
+
+def compile_step(run: Run, state: TrainState, batch: Any, log: Log):
+    """The step, compiled ahead for this state and batch: it cannot compile again later."""
+    begun = time.perf_counter()
+    step = make_step(run.model, run.optimizer, run.config, run.mesh, state)
+    compiled = step.lower(state, batch).compile()
+    log.say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+    return compiled
+
+
+def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Nested scores as one level, keys joined by `/`."""
+    flat = {}
+    for name, value in scores.items():
+        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {
+            prefix + name: value
+        }
+    return flat
+
+
+def _report(step: int, metrics, clock: Clock, config, log: Log) -> None:
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    if not math.isfinite(values["loss"]):
+        log.write(step, values)
+        raise FloatingPointError(
+            f"the loss of step {step} is {values['loss']}; lower optimizer.lr or optimizer.clip, "
+            "and go on from the last checkpoint with --resume"
+        )
+    if step % config.log_every == 0 or step == config.steps:
+        values |= clock.read(step)
+        log.write(step, values)
+        log.step(step, config.steps, values)
+
+
+def _first_state(run: Run, checkpoints: Checkpoints, log: Log) -> TrainState:
+    newest = checkpoints.latest
+    if newest is None:
+        return create_state(run.model, run.optimizer, run.config, run.mesh)
+    log.say(f"resuming after step {newest}")
+    return checkpoints.restore(abstract_state(run.model, run.optimizer, run.config, run.mesh))
+
+
+def _check_folder(folder: pathlib.Path, resume: bool) -> None:
+    begun = folder / "checkpoints"
+    if not resume and begun.exists() and any(begun.iterdir()):
+        raise ConfigError(
+            f"{folder} holds a run already; go on with --resume, or choose another --workdir"
+        )
+
+
+def _describe(run: Run, state: TrainState, log: Log) -> None:
+    pools = ", ".join(f"{len(pool)} {kind}" for kind, pool in run.corpus.pools.items())
+    rows = batch_rows(run.config.batch_size, run.config.shares, list(run.corpus.pools))
+    log.say(
+        f"{run.config.name}: {count_parameters(state.params):,} parameters, vocabulary "
+        f"{run.tokenizer.vocab_size:,}, {run.mesh.size} {jax.devices()[0].platform} device(s) as "
+        f"{dict(run.mesh.shape)}\nrecords: {pools}; {len(run.skips.reasons)} skipped; "
+        f"{len(run.corpus.heldout)} held-out images; rows a batch: {rows}"
+    )

@@ -1,0 +1,25 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import hypothesis
+import pytest
+
+# Machines differ in speed, and a slow one is no failure.
+hypothesis.settings.register_profile("rc3", deadline=None)
+hypothesis.settings.load_profile("rc3")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> pathlib.Path:
+    """The folder of real data beside the project: skipped where absent, failed in CI."""
+    folder = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        reason = "../shared/data is absent; it is needed only for tests on real data"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return folder
