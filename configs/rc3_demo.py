@@ -26,10 +26,10 @@ def get_config(argument: str = ""):
             weak_languages=("cs", "zh", "ja"),
         )
     )
-    config.data.max_length = 40
+    config.data.max_length = 44
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.vocab_size = 600
-    config.data.tokenizer.texts = 6000
+    config.data.tokenizer.texts = 12_000
     tower = dict(width=64, depth=2, heads=2, mlp_width=256)
     config.model.text.update(tower, max_positions=48)
     config.model.patch.update(tower, image_size=64, patch=8)

@@ -1,27 +1,46 @@
-"""Trains a model: python launch/train.py --config=configs/rc3_base.py --workdir=runs/rc3_base
+"""Trains a model.
 
-Settings are changed on the command line: --config.optimizer.lr=2e-4 for any of them, and after a
-colon the config's own arguments: --config=configs/rc3_base.py:batch=4096.
+python launch/train.py --config=configs/rc3_demo.py
+python launch/train.py --config=configs/rc3_base.py:root=/data/pairs,batch=4096 --workdir=runs/base
+python launch/train.py ... --config.optimizer.lr=2e-4 --resume
+
+What follows a config's colon are its own arguments; --config.NAME=VALUE changes any setting.
 """
 
 import pathlib
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rc3_jax.config import ConfigError
 from rc3_jax.data.record import DataError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The configuration file.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<name> by default.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as in configs/.")
+WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config.name> by default.")
 RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint in the folder.")
 
 
-def main(argv):
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the command line; a setting that is not understood ends the program in one line."""
+    try:
+        remaining = app.parse_flags_with_usage(argv)
+        if CONFIG.value is None:
+            raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
+        if len(remaining) > 1:
+            raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
+    except (AttributeError, KeyError, TypeError, ConfigError, FileNotFoundError) as error:
+        reason = error.args[0] if error.args else str(error)
+        sys.exit("error: " + str(reason).replace("\\'", "'").replace("\\n", " ").replace("\n", " "))
+    return remaining
+
+
+def main(argv: list[str]) -> None:
     del argv
     from rc3_jax.training.loop import train
 
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the libraries narrate at the level of INFO
     config = CONFIG.value
     folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
     try:
@@ -31,5 +50,4 @@ def main(argv):
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -43,7 +43,7 @@ def default_config() -> ml_collections.ConfigDict:
                 ),
                 skip_limit=0.01,  # share of unusable records at which a run stops
                 threads=8,
-                prefetch=4,  # batches read ahead
+                prefetch=8,  # batches read ahead
                 workers=0,  # reading processes; 0 reads with threads of this process
             ),
             model=dict(

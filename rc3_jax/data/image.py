@@ -183,21 +183,24 @@ def _random_crop(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> tuple[float, float, float, float]:
-    """Draws x1, y1, x2, y2 in pixels: area uniform in `scale`, ratio log-uniform in `ratio`."""
-    log_ratio = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(10):
-        area = width * height * rng.uniform(*scale)
-        aspect = math.exp(rng.uniform(*log_ratio))
-        crop_width, crop_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
-        if crop_width <= width and crop_height <= height:
-            x1 = rng.uniform(0, width - crop_width)
-            y1 = rng.uniform(0, height - crop_height)
-            return x1, y1, min(x1 + crop_width, width), min(y1 + crop_height, height)
-    # Too elongated for such an area: the largest allowed crop around the centre.
-    crop_width = min(width, height * ratio[1])
-    crop_height = min(height, width / ratio[0])
-    x1, y1 = (width - crop_width) / 2, (height - crop_height) / 2
-    return x1, y1, x1 + crop_width, y1 + crop_height
+    """Draws x1, y1, x2, y2 in pixels.
+
+    The area is uniform in `scale`, the ratio log-uniform in what of `ratio` fits the image at
+    this area. In an image so elongated that nothing fits, the crop is the largest of the nearest
+    ratio.
+    """
+    area = rng.uniform(*scale)
+    least = max(ratio[0], area * width / height)
+    most = min(ratio[1], width / height / area)
+    if least > most:
+        nearest = np.clip(width / height, *ratio)
+        area = min(width / height / nearest, nearest * height / width)
+        least = most = nearest
+    aspect = math.exp(rng.uniform(math.log(least), math.log(most)))
+    crop_width = min(width, math.sqrt(area * width * height * aspect))
+    crop_height = min(height, math.sqrt(area * width * height / aspect))
+    x1, y1 = rng.random(2) * [width - crop_width, height - crop_height]
+    return x1, y1, min(x1 + crop_width, width), min(y1 + crop_height, height)
 
 
 def _crop_boxes(

@@ -35,7 +35,7 @@ _WORDS = {
     "ru": r"лев(?:ый|ая|ое|ые|ого|ой|ому|ую|ым|ом|ых|ыми|ее)|слева|налево|влево|левш\w*|"
     r"лево\w+|прав(?:ый|ая|ое|ые|ого|ой|ому|ую|ым|ом|ых|ыми|ее)|справа|направо|вправо|"
     r"правш\w*|право\w+",
-    "sv": r"vänst\w*|höger\w*|högr[ae]",
+    "sv": r"vänst\w*|höger\w*|högra",
     "sw": r"kushoto\w*|shoto|kulia\w*",
     "tr": r"sol(?:u|a|da|dan|un|unda|undan|una|daki|undaki|umda|ak)?|"
     r"sağ(?:ı|a|da|dan|ın|ında|ından|ına|daki|ındaki|ımda|lak)?",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import pathlib
 import shutil
 import tempfile
@@ -100,6 +102,17 @@ def _from_hugging_face(name: str, max_length: int) -> Tokenizer:
     return Tokenizer(loaded.backend_tokenizer, max_length)
 
 
+_TWIN = "\ue000"
+"""The trainer takes as pieces only what occurs in two different words, so that the most common
+words could not become pieces; each word therefore gets a twin with this private character.
+"""
+
+
+def _without_twins(backend: tokenizers.Tokenizer) -> models.Unigram:
+    pieces = json.loads(backend.to_str())["model"]["vocab"]
+    return models.Unigram([(p, s) for p, s in pieces if _TWIN not in p], unk_id=3)
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
     """A Unigram vocabulary of at most `vocab_size` pieces with XLM-R's special-token ids.
 
@@ -113,7 +126,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> T
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(tokenizers.Regex(r"\s+"), " ")]
     )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation("isolated")]
+    )
     backend.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size - 1,
@@ -121,7 +136,14 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> T
         unk_token="<unk>",
         show_progress=False,
     )
-    backend.train_from_iterator(texts, trainer)
+    words = dict.fromkeys(
+        word
+        for text in texts
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+    )
+    twins = (word.replace("▁", " ") + _TWIN for word in words)
+    backend.train_from_iterator(itertools.chain(texts, twins), trainer)
+    backend.model = _without_twins(backend)
     backend.add_special_tokens(["<mask>"])
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]

@@ -13,7 +13,9 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
-DENSE_INIT = nn.initializers.truncated_normal(0.02)
+DENSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "truncated_normal")
+"""BERT's standard deviation of 0.02 at width 768, and its equal at other widths."""
+TOKEN_INIT = nn.initializers.truncated_normal(0.02)
 
 
 def dense(width: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
@@ -161,7 +163,7 @@ class AttentionPool(nn.Module):
         self, tokens: Float[Array, "batch length width"], mask: Bool[Array, "batch length"]
     ) -> Float[Array, "batch width"]:
         batch, _, width = tokens.shape
-        query = self.param("query", DENSE_INIT, (1, 1, width)).astype(self.dtype)
+        query = self.param("query", TOKEN_INIT, (1, 1, width)).astype(self.dtype)
         query = jnp.broadcast_to(query, (batch, 1, width))
         return Attention(self.heads, self.dtype, name="attention")(query, tokens, mask)[:, 0]
 

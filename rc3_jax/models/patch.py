@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rc3_jax.models.layers import DENSE_INIT, LayerNorm, Stack, dense
+from rc3_jax.models.layers import TOKEN_INIT, LayerNorm, Stack, dense
 
 
 def to_patches(
@@ -44,9 +44,9 @@ class PatchTower(nn.Module):
         patches = to_patches(images.astype(self.dtype), self.patch)
         x = dense(self.width, self.dtype, "patch_embedding")(patches)
         batch, count, _ = x.shape
-        class_token = self.param("class_token", DENSE_INIT, (1, 1, self.width))
+        class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
         class_token = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, self.width))
-        positions = self.param("position_embedding", DENSE_INIT, (1, count + 1, self.width))
+        positions = self.param("position_embedding", TOKEN_INIT, (1, count + 1, self.width))
         x = jnp.concatenate([class_token, x], axis=1) + positions.astype(self.dtype)
         x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
         x = Stack(

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.fusion import FusionEncoder
 from rc3_jax.models.heads import MaskedLMHead, MatchingHead, Projection, Temperature
-from rc3_jax.models.layers import DENSE_INIT, AttentionPool, masked_mean
+from rc3_jax.models.layers import TOKEN_INIT, AttentionPool, masked_mean
 from rc3_jax.models.patch import PatchTower
 from rc3_jax.models.roi import RoiTower
 from rc3_jax.models.text import TextTower
@@ -52,7 +52,7 @@ class RC3(nn.Module):
         if self.readout == "attention":
             self.fused_pool = AttentionPool(self.fusion.heads, self.dtype)
         if self.roi is not None:
-            self.visual_type = self.param("visual_type", DENSE_INIT, (2, self.patch.width))
+            self.visual_type = self.param("visual_type", TOKEN_INIT, (2, self.patch.width))
         self.matching_head = MatchingHead(self.dtype)
         self.masked_lm_head = MaskedLMHead(self.text.vocab_size, self.dtype)
         self.temperature = {name: Temperature() for name in CONTRASTS}

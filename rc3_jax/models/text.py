@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.layers import DENSE_INIT, LayerNorm, Stack
+from rc3_jax.models.layers import TOKEN_INIT, LayerNorm, Stack
 
 
 class TextTower(nn.Module):
@@ -26,7 +26,7 @@ class TextTower(nn.Module):
 
     def setup(self):
         def embedding(count):
-            return nn.Embed(count, self.width, dtype=self.dtype, embedding_init=DENSE_INIT)
+            return nn.Embed(count, self.width, dtype=self.dtype, embedding_init=TOKEN_INIT)
 
         self.word_embedding = embedding(self.vocab_size)
         self.position_embedding = embedding(self.max_positions)

@@ -7,6 +7,7 @@ import math
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Self
 
 from rich.console import Console
 from rich.live import Live
@@ -54,7 +55,7 @@ class Log:
         self.console = console or Console(quiet=folder is None, soft_wrap=True)
         self._live = None
 
-    def __enter__(self) -> Log:
+    def __enter__(self) -> Self:
         if self.console.is_terminal:
             self._live = Live(console=self.console, transient=True, auto_refresh=False)
             self._live.start()

@@ -7,6 +7,7 @@ A run's folder holds `checkpoints/<step>/state` and, beside it, `config.json` an
 from __future__ import annotations
 
 import pathlib
+from typing import Self
 
 from orbax.checkpoint import v1 as ocp
 
@@ -30,7 +31,7 @@ class Checkpoints:
             preservation_policy=training.preservation_policies.LatestN(keep),
         )
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

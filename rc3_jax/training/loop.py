@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 from jax.sharding import Mesh
+from rich.console import Console
 
 from rc3_jax.config import ConfigError, save_config
 from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
@@ -71,13 +72,14 @@ def train(
     config: ml_collections.ConfigDict,
     folder: pathlib.Path,
     resume: bool = False,
-    log: Log | None = None,
+    console: Console | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the scores that `folder/scores.json` then holds.
 
     Args:
       folder: the run's folder; see the README for what it will hold.
       resume: goes on from the newest checkpoint in the folder, if there is one.
+      console: where progress is shown; standard output by default.
 
     Raises:
       ConfigError: if the folder holds a run already and `resume` is False.
@@ -87,7 +89,7 @@ def train(
     is_first = jax.process_index() == 0
     _check_folder(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
-    with log or Log(folder if is_first else None) as log:
+    with Log(folder if is_first else None, console) as log:
         run = prepare_run(config, folder)
         if is_first:
             save_config(config, folder / "config.json")
@@ -139,11 +141,11 @@ def _steps(
             clock.wait(time.perf_counter() - waiting)
             batch = to_global(rows, run.mesh)
         checkpoints.save(step + 1, state)
-        if config.evaluation.every and (step + 1) % config.evaluation.every == 0:
-            if step + 1 < config.steps:
-                scores = evaluator.scores(state.params)
-                log.write(step + 1, flatten(scores))
-                log.say(f"step {step + 1} evaluation  {summary(scores)}")
+        every = config.evaluation.every
+        if every and (step + 1) % every == 0 and step + 1 < config.steps:
+            scores = evaluator.scores(state.params)
+            log.write(step + 1, flatten(scores))
+            log.say(f"step {step + 1} evaluation  {summary(scores)}")
     _report(config.steps, pending, clock, config, log)
     return state
 

@@ -1,0 +1,31 @@
+# make demo: trains RC³ on generated scenes and prints its scores.  make test: runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/run.done
+	rm -rf runs/demo
+	$(BIN)/python launch/train.py --config=configs/rc3_demo.py --workdir=runs/demo
+
+test: $(VENV)/dev.done lint
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/dev.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/run.done: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+$(VENV)/dev.done: $(VENV)/run.done requirements-dev.txt
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache runs

@@ -1,0 +1,54 @@
+"""RC³-base on data of your own: XLM-R-base and ViT-B/16 sized towers, 421 million parameters.
+
+    python launch/train.py --config=configs/rc3_base.py:root=/data/pairs,batch=4096
+
+`root` holds `captions.jsonl.gz` (docs/data.md has the format), the images it names and, as
+`parallel/train.<language>.gz`, line-aligned translations. Without `vocabulary` a Unigram
+vocabulary is trained on the captions; with it, XLM-R's is used from the Hugging Face cache:
+`vocabulary=FacebookAI/xlm-roberta-base`. Needs accelerators: with Adam's moments the state takes
+16 bytes a parameter, 6.7 GB, on each device, or `mesh.fsdp` times less.
+"""
+
+import pathlib
+
+from rc3_jax.config import ConfigError, default_config, parse_argument
+
+
+def get_config(argument: str = ""):
+    chosen = parse_argument(
+        argument,
+        root="",
+        batch=1024,
+        steps=100_000,
+        vocabulary="",
+        fsdp=1,
+    )
+    if not chosen.root:
+        raise ConfigError(
+            "rc3_base trains on data of your own and has no data root; name its folder: "
+            "--config=configs/rc3_base.py:root=/path/to/data (docs/data.md says what it holds). "
+            "configs/rc3_demo.py needs no data"
+        )
+    root = pathlib.Path(chosen.root)
+    config = default_config()
+    config.name = "rc3_base"
+    config.batch_size = chosen.batch
+    config.steps = chosen.steps
+    config.mesh.fsdp = chosen.fsdp
+    config.data.tokenizer.vocab_size = 64_000
+    if chosen.vocabulary:
+        config.data.tokenizer.path = chosen.vocabulary
+    config.data.sources = dict(
+        pairs=dict(
+            type="folder",
+            captions=str(root / "captions.jsonl.gz"),
+            root=str(root),
+            train_split="train",
+            heldout_split="val",
+        )
+    )
+    files = sorted(root.glob("parallel/train.*.gz"))
+    if len(files) > 1:
+        by_language = {file.name.split(".")[1]: str(file) for file in files}
+        config.data.sources.parallel = dict(type="parallel", files=by_language)
+    return config

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import zipfile
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rc3_jax.data.record import BadRecord
+from rc3_jax.data.regions import boxes_as_fractions, load_region_file, pad_regions
+
+
+def some_regions(count: int, feature_size: int = 5, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    corners = np.sort(rng.random((count, 2, 2)), axis=1).reshape(count, 4)
+    return corners.astype(np.float32), rng.random((count, feature_size), np.float32)
+
+
+@given(
+    visible=st.lists(st.booleans(), max_size=12),
+    count=st.integers(0, 8),
+    with_features=st.booleans(),
+)
+def test_padding_keeps_the_first_visible_regions_in_order(visible, count, with_features):
+    boxes, features = some_regions(len(visible))
+    given_features = features if with_features else None
+    padded = pad_regions(boxes, given_features, np.array(visible, bool), count, 5)
+    kept = [i for i, is_visible in enumerate(visible) if is_visible][:count]
+    assert padded["region_features"].shape == (count, 5)
+    assert padded["region_boxes"].shape == (count, 4)
+    assert padded["region_features"].dtype == padded["region_boxes"].dtype == np.float32
+    assert padded["region_mask"].tolist() == [True] * len(kept) + [False] * (count - len(kept))
+    for place, region in enumerate(kept):
+        assert np.array_equal(padded["region_boxes"][place], boxes[region])
+        if with_features:
+            assert np.array_equal(padded["region_features"][place], features[region])
+    assert not padded["region_boxes"][len(kept) :].any()
+    assert not padded["region_features"][len(kept) if with_features else 0 :].any()
+
+
+def test_image_without_regions_is_all_padding():
+    padded = pad_regions(None, None, None, 3, 0)
+    assert padded["region_features"].shape == (3, 0)
+    assert not padded["region_mask"].any()
+
+
+def test_regions_that_do_not_fit_are_bad_records():
+    boxes, features = some_regions(3)
+    with pytest.raises(BadRecord, match=r"a:1: region features are \[3, 5\].*size 2048.*config"):
+        pad_regions(boxes, features, None, 36, 2048, "a:1")
+    with pytest.raises(BadRecord, match=r"\[2, 5\] but 3 boxes"):
+        pad_regions(boxes, features[:2], None, 36, 5)
+    with pytest.raises(BadRecord, match=r"visible is \[2\] for 3 boxes"):
+        pad_regions(boxes, features, np.ones(2, bool), 36, 5)
+
+
+def test_boxes_become_fractions_and_may_stand_out_by_a_pixel():
+    boxes = boxes_as_fractions([[10, 20, 110, 220], [-0.9, 0, 200.9, 401]], 200, 400, "a:1")
+    assert boxes.dtype == np.float32
+    np.testing.assert_allclose(boxes, [[0.05, 0.05, 0.55, 0.55], [0, 0, 1, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        ([[0, 0, 202, 10]], r"box \[0.0, 0.0, 202.0, 10.0\].*outside.*200 x 400.*width and height"),
+        ([[0, 0, 5, 5], [-2, 0, 10, 10]], r"box \[-2.0, .*outside"),
+        ([[10, 10, 10, 20]], "has no area; correct or remove"),
+        ([[10, 20, 30, 15]], "has no area"),
+        ([[200, 10, 201, 20]], "has no area"),  # nothing of it is left in the image
+        ([[1, 2, 3]], r"boxes are \[1, 3\]; give 4 numbers"),
+        ([1, 2, 3, 4], r"boxes are \[4\]"),
+        ([[1, 2, 3, 4], [1, 2, 3]], "finite numbers in rows of equal length"),
+        ([[1, 2, float("nan"), 4]], "finite numbers"),
+        ([[1, 2, float("inf"), 4]], "finite numbers"),
+        ([["1", "2", "3", "4"]], "finite numbers"),
+        ([[True, True, False, False]], "finite numbers"),
+        ([[None] * 4], "finite numbers"),
+        ({"x": 1}, "finite numbers"),
+    ],
+)
+def test_impossible_boxes_are_bad_records(boxes, message):
+    with pytest.raises(BadRecord, match="^a:1: .*" + message):
+        boxes_as_fractions(boxes, 200, 400, "a:1")
+
+
+def test_region_file_round_trip(tmp_path):
+    boxes, features = some_regions(4)
+    pixels = boxes * [640, 480, 640, 480]
+    np.savez(tmp_path / "own.npz", boxes=pixels, features=features, width=640, height=480)
+    np.savez_compressed(tmp_path / "none.npz", boxes=pixels, features=features.astype(np.float16))
+    for name, size in (("own.npz", None), ("own.npz", (1, 1)), ("none.npz", (640, 480))):
+        read_boxes, read_features = load_region_file(tmp_path / name, "a:1", size)
+        assert read_boxes.dtype == read_features.dtype == np.float32
+        np.testing.assert_allclose(read_boxes, boxes, atol=1e-6)
+        np.testing.assert_allclose(read_features, features, atol=1e-3)
+    with pytest.raises(BadRecord, match=r"a:1: .*none.npz: .*size is unknown; add .*width"):
+        load_region_file(tmp_path / "none.npz", "a:1")
+
+
+class Explosive:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"boxes": [[0, 0, 5, 5]]}, r"no array 'features', only \['boxes'\]"),
+        ({"features": [[1.0]]}, "no array 'boxes'"),
+        ({"features": [[1.0], [2.0]], "boxes": [[0, 0, 5, 5]]}, r"\[2, 1\] for 1 boxes"),
+        ({"features": [1.0], "boxes": [[0, 0, 5, 5]]}, r"features are \[1\]"),
+        ({"features": [["a"]], "boxes": [[0, 0, 5, 5]]}, "features must hold finite numbers"),
+        ({"features": [[np.nan]], "boxes": [[0, 0, 5, 5]]}, "features must hold finite"),
+        ({"features": [[1.0]], "boxes": [[0, 0, 50, 5]]}, "outside"),
+        ({"features": [[1.0]], "boxes": [[0, 0, 5, 5]], "width": [3, 4], "height": 1}, "positive"),
+        ({"features": [[1.0]], "boxes": [[0, 0, 5, 5]], "width": 0, "height": 1}, "positive"),
+        (
+            {"features": np.array([[Explosive()]], object), "boxes": [[0, 0, 5, 5]]},
+            "cannot be read.*allow_pickle.*plain numbers",
+        ),
+    ],
+)
+def test_region_files_that_make_no_sense_are_bad_records(arrays, message, tmp_path):
+    np.savez(tmp_path / "r.npz", **arrays)
+    with pytest.raises(BadRecord, match=r"(?s)^a:1: .*r.npz: .*" + message):
+        load_region_file(tmp_path / "r.npz", "a:1", (10, 10))
+
+
+def test_damaged_and_oversized_region_files_are_bad_records(tmp_path):
+    path = tmp_path / "r.npz"
+    with pytest.raises(BadRecord, match="region file is missing; extract"):
+        load_region_file(path, "a:1")
+    boxes, features = some_regions(4)
+    np.savez(path, boxes=boxes, features=features, width=1, height=1)
+    sound = path.read_bytes()
+    for damaged in (b"", b"no zip", sound[:200], sound[:100] + b"\0" * 99 + sound[199:]):
+        path.write_bytes(damaged)
+        with pytest.raises(BadRecord, match="region file cannot be read"):
+            load_region_file(path, "a:1")
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("features.npy", bytes(2**28 + 1))
+    assert path.stat().st_size < 2**22
+    with pytest.raises(BadRecord, match="takes more than"):
+        load_region_file(path, "a:1")

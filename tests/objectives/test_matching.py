@@ -1,0 +1,62 @@
+"""Hard negatives: distribution, exclusions; the matching loss against plain cross-entropy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rc3_jax.objectives.matching import matching_loss, sample_negatives
+
+
+def test_negatives_follow_the_softmax_of_similarity():
+    rng = np.random.default_rng(0)
+    anchors, candidates = (jnp.array(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
+    groups = jnp.array([0, 0, 1, 2, 3, 4])
+    draws = 20_000
+    drawn, valid = jax.vmap(
+        lambda key: sample_negatives(key, anchors, candidates, jnp.float32(0.7), groups)
+    )(jax.random.split(jax.random.key(0), draws))
+    assert valid.all()
+    logits = np.array(anchors @ candidates.T) / 0.7
+    allowed = np.array(groups)[:, None] != np.array(groups)[None, :]
+    expected = np.where(allowed, np.exp(logits), 0)
+    expected /= expected.sum(axis=1, keepdims=True)
+    measured = np.stack([np.mean(np.array(drawn) == j, axis=0) for j in range(6)], axis=1)
+    # Five standard deviations of a frequency over 20,000 draws.
+    assert np.all(np.abs(measured - expected) <= 5 * np.sqrt(0.25 / draws))
+    assert np.all(measured[~allowed] == 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    groups=st.lists(st.integers(0, 2), min_size=5, max_size=5),
+)
+def test_a_row_of_the_same_group_is_never_drawn(seed, groups):
+    groups = np.array(groups)
+    x = jax.random.normal(jax.random.key(seed), (5, 3))
+    drawn, valid = sample_negatives(
+        jax.random.key(seed), x, x, jnp.float32(0.01), jnp.array(groups)
+    )
+    for row in range(5):
+        has_other = np.any(groups != groups[row])
+        assert bool(valid[row]) == has_other
+        if has_other:
+            assert groups[drawn[row]] != groups[row]
+
+
+def test_matching_loss_counts_one_positive_and_the_existing_negatives():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3, 4, 2)).astype(np.float32)
+    has_image, has_text = np.array([1, 1, 0, 1], bool), np.array([0, 1, 1, 1], bool)
+    losses, right = [], []
+    for i in range(4):
+        for kind, exists, label in ((0, True, 1), (1, has_image[i], 0), (2, has_text[i], 0)):
+            if exists:
+                p = np.exp(logits[kind, i]) / np.exp(logits[kind, i]).sum()
+                losses.append(-np.log(p[label]))
+                right.append(np.argmax(logits[kind, i]) == label)
+    loss, accuracy = matching_loss(*logits, has_image, has_text)
+    np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
+    np.testing.assert_allclose(accuracy, np.mean(right), rtol=1e-6)

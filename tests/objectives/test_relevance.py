@@ -1,0 +1,108 @@
+"""The regularizer's forms against plain NumPy, and what each must not do."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc3_jax.objectives.contrastive import info_nce, soft_cross_entropy
+from rc3_jax.objectives.relevance import (
+    FORMS,
+    RegularizerScales,
+    check_forms,
+    ramp,
+    relevance_weights,
+    weak_contrast,
+)
+
+TAU = jnp.float32(0.1)
+GROUPS = jnp.arange(6)
+
+
+@pytest.fixture
+def vectors():
+    x = jax.random.normal(jax.random.key(0), (4, 6, 5))
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def terms(forms, vectors, scales=RegularizerScales()):
+    return weak_contrast(forms, *vectors, TAU, GROUPS, None, scales)
+
+
+def test_forms_are_what_the_method_says(vectors):
+    z_a, z_b, t_a, t_b = (np.array(v, np.float64) for v in vectors)
+    own, proximity = np.sum(t_a * t_b, 1), np.sum(z_a * z_b, 1)
+    plain = info_nce(vectors[0], vectors[1], TAU, GROUPS)
+    weights = np.clip(own, 0, 1) / np.clip(own, 0, 1).mean()
+    weighted = info_nce(vectors[0], vectors[1], TAU, GROUPS, jnp.array(weights, jnp.float32))
+    cross, entropy = soft_cross_entropy(
+        vectors[0], vectors[1], TAU, jnp.array(t_a @ t_b.T, jnp.float32), 0.1
+    )
+    expected = {
+        ("none",): {"xvtcl_weak": plain},
+        ("weighted",): {"xvtcl_weak": weighted},
+        ("soft",): {"soft": 0.3 * cross},
+        ("kl",): {"xvtcl_weak": plain, "kl": cross - entropy},
+        ("mse",): {"xvtcl_weak": plain, "mse": np.mean((proximity - own) ** 2)},
+        ("weighted", "hinge"): {
+            "xvtcl_weak": weighted,
+            "hinge": np.mean(np.maximum(0, proximity - own - 0.1)),
+        },
+    }
+    for forms, values in expected.items():
+        measured = terms(forms, vectors)
+        assert measured.keys() == values.keys(), forms
+        for name, value in values.items():
+            np.testing.assert_allclose(measured[name], value, rtol=2e-5, err_msg=f"{forms} {name}")
+
+
+@pytest.mark.parametrize("forms", [("weighted", "hinge"), ("soft",), ("mse",), ("kl",)])
+def test_no_gradient_reaches_the_relevance(vectors, forms):
+    def total(text_a, text_b):
+        values = weak_contrast(
+            forms, vectors[0], vectors[1], text_a, text_b, TAU, GROUPS, None, RegularizerScales()
+        )
+        return sum(values.values())
+
+    for gradient in jax.grad(total, argnums=(0, 1))(vectors[2], vectors[3]):
+        assert not np.any(gradient)
+
+
+def test_irrelevant_pairs_weigh_nothing_and_the_others_one_on_average():
+    assert float(relevance_weights(jnp.array([-1.0, 0.5, 1.0]))[0]) == 0.0
+    assert float(relevance_weights(jnp.array([-1.0, 0.5, 1.0])).mean()) == pytest.approx(1.0)
+    assert not np.any(relevance_weights(jnp.array([-1.0, -0.5])))
+
+
+def test_hinge_acts_only_above_relevance_and_margin():
+    z = jnp.eye(3)[:2]
+    text_a, text_b = jnp.eye(3)[:2], jnp.stack([jnp.eye(3)[0], jnp.eye(3)[2]])
+    value = weak_contrast(
+        ("hinge",), z, z, text_a, text_b, TAU, jnp.arange(2), None, RegularizerScales()
+    )["hinge"]
+    assert float(value) == pytest.approx((0 + (1 - 0 - 0.1)) / 2)
+
+
+@pytest.mark.parametrize(
+    "forms", [(), ("kll",), ("none", "hinge"), ("off", "mse"), ("soft", "weighted"), ("soft", "kl")]
+)
+def test_meaningless_forms_are_refused(forms):
+    with pytest.raises(ValueError, match="regularizer"):
+        check_forms(forms)
+
+
+def test_every_single_form_and_sensible_pair_is_accepted():
+    accepted = 0
+    for form in FORMS:
+        check_forms((form,))
+    for pair in itertools.combinations(("weighted", "hinge", "mse", "kl"), 2):
+        check_forms(pair)
+        accepted += 1
+    assert accepted == 6
+
+
+def test_ramp_rises_from_zero_to_one():
+    assert [float(ramp(jnp.int32(s), 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
+    assert float(ramp(jnp.int32(0), 0)) == 1.0
