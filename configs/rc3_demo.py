@@ -10,7 +10,7 @@ from rc3_jax.config import default_config, parse_argument
 
 
 def get_config(argument: str = ""):
-    chosen = parse_argument(argument, steps=700, batch=128)
+    chosen = parse_argument(argument, steps=800, batch=64)
     config = default_config()
     config.name = "rc3_demo"
     config.steps = chosen.steps
@@ -34,11 +34,13 @@ def get_config(argument: str = ""):
     config.model.text.update(tower, max_positions=48)
     config.model.patch.update(tower, image_size=64, patch=8)
     config.model.roi.update(regions=6, feature_size=64, depth=1)
-    config.model.fusion.depth = 2
+    config.model.fusion.depth = 1
     config.model.projection_size = 64
     config.model.dropout = 0.0
     config.model.dtype = "float32"
+    config.model.unroll = 2
     config.optimizer.lr = 2e-3
+    config.optimizer.rates.temperature.factor = 0.05  # at such rates it would fall to its floor
     config.evaluation.update(every=200, batch_size=64, images=256)
     config.checkpoint.every = 1000
     config.log_every = 20

@@ -52,6 +52,7 @@ def get_config(argument: str = ""):
     config.model.dropout = 0.0
     config.model.dtype = "float32"
     config.optimizer.lr = 1e-3
+    config.optimizer.rates.temperature.factor = 0.1
     config.optimizer.weight_decay = 0.1
     config.evaluation.update(every=100, batch_size=64, modes=("patches",))
     config.checkpoint.every = 500

@@ -86,13 +86,17 @@ def default_config() -> ml_collections.ConfigDict:
                 eps=1e-8,
                 clip=1.0,  # global norm of the gradient
                 mu_dtype=config_dict.placeholder(str),  # e.g. bfloat16, halves that moment
-                new_rate=2.0,  # factor of lr for the parameters below
-                new=(
-                    r"fusion/.*cross_attention.*",
-                    r"fused_.*",
-                    r"(image|text)_projection/.*",
-                    r"matching_head/.*",
-                    r"temperature_.*",
+                rates=dict(  # name -> parameters (path patterns) and the factor of their rate
+                    new=dict(  # what pre-trained towers do not bring
+                        factor=2.0,
+                        parameters=(
+                            r"fusion/.*cross_attention.*",
+                            r"fused_.*",
+                            r"(image|text)_projection/.*",
+                            r"matching_head/.*",
+                        ),
+                    ),
+                    temperature=dict(factor=2.0, parameters=(r"temperature_.*",)),
                 ),
                 no_decay=(r".*/bias", r".*norm/scale", r"temperature_.*"),
             ),

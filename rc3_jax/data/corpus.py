@@ -12,7 +12,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rc3_jax.data.record import DataError, Record, Skips, Source
+from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
 from rc3_jax.data.scenes import SceneSource
 from rc3_jax.data.sources.folder import read_folder
 from rc3_jax.data.sources.parallel import ParallelSource
@@ -56,6 +56,11 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
     groups = 0
     for name, source in config.data.sources.items():
         train, held = _opener(name, source.type)(source, config, skips)
+        if not train:
+            raise DataError(
+                f"data.sources.{name} offers nothing to train on: images with two texts each, or "
+                "parallel sentences; add them, or leave the source out"
+            )
         for kind, (part, offset) in train.items():
             pools.setdefault(kind, []).append((part, groups + offset))
         groups += max(offset + part.groups for part, offset in train.values())
@@ -110,9 +115,8 @@ def _open_scenes(source, config, skips) -> tuple[Kinds, Kinds]:
         if size:
             train[kind] = scenes(kind, "train", size, offset)
             offset += size
-    held = {"retrieval": scenes("retrieval", "heldout", config.evaluation.images)}
-    held["weak"] = scenes("weak", "heldout", config.evaluation.dependence_rows)
-    return train, held
+    sizes = {"retrieval": config.evaluation.images, "weak": config.evaluation.dependence_rows}
+    return train, {kind: scenes(kind, "heldout", size) for kind, size in sizes.items() if size}
 
 
 def _open_folder(source, config, skips) -> tuple[Kinds, Kinds]:
@@ -187,7 +191,11 @@ def _texts(corpus: Corpus) -> Iterator[str]:
     pools = list(corpus.pools.values())
     for index in range(max(map(len, pools))):
         for pool in pools:
-            if index < len(pool):
+            if index >= len(pool):
+                continue
+            try:
                 record, _, _ = pool[index]
-                for texts in record.texts.values():
-                    yield from texts
+            except BadRecord:  # counted when the stream reads it
+                continue
+            for texts in record.texts.values():
+                yield from texts

@@ -59,18 +59,19 @@ def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str
         )
     total = sum(present.values())
     rows = {kind: batch_size * share / total for kind, share in present.items()}
-    if any(count != int(count) for count in rows.values()):
+    if any(abs(count - round(count)) > 1e-6 for count in rows.values()):
         raise DataError(
-            f"batch_size={batch_size} cannot be shared as {present}; make it a multiple of {total}"
+            f"batch_size={batch_size} cannot be shared as {present}; make it a multiple of {total:g}"
         )
-    return {kind: int(count) for kind, count in rows.items()}
+    return {kind: round(count) for kind, count in rows.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class RowMaker:
     """(row number, record number) to a row; randomness is a function of seed and row number.
 
-    A record whose image turns out to be damaged is counted in `skips` and the next one is read.
+    A record whose image turns out to be damaged is noted in `skips`, and the next one is read.
+    The limit is for `damaged`, those of this kind alone; `skips` holds the whole run's.
     """
 
     pool: Pool
@@ -78,17 +79,23 @@ class RowMaker:
     tokenizer: Tokenizer
     config: ml_collections.ConfigDict
     skips: Skips
+    damaged: Skips
+
+    @property
+    def seed(self) -> int:
+        """Differs between kinds, so that those made of the same images do not go in step."""
+        return (self.config.seed << 8) + KINDS.index(self.kind)
 
     def __call__(self, number: int, index: int) -> Row:
-        seed = (self.config.seed << 8) + KINDS.index(self.kind)
         for attempt in range(len(self.pool)):
-            rng = np.random.Generator(np.random.Philox(key=[seed, number]))
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             try:
                 record, group, weights = self.pool[(index + attempt) % len(self.pool)]
                 return training_row(record, group, weights, self.tokenizer, self.config, rng)
             except BadRecord as error:
-                self.skips.add(str(error).split(": ")[0], str(error))
-                self.skips.check(len(self.pool), f"{self.kind} records")
+                for skips in (self.skips, self.damaged):
+                    skips.add(str(error).split(": ")[0], str(error))
+                self.damaged.check(len(self.pool), f"{self.kind} records")
         raise DataError(f"none of the {len(self.pool)} {self.kind} records can be used")
 
 
@@ -100,7 +107,7 @@ def kind_batches(
     Processes hold consecutive rows of a batch, so the batch as a whole is the same for any
     number of them.
     """
-    order = grain.MapDataset.range(len(rows.pool)).seed(rows.config.seed).shuffle().repeat()
+    order = grain.MapDataset.range(len(rows.pool)).seed(rows.seed).shuffle().repeat()
     numbered = order.map_with_index(rows)
     local = count // process_count
     first = process_index * local
@@ -133,7 +140,7 @@ def make_batches(
             )
     parts = {
         kind: kind_batches(
-            RowMaker(pools[kind], kind, tokenizer, config, skips),
+            RowMaker(pools[kind], kind, tokenizer, config, skips, Skips(skips.limit)),
             count,
             process_index,
             process_count,

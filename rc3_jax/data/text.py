@@ -17,10 +17,10 @@ IGNORED = -1
 
 
 def pair_weights(source: Source, exponent: float) -> dict[LanguagePair, float]:
-    """Weight of each language pair within a record, so that pairs come with smoothed frequency.
+    """Weight of each language pair among those that a record offers (METHOD.md section 4).
 
-    Records are drawn uniformly, so a pair that n records offer would come up n times as often;
-    weight n^(exponent - 1) within a record turns that into n^exponent (METHOD.md section 4).
+    A pair that n records offer has weight n^(exponent - 1), so that rare ones are preferred. Every
+    record comes once an epoch, so a record that offers a single pair gives it, common or not.
     """
     return {pair: count ** (exponent - 1) for pair, count in source.pair_counts.items()}
 
@@ -71,11 +71,12 @@ def mask_tokens(
       int32 `[most]`, padded with position 0 and `IGNORED`.
     """
     inner = np.flatnonzero(~np.isin(ids, FRAME_IDS))
+    maskable = set(inner.tolist())
     count = min(most, max(1, round(share * len(inner))), len(inner))
     chosen: dict[int, None] = {}
     for start in rng.permutation(inner):
         span = rng.integers(2, 4) if rng.random() < span_chance else 1
-        chosen.update(dict.fromkeys(p for p in range(start, start + span) if p in set(inner)))
+        chosen.update(dict.fromkeys(p for p in range(start, start + span) if p in maskable))
         if len(chosen) >= count:
             break
     picked = np.fromiter(chosen, np.int32, len(chosen))[:count]

@@ -82,9 +82,7 @@ def load_tokenizer(path: str, max_length: int) -> Tokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copy(place, pathlib.Path(folder) / "sentencepiece.bpe.model")
                 return _from_hugging_face(folder, max_length)
-        return _from_hugging_face(path, max_length)
-    except DataError:
-        raise
+        return _from_hugging_face(str(place) if place.is_dir() else path, max_length)
     except Exception as error:  # the libraries raise bare Exceptions for unreadable files
         raise DataError(
             f"data.tokenizer.path={path!r} holds no XLM-R vocabulary ({error}); give a "
@@ -98,7 +96,7 @@ def _from_hugging_face(name: str, max_length: int) -> Tokenizer:
 
     loaded = XLMRobertaTokenizer.from_pretrained(name, local_files_only=True)
     if len(loaded) <= len(SPECIAL_TOKENS) + 1:
-        raise DataError(f"{name!r} has an empty vocabulary; name a folder with the model's files")
+        raise DataError("no model's files are there, or their vocabulary is empty")
     return Tokenizer(loaded.backend_tokenizer, max_length)
 
 
@@ -117,7 +115,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> T
     """A Unigram vocabulary of at most `vocab_size` pieces with XLM-R's special-token ids.
 
     Raises:
-      DataError: if there is no text.
+      DataError: if there is no text, or `vocab_size` is less than the number of characters.
     """
     texts = list(texts)
     if not any(text.strip() for text in texts):
@@ -142,7 +140,12 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> T
         for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
     )
     twins = (word.replace("▁", " ") + _TWIN for word in words)
-    backend.train_from_iterator(itertools.chain(texts, twins), trainer)
+    try:
+        backend.train_from_iterator(itertools.chain(texts, twins), trainer)
+    except Exception as error:  # the trainer raises nothing more specific
+        raise DataError(
+            f"data.tokenizer.vocab_size={vocab_size} gives no vocabulary ({error}); make it larger"
+        ) from error
     backend.model = _without_twins(backend)
     backend.add_special_tokens(["<mask>"])
     backend.post_processor = processors.TemplateProcessing(

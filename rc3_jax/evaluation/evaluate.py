@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rich.table import Table
 
 from rc3_jax.data.corpus import Corpus
@@ -35,7 +35,8 @@ class Evaluator:
     ):
         self._corpus, self._tokenizer, self._config = corpus, tokenizer, config
         self._encoder = Encoder(model, mesh, config.evaluation.batch_size)
-        self._dependence = make_dependence(model)
+        whole = NamedSharding(mesh, PartitionSpec())  # each process reads all of the results
+        self._dependence = jax.jit(make_dependence(model), out_shardings=whole)
         self._rows = NamedSharding(mesh, BATCH)
         self._weak = corpus.heldout_weak[: len(corpus.heldout_weak) // mesh.size * mesh.size]
 

@@ -82,7 +82,8 @@ def recalls(
     """Share of queries with a right answer among the `k` most similar gallery items.
 
     A gallery item is right if it is of the query's group. Items that tie with the best right
-    one count as ranked before it, so that a collapsed model scores nothing.
+    one count as ranked before it, and so does what is not a number: neither a collapsed nor a
+    diverged model scores.
 
     Args:
       queries: `[queries, size]`; gallery: `[items, size]`; unit vectors.
@@ -93,7 +94,8 @@ def recalls(
         similarity = queries[start : start + chunk] @ gallery.T
         right = query_groups[start : start + chunk, None] == gallery_groups[None, :]
         best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
-        ranks.append(np.sum((similarity >= best) & ~right, axis=1))
+        before = np.sum(~(similarity < best) & ~right, axis=1)
+        ranks.append(np.where(right.any(axis=1), before, np.inf))
     ranks = np.concatenate(ranks)
     return {k: float(np.mean(ranks < k)) for k in cutoffs}
 

@@ -87,13 +87,14 @@ class Log:
 
     def say(self, text: str) -> None:
         """Prints a line as it is."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(text, markup=False, highlight=False, emoji=False)
 
 
 def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
     """Step, loss terms, samples a second, data wait and time left, in one line."""
     terms = " ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
-    left = time.strftime("%H:%M:%S", time.gmtime(min(values["eta"], 359_999)))
+    minutes, seconds = divmod(int(min(values["eta"], 359_999)), 60)
+    left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
     return (
         f"step {step}/{steps}  {terms}  {values['samples_per_second']:.0f} samples/s  "
         f"data wait {values['data_wait']:.1%}  ETA {left}"

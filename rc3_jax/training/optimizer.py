@@ -54,11 +54,16 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clips by global norm, then AdamW; `params` may be abstract.
 
-    Parameters that `config.no_decay` names keep their size; those that `config.new` names
-    (absent from pre-trained towers) learn at `config.new_rate` times the rate.
+    Parameters that `config.no_decay` names keep their size; those that an entry of
+    `config.rates` names learn, and decay, at its factor times the rate.
     """
     no_decay = mask(params, config.no_decay, "optimizer.no_decay")
-    new = mask(params, config.new, "optimizer.new")
+    rates = [
+        optax.masked(
+            optax.scale(rate.factor), mask(params, rate.parameters, f"optimizer.rates.{name}")
+        )
+        for name, rate in config.rates.items()
+    ]
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype),
@@ -66,5 +71,5 @@ def make_optimizer(
             config.weight_decay, mask=jax.tree.map(lambda skip: not skip, no_decay)
         ),
         optax.scale_by_learning_rate(schedule(config, steps)),
-        optax.masked(optax.scale(config.new_rate), new),
+        *rates,
     )

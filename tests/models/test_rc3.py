@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -11,9 +9,11 @@ import numpy as np
 import pytest
 
 from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.heads import MaskedLMHead
 from rc3_jax.models.rc3 import CONTRASTS, build_rc3
 
 VOCAB, SIZE, REGIONS, FEATURES, WIDTH = 13, 8, 4, 5, 12
+PATCHES = (SIZE // 4) ** 2 + 1
 PATCH_ONLY, ROI_ONLY, BOTH, BOXES_ONLY = range(4)
 
 
@@ -233,9 +233,8 @@ def test_image_vector_weighs_the_two_forms_alike(variables):
     """Not by their numbers of tokens: the mean of each present form, then of the forms."""
     outputs = _apply(variables, *_batch())
     tokens, mask = np.asarray(outputs["visual_tokens"]), np.asarray(outputs["visual_mask"])
-    patches = (SIZE // 4) ** 2 + 1
-    assert mask.sum(axis=1).tolist() == [patches, 3, patches + 3, 3]
-    parts = [tokens[:, :patches].mean(axis=1), tokens[:, patches:-1].mean(axis=1)]
+    assert mask.sum(axis=1).tolist() == [PATCHES, 3, PATCHES + 3, 3]
+    parts = [tokens[:, :PATCHES].mean(axis=1), tokens[:, PATCHES:-1].mean(axis=1)]
     means = np.stack([parts[0][0], parts[1][1], (parts[0][2] + parts[1][2]) / 2, parts[1][3]])
     linear = variables["params"]["image_projection"]["linear"]
     expected = means @ linear["kernel"] + linear["bias"]
@@ -253,21 +252,37 @@ def test_pixels_are_scaled_and_normalised(variables):
     np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
-def test_token_logits_are_tied_to_the_word_embeddings(variables):
+def test_visual_parts_are_told_apart_by_their_type(variables):
+    other = jax.tree.map(np.copy, variables)
+    other["params"]["visual_type"][:] = 0
+    difference = _apply(variables, *_batch())["visual_tokens"]
+    difference -= _apply(other, *_batch())["visual_tokens"]
+    types = variables["params"]["visual_type"][[0] * PATCHES + [1] * REGIONS]
+    np.testing.assert_allclose(difference, np.stack([types] * 4), atol=1e-5)
+
+
+def test_boxes_without_features_are_aligned_with_the_patches_in_their_places(variables):
+    rows, ids = _batch()
+    tokens = np.asarray(_apply(variables, rows, ids)["visual_tokens"])
+    types = variables["params"]["visual_type"]
+    side = SIZE // 4
+    grid = (tokens[:, 1:PATCHES] - types[0]).reshape(4, side, side, WIDTH)
+    arguments = ("region_features", "region_boxes", "region_mask", "has_features")
+    params = {"params": variables["params"]["roi"]}
+    apply = jax.jit(MODEL.roi.apply)
+    expected = apply(params, *(rows[name] for name in arguments), grid) + types[1]
+    np.testing.assert_allclose(tokens[BOXES_ONLY, PATCHES:], expected[BOXES_ONLY], atol=1e-4)
+
+
+def test_tokens_are_predicted_at_their_positions_with_the_word_embeddings(variables):
     fused = np.random.default_rng(0).normal(size=(2, 5, WIDTH)).astype(np.float32)
     positions = np.array([[4, 0, 0], [1, 2, 3]])
-    head = variables["params"]["masked_lm_head"]
     picked = np.stack([fused[row][positions[row]] for row in range(2)])
-    hidden = picked @ head["hidden"]["kernel"] + head["hidden"]["bias"]
-    hidden *= 0.5 * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2)))
-    norm = head["hidden_norm"]["norm"]
-    hidden = (hidden - hidden.mean(-1, keepdims=True)) / np.sqrt(
-        hidden.var(-1, keepdims=True) + 1e-5
-    )
-    hidden = hidden * norm["scale"] + norm["bias"]
+    params = {"params": variables["params"]["masked_lm_head"]}
     words = variables["params"]["text"]["word_embedding"]["embedding"]
+    expected = MaskedLMHead(VOCAB).apply(params, picked, words)
     actual = MODEL.apply(variables, fused, positions, method="predict_tokens")
-    np.testing.assert_allclose(actual, hidden @ words.T + head["bias"], atol=1e-4)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
 def test_each_contrast_has_its_temperature(variables):
@@ -283,7 +298,7 @@ def test_without_roi_tower_there_are_only_patches():
     variables = jax.eval_shape(model.init, jax.random.key(0), rows, _batch()[1])
     assert not {"roi", "visual_type"} & variables["params"].keys()
     visual = jax.eval_shape(lambda v: model.apply(v, rows, method="encode_visual"), variables)
-    assert visual.tokens.shape == (4, (SIZE // 4) ** 2 + 1, WIDTH)
+    assert visual.tokens.shape == (4, PATCHES, WIDTH)
 
 
 def test_every_parameter_gets_a_gradient(variables):

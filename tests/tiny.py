@@ -1,0 +1,41 @@
+"""The demo's configuration and other files of configs/, shrunk until a step takes milliseconds."""
+
+import importlib.util
+import pathlib
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def load_config(name: str, argument: str = ""):
+    """`configs/<name>.py` as the command line reads it."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+def shrink(config):
+    """Same structure, smallest sizes; 16 rows as 8 strict, 4 weak and 4 parallel."""
+    config.steps = 4
+    config.batch_size = 16
+    tower = dict(width=16, depth=2, heads=2, mlp_width=32)
+    config.data.max_length = 24
+    config.data.tokenizer.update(vocab_size=400, texts=2000)
+    config.data.update(threads=2, prefetch=2)
+    config.model.text.update(tower, max_positions=32)
+    config.model.patch.update(tower, image_size=32, patch=8)
+    config.model.roi.update(depth=1)
+    config.model.fusion.depth = 1
+    config.model.projection_size = 8
+    config.model.update(dtype="float32", dropout=0.0, unroll=1)
+    config.evaluation.update(every=0, batch_size=8, images=8, dependence_rows=8)
+    config.checkpoint.every = 2
+    config.log_every = 1
+    return config
+
+
+def tiny_config():
+    """The demo on generated scenes, shrunk."""
+    config = shrink(load_config("rc3_demo"))
+    config.data.sources.scenes.update(strict=64, weak=64, parallel=64)
+    return config

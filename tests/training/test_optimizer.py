@@ -1,0 +1,82 @@
+"""AdamW, its masks, rates and schedule, against PyTorch and by hand."""
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+
+from rc3_jax.config import default_config
+from rc3_jax.training.optimizer import make_optimizer, mask, schedule
+
+PARAMS = {
+    "text": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    "matching_head": {"kernel": jnp.full((2,), 2.0)},
+    "temperature_fused": {"value": jnp.float32(0.07)},
+}
+
+
+def settings(**changes):
+    config = default_config().optimizer
+    config.no_decay = (".*/bias", "temperature_.*")
+    config.rates = ml_collections.ConfigDict(
+        dict(
+            new=dict(factor=2.0, parameters=("matching_head/.*",)),
+            temperature=dict(factor=0.1, parameters=("temperature_.*",)),
+        )
+    )
+    config.update(dict(lr=1e-2, warmup=0.0, decay="constant", weight_decay=0.1) | changes)
+    return config
+
+
+def test_updates_equal_pytorch_adamw_with_parameter_groups():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    config = settings(clip=0.5)
+    flat, structure = jax.tree.flatten(PARAMS)
+    gradients = [[rng.normal(size=p.shape).astype(np.float32) for p in flat] for _ in range(4)]
+
+    tensors = [torch.tensor(np.array(p), requires_grad=True) for p in flat]
+    # In the order of the flattened tree: matching_head, temperature, text bias, text kernel.
+    groups = [(2e-2, 0.1), (1e-3, 0.0), (1e-2, 0.0), (1e-2, 0.1)]
+    reference = torch.optim.AdamW(
+        [
+            dict(params=[t], lr=lr, weight_decay=decay)
+            for t, (lr, decay) in zip(tensors, groups, strict=True)
+        ],
+        betas=(config.b1, config.b2),
+        eps=config.eps,
+    )
+    optimizer = make_optimizer(config, 100, PARAMS)
+    params, state = PARAMS, optimizer.init(PARAMS)
+    for step in gradients:
+        for tensor, gradient in zip(tensors, step, strict=True):
+            tensor.grad = torch.tensor(gradient)
+        torch.nn.utils.clip_grad_norm_(tensors, config.clip)
+        reference.step()
+        updates, state = optimizer.update(jax.tree.unflatten(structure, step), state, params)
+        params = optax.apply_updates(params, updates)
+    for ours, theirs in zip(jax.tree.leaves(params), tensors, strict=True):
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=2e-5)
+
+
+def test_schedule_rises_linearly_then_falls():
+    config = settings(lr=1.0, warmup=0.1, decay="cosine", final_lr=0.2)
+    rate = schedule(config, 100)
+    np.testing.assert_allclose([rate(s) for s in range(10)], np.arange(1, 11) / 10, rtol=1e-6)
+    for step in (10, 37, 99):
+        along = (step - 10) / 90
+        expected = 0.2 + 0.8 * (1 + np.cos(np.pi * along)) / 2
+        assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
+    linear = schedule(settings(lr=1.0, warmup=0.1, decay="linear", final_lr=0.2), 100)
+    assert float(linear(55)) == pytest.approx(0.6)
+    with pytest.raises(ValueError, match="optimizer.decay='step': use one of cosine"):
+        schedule(settings(decay="step"), 10)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match=r"optimizer.rates.new: 'fusio/\.\*' matches no parameter"):
+        mask(PARAMS, ("fusio/.*",), "optimizer.rates.new")
+    chosen = mask(PARAMS, (".*/kernel",), "x")
+    assert chosen["text"] == {"kernel": True, "bias": False}

@@ -1,0 +1,128 @@
+"""The compiled step: which terms it holds, what it calls, how the state moves."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc3_jax.data.record import Skips
+from rc3_jax.data.stream import make_batches
+from rc3_jax.observe.log import Log
+from rc3_jax.parallel.mesh import to_global
+from rc3_jax.training.loop import compile_step, prepare_run
+from rc3_jax.training.state import create_state
+from rc3_jax.training.step import clamp_temperatures, loss_function
+from tests.tiny import tiny_config
+
+TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "itm", "mclm")
+
+
+@functools.cache
+def prepared():
+    run = prepare_run(tiny_config())
+    batches = make_batches(run.corpus.pools, run.tokenizer, run.config, Skips())
+    params = create_state(run.model, run.optimizer, run.config, run.mesh).params
+    return run, params, to_global(batches[0], run.mesh)
+
+
+def compiled_gradient(changes):
+    """The compiled loss and gradient with some settings of the objective changed."""
+    run, params, batch = prepared()
+    config = tiny_config()
+    config.objective.update(changes)
+    config.objective.ramp = 0.0
+    ema = {part: params[part] for part in ("text", "text_projection")}
+    ema = ema if config.objective.relevance == "ema" else None
+    gradient = jax.jit(jax.value_and_grad(loss_function(run.model, config), has_aux=True))
+    compiled = gradient.lower(params, ema, jnp.int32(5), batch).compile()
+    (loss, terms), gradients = compiled(params, ema, jnp.int32(5), batch)
+    return compiled, float(loss), {k: float(v) for k, v in terms.items()}, gradients
+
+
+def weights(**chosen):
+    return {"weights": {term: chosen.get(term, 0.0) for term in TERMS}}
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    chosen = dict(itc=1.0, xtcl=0.5, xvtcl=2.0, xvtcl_weak=0.25, itm=3.0, mclm=1.5)
+    _, loss, terms, gradients = compiled_gradient(weights(**chosen))
+    factors = chosen | {"hinge": 0.25}
+    assert loss == pytest.approx(sum(factors[name] * terms[name] for name in factors), rel=1e-5)
+    idle = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradients)
+        if not np.any(leaf)
+    ]
+    # All scenes bring detector features, so nothing learns to do without them.
+    assert all("aligned_embedding" in name for name in idle), idle
+
+
+@pytest.mark.parametrize(
+    ("term", "present", "absent"),
+    [
+        ("itc", {"text", "patch", "roi"}, {"fusion", "matching_head", "masked_lm_head"}),
+        ("xtcl", {"text", "text_projection"}, {"patch", "roi", "fusion", "image_projection"}),
+        ("xvtcl", {"fusion", "fused_pool", "patch"}, {"matching_head", "masked_lm_head"}),
+        ("itm", {"fusion", "matching_head", "patch"}, {"fused_pool", "masked_lm_head"}),
+        ("mclm", {"fusion", "masked_lm_head", "patch"}, {"matching_head", "fused_pool"}),
+    ],
+)
+def test_weight_zero_leaves_a_term_out_of_the_compiled_step(term, present, absent):
+    compiled, loss, terms, gradients = compiled_gradient(weights(**{term: 1.0}))
+    assert {name for name in terms if name in TERMS} == {term}
+    assert loss == pytest.approx(terms[term])
+    touched = {part for part, tree in gradients.items() if any(map(np.any, jax.tree.leaves(tree)))}
+    assert present <= touched
+    assert not absent & touched
+    everything = compiled_gradient(weights(**dict.fromkeys(TERMS, 1.0)))[0]
+    assert compiled.cost_analysis()["flops"] < 0.8 * everything.cost_analysis()["flops"]
+
+
+def test_regularizer_off_leaves_weak_rows_out_of_the_contrast():
+    off = compiled_gradient(weights(xvtcl_weak=1.0, itc=1.0) | {"regularizer": ("off",)})
+    plain = compiled_gradient(weights(itc=1.0))
+    assert off[1] == pytest.approx(plain[1])
+    assert off[0].cost_analysis()["flops"] == plain[0].cost_analysis()["flops"]
+
+
+def test_relevance_may_come_from_the_averaged_text_tower():
+    own = compiled_gradient(weights(xvtcl_weak=1.0))
+    ema = compiled_gradient(weights(xvtcl_weak=1.0) | {"relevance": "ema"})
+    # The average starts as a copy of the tower, so the values agree.
+    assert ema[1] == pytest.approx(own[1], rel=1e-5)
+
+
+def test_same_image_negatives_can_be_left_out():
+    with_them = compiled_gradient(weights(xvtcl=1.0))
+    without = compiled_gradient(weights(xvtcl=1.0) | {"same_image_negatives": False})
+    assert without[1] < with_them[1]
+    flops = [made[0].cost_analysis()["flops"] for made in (without, with_them)]
+    assert flops[0] < flops[1]
+
+
+def test_the_step_is_compiled_without_host_callbacks_and_moves_the_state():
+    run, _, batch = prepared()
+    state = create_state(run.model, run.optimizer, run.config, run.mesh)
+    before = jax.tree.map(np.array, state.params)
+    compiled = compile_step(run, state, batch, Log(None))
+    text = compiled.as_text()
+    for word in ("callback", "outfeed", "infeed", "SendDone", "RecvDone"):
+        assert word not in text
+    state, metrics = compiled(state, batch)
+    assert int(state.step) == 1
+    assert all(np.isfinite(value) for value in metrics.values())
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, state.params)
+    assert all(jax.tree.leaves(moved["text"]))
+    state, again = compiled(state, batch)
+    assert float(again["loss"]) != float(metrics["loss"])
+
+
+def test_temperatures_stay_in_their_range():
+    params = {"temperature_fused": {"value": jnp.float32(-3)}, "text": {"bias": jnp.float32(-3)}}
+    clamped = clamp_temperatures(params)
+    assert float(clamped["temperature_fused"]["value"]) == pytest.approx(0.001)
+    assert float(clamped["text"]["bias"]) == -3
+    high = {"temperature_fused": {"value": jnp.float32(3)}}
+    assert float(clamp_temperatures(high)["temperature_fused"]["value"]) == 0.5
