@@ -10,7 +10,7 @@ from rc3_jax.config import default_config, parse_argument
 
 
 def get_config(argument: str = ""):
-    chosen = parse_argument(argument, steps=800, batch=64)
+    chosen = parse_argument(argument, steps=500, batch=64)
     config = default_config()
     config.name = "rc3_demo"
     config.steps = chosen.steps
@@ -39,9 +39,10 @@ def get_config(argument: str = ""):
     config.model.dropout = 0.0
     config.model.dtype = "float32"
     config.model.unroll = 2
+    config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
     config.optimizer.lr = 2e-3
     config.optimizer.rates.temperature.factor = 0.05  # at such rates it would fall to its floor
-    config.evaluation.update(every=200, batch_size=64, images=256)
+    config.evaluation.update(every=250, batch_size=64, images=256)
     config.checkpoint.every = 1000
     config.log_every = 20
     return config

@@ -22,16 +22,17 @@ RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint 
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; a setting that is not understood ends the program in one line."""
+    """Reads the command line; what is not understood ends the program with the reason."""
     try:
-        remaining = app.parse_flags_with_usage(argv)
+        remaining = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
         if len(remaining) > 1:
             raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
-    except (AttributeError, KeyError, TypeError, ConfigError, FileNotFoundError) as error:
-        reason = error.args[0] if error.args else str(error)
-        sys.exit("error: " + str(reason).replace("\\'", "'").replace("\\n", " ").replace("\n", " "))
+    except (flags.Error, AttributeError, KeyError, TypeError, ConfigError) as error:
+        reason = str(error.args[0] if error.args else error)
+        # A failing config file comes with its traceback; its last line holds the reason.
+        sys.exit("error: " + reason.strip().rpartition("ConfigError: ")[2].replace("\n", " "))
     return remaining
 
 

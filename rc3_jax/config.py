@@ -48,9 +48,7 @@ def default_config() -> ml_collections.ConfigDict:
             ),
             model=dict(
                 text=dict(width=768, depth=12, heads=12, mlp_width=3072, max_positions=514),
-                patch=dict(
-                    image_size=224, patch=16, width=768, depth=12, heads=12, mlp_width=3072
-                ),
+                patch=dict(image_size=224, patch=16, width=768, depth=12, heads=12, mlp_width=3072),
                 # regions=0 leaves the ROI tower out
                 roi=dict(regions=36, feature_size=2048, depth=2, geometry="7d"),
                 fusion=dict(depth=6),

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import grain
 import ml_collections
 import numpy as np
+from absl import flags
 
 from rc3_jax.data.example import Row, training_row
 from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
@@ -161,5 +162,7 @@ def iterate(
     )
     dataset = batches[start:].to_iter_dataset(options)
     if config.data.workers:
+        if not flags.FLAGS.is_parsed():  # Grain reads them for its workers
+            flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(config.data.workers))
     return iter(dataset)

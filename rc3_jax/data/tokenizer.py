@@ -106,9 +106,26 @@ words could not become pieces; each word therefore gets a twin with this private
 """
 
 
-def _without_twins(backend: tokenizers.Tokenizer) -> models.Unigram:
+_SCORE_STEP = 1e-4
+"""The trainer gives the lowest scores, this far apart, to characters that it learned none for, in
+an order that differs from run to run.
+"""
+
+
+def _settled(backend: tokenizers.Tokenizer) -> models.Unigram:
+    """The trained pieces without twins, with the same scores and ids whenever they are trained."""
     pieces = json.loads(backend.to_str())["model"]["vocab"]
-    return models.Unigram([(p, s) for p, s in pieces if _TWIN not in p], unk_id=3)
+    special, learned = pieces[: len(SPECIAL_TOKENS)], pieces[len(SPECIAL_TOKENS) :]
+    lowest = min(score for _, score in learned)
+    characters = sum(len(piece) == 1 for piece, _ in learned)
+    unlearned = lowest + characters * _SCORE_STEP
+    scores = {
+        piece: round(lowest if len(piece) == 1 and score < unlearned else score, 6)
+        for piece, score in learned
+        if _TWIN not in piece
+    }
+    ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+    return models.Unigram([*map(tuple, special), *ordered], unk_id=3)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
@@ -137,7 +154,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> T
     words = dict.fromkeys(
         word
         for text in texts
-        for word, _ in backend.pre_tokenizer.pre_tokenize_str(backend.normalizer.normalize_str(text))
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(
+            backend.normalizer.normalize_str(text)
+        )
     )
     twins = (word.replace("▁", " ") + _TWIN for word in words)
     try:
@@ -146,7 +165,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> T
         raise DataError(
             f"data.tokenizer.vocab_size={vocab_size} gives no vocabulary ({error}); make it larger"
         ) from error
-    backend.model = _without_twins(backend)
+    backend.model = _settled(backend)
     backend.add_special_tokens(["<mask>"])
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]

@@ -13,11 +13,12 @@ from jaxtyping import Array, Bool, Float, Int
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.fusion import FusionEncoder
 from rc3_jax.models.heads import MaskedLMHead, MatchingHead, Projection, Temperature
-from rc3_jax.models.layers import TOKEN_INIT, AttentionPool, masked_mean
+from rc3_jax.models.layers import REMAT_POLICIES, TOKEN_INIT, AttentionPool, masked_mean
 from rc3_jax.models.patch import PatchTower
-from rc3_jax.models.roi import RoiTower
+from rc3_jax.models.roi import GEOMETRIES, RoiTower
 from rc3_jax.models.text import TextTower
 
+READOUTS = ("attention", "mean")
 CONTRASTS = ("image_text", "text_text", "fused")
 
 
@@ -68,9 +69,7 @@ class RC3(nn.Module):
         states = self.text(ids, deterministic)
         return states, self.text_projection(states[:, 0])
 
-    def encode_visual(
-        self, rows: Mapping[str, Array], deterministic: bool = True
-    ) -> Visual:
+    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> Visual:
         """Patch and ROI tokens of images, either part masked out where a row says so.
 
         Args:
@@ -169,6 +168,13 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int) -> RC3:
     Raises:
       ValueError: if tower widths differ or a width is not divisible by its heads.
     """
+    for setting, value, names in (
+        ("readout", config.readout, READOUTS),
+        ("remat", config.remat, REMAT_POLICIES),
+        ("roi.geometry", config.roi.geometry, GEOMETRIES),
+    ):
+        if value not in names:
+            raise ValueError(f"model.{setting}={value!r}: use one of {', '.join(names)}")
     if config.patch.width != config.text.width:
         raise ValueError(
             f"model.patch.width={config.patch.width} and model.text.width={config.text.width} "
@@ -186,9 +192,7 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int) -> RC3:
             f"model.patch.patch={config.patch.patch}"
         )
     dtype = jnp.dtype(config.dtype)
-    common = dict(
-        dropout=config.dropout, remat=config.remat, unroll=config.unroll, dtype=dtype
-    )
+    common = dict(dropout=config.dropout, remat=config.remat, unroll=config.unroll, dtype=dtype)
     roi = None
     if config.roi.regions:
         roi = RoiTower(

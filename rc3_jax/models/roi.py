@@ -8,6 +8,8 @@ from jaxtyping import Array, Bool, Float
 
 from rc3_jax.models.layers import LayerNorm, Stack, dense
 
+GEOMETRIES = ("7d", "5d")
+
 
 def box_geometry(
     boxes: Float[Array, "batch regions 4"], form: str
@@ -81,8 +83,9 @@ class RoiTower(nn.Module):
         if grid is not None:
             aligned = dense(self.width, self.dtype, "aligned_embedding")(roi_align(grid, boxes))
             content = jnp.where(has_features[:, None, None], content, aligned)
-        place = dense(self.width, self.dtype, "geometry_embedding")(
-            box_geometry(boxes, self.geometry).astype(self.dtype)
+        # In float32: bfloat16 would round places to the third digit.
+        place = dense(self.width, jnp.float32, "geometry_embedding")(
+            box_geometry(boxes, self.geometry)
         )
         x = LayerNorm(1e-5, self.dtype, name="feature_norm")(content)
         x = x + LayerNorm(1e-5, self.dtype, name="geometry_norm")(place)

@@ -46,9 +46,7 @@ class Run(NamedTuple):
     skips: Skips
 
 
-def prepare_run(
-    config: ml_collections.ConfigDict, folder: pathlib.Path | None = None
-) -> Run:
+def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None = None) -> Run:
     """Opens the data, finds or trains the tokenizer, builds model and optimizer.
 
     Args:
@@ -57,6 +55,12 @@ def prepare_run(
     Raises:
       DataError, ConfigError, ValueError: for data or settings that cannot be, with the remedy.
     """
+    room = config.model.text.max_positions - 2  # XLM-R's positions start at 2
+    if config.data.max_length > room:
+        raise ConfigError(
+            f"data.max_length={config.data.max_length} exceeds the {room} tokens that "
+            f"model.text.max_positions={config.model.text.max_positions} leaves; change either"
+        )
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     skips = Skips(config.data.skip_limit)
     corpus = open_corpus(config, skips)
@@ -163,9 +167,11 @@ def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Nested scores as one level, keys joined by `/`."""
     flat = {}
     for name, value in scores.items():
-        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, dict) else {
-            prefix + name: value
-        }
+        flat |= (
+            flatten(value, f"{prefix}{name}/")
+            if isinstance(value, dict)
+            else {prefix + name: value}
+        )
     return flat
 
 

@@ -67,7 +67,7 @@ def loss_function(
 
 def _ema_vectors(model, ema, batch, objective):
     """Text vectors of the weak rows by the averaged text tower, where it tells relevance."""
-    if ema is None or "weak" not in batch or not objective.contrasts("weak"):
+    if ema is None or "weak" not in objective.contrasted(batch):
         return None
     weak = batch["weak"]
     return tuple(

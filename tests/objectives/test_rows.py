@@ -44,9 +44,6 @@ print([word for word in words if word in text])
     assert run_python(code, 8).strip() == "[]"
 
 
-
-
-
 def test_one_part_is_left_as_it_is():
     x = jax.numpy.arange(6).reshape(3, 2)
     np.testing.assert_array_equal(join([x]), x)

@@ -96,7 +96,9 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     resumed = train(config, folder, resume=True, console=console)
     assert "resuming after step 2" in console.file.getvalue()
     assert resumed == whole
-    last = [next(r for r in reversed(lines(f)) if "loss" in r) for f in (tmp_path / "whole", folder)]
+    last = [
+        next(r for r in reversed(lines(f)) if "loss" in r) for f in (tmp_path / "whole", folder)
+    ]
     assert last[0]["loss"] == last[1]["loss"]
 
 

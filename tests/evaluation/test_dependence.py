@@ -1,0 +1,238 @@
+"""What z depends on: the figures from known similarities, and the similarities themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
+from rc3_jax.data.example import visual_fields
+from rc3_jax.data.record import Skips
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.evaluation import evaluate
+from rc3_jax.evaluation.dependence import dependence_scores, make_dependence
+from rc3_jax.models.rc3 import RC3, build_rc3
+from rc3_jax.parallel.mesh import make_mesh
+from tests.evaluation.random_params import random_params
+from tests.tiny import tiny_config
+
+ROWS = 5
+
+
+def _values(proximity, **others) -> dict[str, np.ndarray]:
+    proximity = np.array(proximity, np.float32)
+    still = {name: proximity for name in ("other_text", "other_image", "text_relevance")}
+    changed = {name: np.array(values, np.float32) for name, values in others.items()}
+    return {"proximity": proximity} | still | changed
+
+
+def test_a_z_that_ignores_text_and_image_depends_on_neither():
+    scores = dependence_scores(_values([0.2, 0.9, 0.4]), None)
+    assert scores["text_dependence"] == scores["image_dependence"] == 0
+    assert scores["proximity_text_relevance"] == pytest.approx(1)
+    assert "proximity_relevance" not in scores
+
+
+def test_dependence_is_by_how_much_another_text_or_image_lowers_the_proximity():
+    values = _values([1.0, 0.8, 0.6], other_text=[0.5, 0.5, 0.5], other_image=[0.9, 0.7, 0.2])
+    scores = dependence_scores(values, np.array([3.0, 2.0, 1.0]))
+    assert scores["text_dependence"] == pytest.approx(0.3)
+    assert scores["image_dependence"] == pytest.approx(0.2)
+    assert scores["proximity_relevance"] == pytest.approx(1)
+
+
+def _ranks(values) -> list[float]:
+    """1 for the least; equal values share the mean of their ranks."""
+    return [
+        sum(other < value for other in values) + (sum(other == value for other in values) + 1) / 2
+        for value in values
+    ]
+
+
+def _rank_correlation(x, y) -> float:
+    """Pearson's correlation of ranks, written out."""
+    a, b = _ranks(x), _ranks(y)
+    a = [value - sum(a) / len(a) for value in a]
+    b = [value - sum(b) / len(b) for value in b]
+    product = sum(one * other for one, other in zip(a, b, strict=True))
+    return product / math.sqrt(sum(v * v for v in a) * sum(v * v for v in b))
+
+
+@pytest.mark.parametrize("levels", [3, 1000])  # with many ties and with hardly any
+def test_the_correlation_is_spearmans(levels):
+    rng = np.random.default_rng(levels)
+    proximity, relevance, known = rng.integers(0, levels, (3, 30)) / levels
+    known = known + 0.5 * proximity
+    scores = dependence_scores(_values(proximity, text_relevance=relevance), known)
+    assert scores["proximity_relevance"] == pytest.approx(_rank_correlation(proximity, known))
+    assert scores["proximity_text_relevance"] == pytest.approx(
+        _rank_correlation(proximity, relevance)
+    )
+    assert 0.1 < scores["proximity_relevance"] < 0.9
+
+
+def test_only_the_order_of_relevance_counts():
+    relevance = np.array([0.1, 0.5, 0.2, 0.9])
+    values = _values([0.3, 0.5, 0.4, 0.99])
+    assert dependence_scores(values, relevance)["proximity_relevance"] == pytest.approx(1)
+    assert dependence_scores(values, -relevance)["proximity_relevance"] == pytest.approx(-1)
+
+
+def test_what_is_constant_follows_nothing():
+    moving, still = [0.1, 0.3, 0.2], [0.5, 0.5, 0.5]
+    scores = dependence_scores(_values(moving, text_relevance=still), np.array(still))
+    assert scores["proximity_relevance"] == scores["proximity_text_relevance"] == 0
+    scores = dependence_scores(_values(still, text_relevance=moving), np.array(moving))
+    assert scores["proximity_relevance"] == scores["proximity_text_relevance"] == 0
+
+
+@pytest.fixture(scope="module")
+def config():
+    config = tiny_config()
+    config.evaluation.dependence_rows = ROWS
+    return config
+
+
+@pytest.fixture(scope="module")
+def corpus(config):
+    return open_corpus(config, Skips())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(config, corpus):
+    return run_tokenizer(config, corpus, None)
+
+
+@pytest.fixture(scope="module")
+def model(config, tokenizer):
+    return build_rc3(config.model, tokenizer.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def params(config, model):
+    return random_params(model, config)
+
+
+def _rows(config, corpus, tokenizer) -> dict[str, np.ndarray]:
+    """Held-out rows whose visual parts differ, of which one has no patches and one no regions."""
+    rows = []
+    for record in corpus.heldout_weak:
+        (text_a,), (text_b,) = record.texts.values()
+        ids_a, ids_b = tokenizer.encode([text_a, text_b])
+        size = config.model.patch.image_size
+        fields = visual_fields(record, record.image()[:size, :size], record.boxes, None, config)
+        rows.append(fields | {"ids_a": ids_a, "ids_b": ids_b})
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    stacked["use_patches"][1] = False
+    stacked["use_regions"][3] = False
+    return stacked
+
+
+def test_similarities_are_those_of_rolled_texts_and_images(
+    model, params, config, corpus, tokenizer
+):
+    rows = _rows(config, corpus, tokenizer)
+
+    def vectors(module: RC3, fields, ids):
+        visual = module.encode_visual(fields)
+        states, text = module.encode_text(ids)
+        mask = ids != PAD_ID
+        fused = module.fuse(states, mask, visual.tokens, visual.mask)
+        return module.fused_vector(fused, mask), text
+
+    @jax.jit
+    def z(fields, ids):
+        return model.apply({"params": params}, fields, ids, method=vectors)
+
+    def previous(fields):
+        return {name: field[[4, 0, 1, 2, 3]] for name, field in fields.items()}
+
+    visual = {name: field for name, field in rows.items() if not name.startswith("ids")}
+    ids_a, ids_b = rows["ids_a"], rows["ids_b"]
+    z_a, text_a = map(np.asarray, z(visual, ids_a))
+    z_b, text_b = map(np.asarray, z(visual, ids_b))
+    other_text, _ = map(np.asarray, z(visual, ids_a[[4, 0, 1, 2, 3]]))
+    other_image, _ = map(np.asarray, z(previous(visual), ids_a))
+    expected = {
+        "proximity": np.sum(z_a * z_b, axis=1),
+        "other_text": np.sum(other_text * z_b, axis=1),
+        "other_image": np.sum(other_image * z_b, axis=1),
+        "text_relevance": np.sum(text_a * text_b, axis=1),
+    }
+    found = make_dependence(model)(params, rows)
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
+    for one, other in (("proximity", "other_text"), ("proximity", "other_image")):
+        assert np.abs(expected[one] - expected[other]).max() > 0.01  # rolling can be seen
+
+
+@pytest.fixture
+def evaluator_of(monkeypatch, tokenizer, config):
+    """Makes an Evaluator of held-out weak records, with similarities told by the token ids."""
+
+    def make_fake(model):
+        def similarities(params, rows):
+            a, b = rows["ids_a"].sum(axis=1), rows["ids_b"].sum(axis=1)
+            return {
+                "proximity": 1.0 * a,
+                "other_text": a - 2.0,
+                "other_image": a - params,
+                "text_relevance": 1.0 * b,
+            }
+
+        return similarities
+
+    monkeypatch.setattr(evaluate, "make_dependence", make_fake)
+
+    def make(records) -> evaluate.Evaluator:
+        mesh = make_mesh(devices=jax.devices()[:1])
+        corpus = Corpus({}, [], records)
+        return evaluate.Evaluator(None, mesh, corpus, tokenizer, config)
+
+    return make
+
+
+def test_scores_of_weak_records_are_repeatable_and_know_the_true_relevance(evaluator_of, corpus):
+    records = corpus.heldout_weak
+    scores = evaluator_of(records).scores(3.0)
+    assert set(scores) == {"dependence"}
+    assert scores["dependence"]["text_dependence"] == 2
+    assert scores["dependence"]["image_dependence"] == 3
+    assert evaluator_of(records).scores(3.0) == scores
+    turned = [dataclasses.replace(r, relevance=-r.relevance) for r in records]
+    opposite = evaluator_of(turned).scores(3.0)["dependence"]
+    assert opposite["proximity_relevance"] == -scores["dependence"]["proximity_relevance"] != 0
+
+
+def test_relevance_that_is_not_known_of_all_is_left_out(evaluator_of, corpus):
+    first, *others = corpus.heldout_weak
+    scores = evaluator_of([dataclasses.replace(first, relevance=None), *others]).scores(3.0)
+    assert "proximity_relevance" not in scores["dependence"]
+    assert "proximity_text_relevance" in scores["dependence"]
+
+
+def test_nothing_held_out_gives_no_scores(evaluator_of, corpus):
+    for records in ([], corpus.heldout_weak[:1]):  # one row has no other to be compared with
+        scores = evaluator_of(records).scores(3.0)
+        assert scores == {}
+    assert evaluate.summary(scores) == "" and evaluate.score_tables(scores) == []
+
+
+def test_scores_are_told_in_a_line_and_in_tables():
+    cuts = [f"{way}@{k}" for way in ("IR", "TR") for k in (1, 5, 10)]
+    languages = {"en": dict.fromkeys(cuts, 0.5) | {"IR@1": 0.2}, "zh": dict.fromkeys(cuts, 1.0)}
+    scores = {"retrieval": {"both": languages}, "dependence": {"text_dependence": -0.0625}}
+    assert evaluate.summary(scores) == (
+        "both: IR@1 60.0% IR@10 75.0% TR@1 75.0%  text_dependence -0.062"
+    )
+    retrieval, dependence = evaluate.score_tables(scores)
+    cells = [list(column.cells) for column in retrieval.columns]
+    assert [column.header for column in retrieval.columns] == ["language", *cuts]
+    assert cells[0] == ["en", "zh", "mean"] and cells[1] == ["20.0", "100.0", "60.0"]
+    assert cells[2] == ["50.0", "100.0", "75.0"]
+    assert [list(c.cells) for c in dependence.columns] == [["text_dependence"], ["-0.062"]]

@@ -1,0 +1,181 @@
+"""What a run writes about itself: the file of metrics, the console lines, speed and time left."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from rc3_jax.observe import log as log_module
+from rc3_jax.observe.log import SHOWN, Clock, Log, step_line
+
+READING = {"samples_per_second": 123.4, "data_wait": 0.0456, "eta": 61.9}
+
+
+def _lines(folder) -> list[dict]:
+    text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
+    assert text.endswith("\n")
+    return [json.loads(line, parse_constant=pytest.fail) for line in text.splitlines()]
+
+
+def _console(terminal: bool) -> tuple[Console, io.StringIO]:
+    output = io.StringIO()
+    console = Console(
+        file=output, force_terminal=terminal, width=200, color_system=None, _environ={}
+    )
+    return console, output
+
+
+def test_each_writing_is_one_line_of_json(tmp_path):
+    with Log(tmp_path, _console(False)[0]) as log:
+        log.write(1, {"loss": np.float32(2.5), "itc": 1})
+        assert _lines(tmp_path) == [{"step": 1, "loss": 2.5, "itc": 1.0}]  # at once, unbuffered
+        log.write(20, {"retrieval/both/en/IR@1": 0.25})
+    with Log(tmp_path, _console(False)[0]) as log:  # a run that goes on appends
+        log.write(21, {"loss": 2.0})
+    assert _lines(tmp_path) == [
+        {"step": 1, "loss": 2.5, "itc": 1.0},
+        {"step": 20, "retrieval/both/en/IR@1": 0.25},
+        {"step": 21, "loss": 2.0},
+    ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan")])
+def test_what_is_no_finite_number_becomes_null(tmp_path, value):
+    with Log(tmp_path, _console(False)[0]) as log:
+        log.write(3, {"loss": value, "itc": 0.5})
+    assert _lines(tmp_path) == [{"step": 3, "loss": None, "itc": 0.5}]
+
+
+def test_other_processes_write_and_say_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Log(None) as log:
+        log.write(1, {"loss": 1.0})
+        log.step(1, 2, {"loss": 1.0} | READING)
+        log.say("hello")
+    assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
+
+
+def test_the_first_process_says_whole_lines_on_standard_output(tmp_path, capsys):
+    words = " ".join(["word"] * 100)
+    with Log(tmp_path) as log:
+        log.say(words)
+    assert capsys.readouterr().out == words + "\n"
+
+
+def test_a_steps_line_tells_losses_speed_and_time_left():
+    values = {"mclm": 3.14159, "loss": 10.5, "gradient_norm": 7.0, "itc": 0.25} | READING
+    assert step_line(40, 800, values) == (
+        "step 40/800  loss 10.500 itc 0.250 mclm 3.142  123 samples/s  data wait 4.6%  ETA 00:01:01"
+    )
+    every = dict.fromkeys(SHOWN, 1.0) | READING
+    assert all(f" {name} 1.000" in step_line(1, 2, every) for name in SHOWN)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0.0, "00:00:00"),
+        (59.99, "00:00:59"),
+        (3661.0, "01:01:01"),
+        (86_399, "23:59:59"),
+        (90_000, "25:00:00"),  # more than a day
+        (359_999, "99:59:59"),
+        (1e9, "99:59:59"),
+    ],
+)
+def test_the_time_left_counts_hours_beyond_a_day(seconds, shown):
+    line = step_line(1, 2, {"loss": 1.0} | READING | {"eta": seconds})
+    assert line.endswith(f"ETA {shown}")
+
+
+@pytest.fixture
+def set_time(monkeypatch):
+    """Sets what `time.perf_counter` tells to the log."""
+
+    class Time:
+        now = 1000.0
+
+        def perf_counter(self):
+            return self.now
+
+    time = Time()
+    monkeypatch.setattr(log_module, "time", time)
+
+    def set_to(now: float) -> None:
+        time.now = now
+
+    return set_to
+
+
+def test_a_clock_reads_speed_waiting_and_time_left_since_the_last_reading(set_time):
+    clock = Clock(step=10, steps=100, batch_size=32)
+    clock.wait(0.5)
+    clock.wait(0.5)
+    set_time(1004.0)
+    assert clock.read(18) == pytest.approx(
+        {"samples_per_second": 8 * 32 / 4, "data_wait": 0.25, "eta": 82 * 4 / 8}
+    )
+    set_time(1014.0)  # slower, without waiting
+    clock.wait(0.0)
+    assert clock.read(20) == pytest.approx(
+        {"samples_per_second": 2 * 32 / 10, "data_wait": 0.0, "eta": 80 * 5}
+    )
+    set_time(1015.0)
+    assert clock.read(100)["eta"] == 0
+
+
+def test_a_clock_read_at_once_divides_by_nothing(set_time):
+    clock = Clock(step=5, steps=10, batch_size=8)
+    reading = clock.read(5)
+    assert reading["samples_per_second"] == 0 and reading["data_wait"] == 0
+    assert 0 <= reading["eta"] < 1e-6
+    assert step_line(5, 10, reading)
+
+
+def test_plain_lines_are_printed_where_there_is_no_terminal(tmp_path):
+    console, output = _console(terminal=False)
+    first, second = ({"loss": loss} | READING for loss in (2.0, 1.0))
+    with Log(tmp_path, console) as log:
+        log.say("begin")
+        log.step(1, 3, first)
+        log.step(2, 3, second, keep=False)
+        log.step(3, 3, second)
+    lines = ["begin", step_line(1, 3, first), step_line(3, 3, second)]
+    assert output.getvalue() == "".join(line + "\n" for line in lines)
+
+
+def test_the_last_line_is_refreshed_on_a_terminal(tmp_path):
+    console, output = _console(terminal=True)
+    first, second = ({"loss": loss} | READING for loss in (2.0, 1.0))
+    with Log(tmp_path, console) as log:
+        log.step(1, 3, first, keep=False)
+        shown = output.getvalue()
+        assert step_line(1, 3, first) in shown
+        assert "\x1b[2K" not in shown.split(step_line(1, 3, first))[1]
+        log.step(2, 3, second, keep=False)
+        after = output.getvalue()[len(shown) :]
+        assert "\x1b[2K" in after.split(step_line(2, 3, second))[0]  # clears the line before it
+        log.say("kept")
+        assert "kept\n" in output.getvalue()
+    ended = output.getvalue()
+    assert ended.count("kept\n") == 1
+    assert ended.rstrip("\n").endswith(("\x1b[2K", "\x1b[?25h"))  # the live line is gone
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "captions.jsonl:100: image is missing",  # :100: is the name of an emoji
+        "[bold]data.sources[/bold] [0]",
+        "a :smile: and 12.5 'text' http://example.org",
+    ],
+)
+def test_a_line_is_said_as_it_is(tmp_path, text):
+    for terminal in (False, True):
+        console, output = _console(terminal)
+        Log(tmp_path, console).say(text)
+        assert output.getvalue() == text + "\n"
