@@ -18,7 +18,7 @@ def get_config(argument: str = ""):
         argument,
         root="../shared/data/flickr8k",
         parallel="../shared/data/parallel/multi30k",
-        steps=700,
+        steps=450,
         batch=256,
     )
     parallel = pathlib.Path(chosen.parallel)
@@ -39,18 +39,19 @@ def get_config(argument: str = ""):
             files={code: str(parallel / f"train.{code}.gz") for code in ("en", "de", "fr", "cs")},
         ),
     )
-    config.data.max_length = 28
-    config.data.most_masked = 6
-    config.data.image.crop_scale = (0.5, 1.0)
-    config.data.tokenizer.vocab_size = 6000
-    tower = dict(width=192, heads=4, mlp_width=768)
+    config.data.max_length = 24
+    config.data.most_masked = 5
+    config.data.image.crop_scale = (0.6, 1.0)
+    config.data.tokenizer.update(vocab_size=5000, texts=120_000)
+    tower = dict(width=128, heads=4, mlp_width=512)
     config.model.text.update(tower, depth=2, max_positions=32)
-    config.model.patch.update(tower, depth=3, image_size=128, patch=16)
+    config.model.patch.update(tower, depth=4, image_size=96, patch=16)
     config.model.roi.regions = 0  # the photographs have no boxes
     config.model.fusion.depth = 1
-    config.model.projection_size = 192
+    config.model.projection_size = 128
     config.model.dropout = 0.0
-    config.model.dtype = "float32"
+    config.model.update(dtype="float32", unroll=4)
+    config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
     config.optimizer.lr = 1e-3
     config.optimizer.rates.temperature.factor = 0.1
     config.optimizer.weight_decay = 0.1

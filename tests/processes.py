@@ -5,13 +5,14 @@ import pathlib
 import subprocess
 import sys
 
+FAST_COMPILATION = "--xla_backend_optimization_level=0"
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def run_python(code: str, devices: int = 1, timeout: int = 600) -> str:
     """Standard output of `code`; fails with its standard error if it does not end well."""
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }

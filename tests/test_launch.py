@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.processes import ROOT
+from tests.processes import FAST_COMPILATION, ROOT
 
 TINY = """
 from tests.tiny import load_config, shrink
@@ -21,7 +21,11 @@ def get_config(argument=""):
 
 
 def launch(*arguments, timeout=300):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": FAST_COMPILATION,
+    }
     return subprocess.run(
         [sys.executable, str(ROOT / "launch" / "train.py"), *arguments],
         capture_output=True,

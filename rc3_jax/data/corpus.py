@@ -12,6 +12,7 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from rc3_jax.data.image import decode
 from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
 from rc3_jax.data.scenes import SceneSource
 from rc3_jax.data.sources.folder import read_folder
@@ -64,22 +65,27 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
         for kind, (part, offset) in train.items():
             pools.setdefault(kind, []).append((part, groups + offset))
         groups += max(offset + part.groups for part, offset in train.values())
-        heldout += _first(held.get("retrieval"), config.evaluation.images - len(heldout))
+        heldout += _first(held.get("retrieval"), config.evaluation.images - len(heldout), skips)
         rows = config.evaluation.dependence_rows - len(heldout_weak)
-        heldout_weak += _first(held.get("weak") or held.get("strict"), rows)
-    ordered = {kind: pools[kind] for kind in KINDS if kind in pools}
-    return Corpus(
-        {kind: Pool(parts, config.data.language_exponent) for kind, parts in ordered.items()},
-        heldout,
-        heldout_weak,
-    )
+        heldout_weak += _first(held.get("weak") or held.get("strict"), rows, skips)
+    ordered = {kind: Pool(pools[kind]) for kind in KINDS if kind in pools}
+    return Corpus(ordered, heldout, heldout_weak)
 
 
-def _first(part: tuple[Source, int] | None, count: int) -> list[Record]:
-    if part is None:
-        return []
-    source, _ = part
-    return [source[i] for i in range(min(len(source), max(count, 0)))]
+def _first(part: tuple[Source, int] | None, count: int, skips: Skips) -> list[Record]:
+    """The first records whose image can be decoded; a damaged one must not end a run later."""
+    records: list[Record] = []
+    source = () if part is None else part[0]
+    for index in range(len(source)):
+        if len(records) >= count:
+            break
+        try:
+            record = source[index]
+            decode(record.image, record.where)
+            records.append(record)
+        except BadRecord as error:
+            skips.add(str(error).split(": ")[0], str(error))
+    return records
 
 
 def _opener(name: str, kind: str) -> Callable[..., tuple[Kinds, Kinds]]:
@@ -194,7 +200,7 @@ def _texts(corpus: Corpus) -> Iterator[str]:
             if index >= len(pool):
                 continue
             try:
-                record, _, _ = pool[index]
+                record, _ = pool[index]
             except BadRecord:  # counted when the stream reads it
                 continue
             for texts in record.texts.values():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import ml_collections
 import numpy as np
 
 from rc3_jax.data.image import augment, decode, resize
-from rc3_jax.data.record import Record
+from rc3_jax.data.record import LanguagePair, Record
 from rc3_jax.data.regions import pad_regions
 from rc3_jax.data.sides import speaks_of_sides
-from rc3_jax.data.text import LanguagePair, draw_texts, mask_tokens
+from rc3_jax.data.text import draw_texts, mask_tokens
 from rc3_jax.data.tokenizer import Tokenizer
 
 Row = dict[str, np.ndarray]
@@ -20,18 +18,20 @@ Row = dict[str, np.ndarray]
 def training_row(
     record: Record,
     group: int,
-    weights: Mapping[LanguagePair, float],
+    pair: LanguagePair,
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
     rng: np.random.Generator,
 ) -> Row:
-    """A row of a training batch; all of its randomness comes from `rng`.
+    """A row of a training batch, with texts of a pair that the record offers.
+
+    All of its randomness comes from `rng`.
 
     Returns:
       `ids_a`, `ids_b`, `masked_ids` int32 `[length]`; `masked_positions`, `masked_labels` int32
       `[most]`; `groups` int32; and for a record with an image the fields of `visual_row`.
     """
-    (language_a, text_a), (language_b, text_b) = draw_texts(record, weights, rng)
+    (language_a, text_a), (language_b, text_b) = draw_texts(record, pair, rng)
     ids_a, ids_b = tokenizer.encode([text_a, text_b])
     masked, positions, labels = mask_tokens(
         ids_a, tokenizer.vocab_size, rng, config.data.mask_share, config.data.most_masked

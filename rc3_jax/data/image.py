@@ -6,6 +6,7 @@ import contextlib
 import io
 import math
 import pathlib
+import struct
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,6 +20,15 @@ MAX_PIXELS = 2**26
 """Larger images (67 million pixels, 200 MB once decoded) are refused: a header of a few bytes
 may claim any size."""
 
+_DAMAGED_EXIF = (
+    ArithmeticError,
+    LookupError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -161,7 +171,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # damaged EXIF data around a sound picture
+    except _DAMAGED_EXIF:  # around a sound picture
         return 1
 
 

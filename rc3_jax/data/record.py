@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Protocol
 
 import langcodes
@@ -20,6 +20,9 @@ evaluation, every text that describes it (METHOD.md sections 0 and 4)."""
 ImageLike = pathlib.Path | bytes | Callable[[], np.ndarray | bytes]
 """A file, an encoded image, or a function that draws one (uint8 `[height, width, 3]`) or
 fetches one (encoded)."""
+
+LanguagePair = tuple[str, str]
+"""Two language codes, sorted; the same one twice for two texts of one language."""
 
 
 class DataError(ValueError):
@@ -61,11 +64,11 @@ class Source(Protocol):
 
     Attributes:
       groups: every record's `group` is in `[0, groups)`.
-      pair_counts: unordered language pair (sorted) → records that offer it.
+      pairs: language pair → numbers of the records that offer it.
     """
 
     groups: int
-    pair_counts: Mapping[tuple[str, str], int]
+    pairs: Mapping[LanguagePair, Sequence[int]]
 
     def __len__(self) -> int: ...
 

@@ -11,7 +11,6 @@ import functools
 import itertools
 import operator
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import get_args
 
@@ -210,7 +209,12 @@ class SceneSource:
         self._projection = feature_projection(feature_size)
         self._feature_noise = feature_noise
         self.groups = size
-        self.pair_counts = self._count_pairs()
+        turns = len(self._languages)
+        self.pairs = {
+            pair: range(turn, size, turns)
+            for turn, languages in enumerate(self._languages[:size])
+            for pair in itertools.combinations(sorted(languages), 2)
+        }
 
     def __len__(self) -> int:
         return self._size
@@ -259,14 +263,6 @@ class SceneSource:
         key = (KINDS.index(self._kind), zlib.crc32(self._split.encode()), index, stream)
         sequence = np.random.SeedSequence(self._seed, spawn_key=key)
         return np.random.Generator(np.random.Philox(sequence))
-
-    def _count_pairs(self) -> dict[tuple[str, str], int]:
-        turns = len(self._languages)
-        counts = Counter()
-        for turn, languages in enumerate(self._languages):
-            for pair in itertools.combinations(sorted(languages), 2):
-                counts[pair] = len(range(turn, self._size, turns))
-        return {pair: count for pair, count in counts.items() if count}
 
 
 def _record_languages(

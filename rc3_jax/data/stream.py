@@ -1,4 +1,4 @@
-"""Records to batches with Grain: mix, index, augment, slice by process, batch.
+"""Records to batches with Grain: mix language pairs, index, augment, slice by process, batch.
 
 The stream is random access by step number, and that number is its whole state: a run that
 resumes at step n, on any number of processes, reads the rows it would have read.
@@ -6,8 +6,12 @@ resumes at step n, on any number of processes, reads the rows it would have read
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
+import operator
 import sys
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import grain
@@ -16,8 +20,7 @@ import numpy as np
 from absl import flags
 
 from rc3_jax.data.example import Row, training_row
-from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
-from rc3_jax.data.text import LanguagePair, pair_weights
+from rc3_jax.data.record import BadRecord, DataError, LanguagePair, Record, Skips, Source
 from rc3_jax.data.tokenizer import Tokenizer
 
 KINDS = ("strict", "weak", "parallel")
@@ -28,22 +31,30 @@ class Pool:
 
     Args:
       sources: (source, group offset) pairs; offsets keep groups of different images apart.
-      exponent: smoothing of the language pairs' frequencies.
+
+    Attributes:
+      pairs: language pair → numbers of the records that offer it, computed when asked for.
     """
 
-    def __init__(self, sources: Sequence[tuple[Source, int]], exponent: float):
-        self._sources = [(s, offset, pair_weights(s, exponent)) for s, offset in sources]
+    def __init__(self, sources: Sequence[tuple[Source, int]]):
+        self._sources = sources
         self._ends = np.cumsum([len(source) for source, _ in sources])
+        parts = collections.defaultdict(list)
+        for (source, _), end in zip(sources, self._ends.tolist(), strict=True):
+            move = functools.partial(operator.add, end - len(source))
+            for pair, numbers in source.pairs.items():
+                parts[pair].append(grain.MapDataset.source(numbers).map(move))
+        self.pairs = {pair: grain.MapDataset.concatenate(parts[pair]) for pair in sorted(parts)}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[Record, int, dict[LanguagePair, float]]:
-        """The record, its group among all sources, and the weights of its language pairs."""
+    def __getitem__(self, index: int) -> tuple[Record, int]:
+        """The record and its group among all sources."""
         place = int(np.searchsorted(self._ends, index, side="right"))
-        source, offset, weights = self._sources[place]
+        source, offset = self._sources[place]
         record = source[int(index - (self._ends[place - 1] if place else 0))]
-        return record, offset + record.group, weights
+        return record, offset + record.group
 
 
 def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str]) -> dict:
@@ -69,10 +80,11 @@ def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str
 
 @dataclasses.dataclass(frozen=True)
 class RowMaker:
-    """(row number, record number) to a row; randomness is a function of seed and row number.
+    """(row number, language pair and place among its records) to a row.
 
-    A record whose image turns out to be damaged is noted in `skips`, and the next one is read.
-    The limit is for `damaged`, those of this kind alone; `skips` holds the whole run's.
+    Randomness is a function of seed and row number. A record whose image turns out to be damaged
+    is noted in `skips`, and the pair's next one is read. The limit is for `damaged`, those of this
+    kind alone; `skips` holds the whole run's.
     """
 
     pool: Pool
@@ -87,17 +99,36 @@ class RowMaker:
         """Differs between kinds, so that those made of the same images do not go in step."""
         return (self.config.seed << 8) + KINDS.index(self.kind)
 
-    def __call__(self, number: int, index: int) -> Row:
-        for attempt in range(len(self.pool)):
+    def __call__(self, number: int, drawn: tuple[LanguagePair, int]) -> Row:
+        pair, place = drawn
+        numbers = self.pool.pairs[pair]
+        for attempt in range(len(numbers)):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             try:
-                record, group, weights = self.pool[(index + attempt) % len(self.pool)]
-                return training_row(record, group, weights, self.tokenizer, self.config, rng)
+                record, group = self.pool[numbers[(place + attempt) % len(numbers)]]
+                return training_row(record, group, pair, self.tokenizer, self.config, rng)
             except BadRecord as error:
                 for skips in (self.skips, self.damaged):
                     skips.add(str(error).split(": ")[0], str(error))
                 self.damaged.check(len(self.pool), f"{self.kind} records")
-        raise DataError(f"none of the {len(self.pool)} {self.kind} records can be used")
+        raise DataError(f"none of the {len(numbers)} {self.kind} records in {pair} can be used")
+
+
+def mixed_pairs(rows: RowMaker) -> grain.MapDataset:
+    """Row number → language pair and place among its records (METHOD.md section 4).
+
+    Pairs take turns, the more often the more records offer them; each shuffles its records anew
+    when it has gone through them.
+    """
+    pairs, exponent = rows.pool.pairs, rows.config.data.language_exponent
+
+    def places(pair: LanguagePair) -> grain.MapDataset:
+        seed = zlib.crc32(f"{rows.seed} {pair}".encode())
+        order = grain.MapDataset.range(len(pairs[pair])).seed(seed).shuffle().repeat()
+        return order.map(lambda place: (pair, place))
+
+    weights = [len(numbers) ** exponent for numbers in pairs.values()]
+    return grain.MapDataset.mix([places(pair) for pair in pairs], weights)
 
 
 def kind_batches(
@@ -108,8 +139,7 @@ def kind_batches(
     Processes hold consecutive rows of a batch, so the batch as a whole is the same for any
     number of them.
     """
-    order = grain.MapDataset.range(len(rows.pool)).seed(rows.seed).shuffle().repeat()
-    numbered = order.map_with_index(rows)
+    numbered = mixed_pairs(rows).map_with_index(rows)
     local = count // process_count
     first = process_index * local
 

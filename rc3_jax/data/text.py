@@ -3,48 +3,32 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rc3_jax.data.record import BadRecord, Record, Source
+from rc3_jax.data.record import LanguagePair, Record
 from rc3_jax.data.tokenizer import FRAME_IDS, SPECIAL_TOKENS
-
-LanguagePair = tuple[str, str]
 
 IGNORED = -1
 """Label of a position that pads a row's list of masked positions."""
 
 
-def pair_weights(source: Source, exponent: float) -> dict[LanguagePair, float]:
-    """Weight of each language pair among those that a record offers (METHOD.md section 4).
-
-    A pair that n records offer has weight n^(exponent - 1), so that rare ones are preferred. Every
-    record comes once an epoch, so a record that offers a single pair gives it, common or not.
-    """
-    return {pair: count ** (exponent - 1) for pair, count in source.pair_counts.items()}
+def language_pairs(texts: Mapping[str, Sequence[str]]) -> list[LanguagePair]:
+    """The pairs that a record's texts offer; that of a single language takes two texts in it."""
+    if len(texts) == 1:
+        return [(code, code) for code, in_language in texts.items() if len(in_language) > 1]
+    return list(itertools.combinations(sorted(texts), 2))
 
 
 def draw_texts(
-    record: Record, weights: Mapping[LanguagePair, float], rng: np.random.Generator
+    record: Record, pair: LanguagePair, rng: np.random.Generator
 ) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Two (language, text) of a record in random order.
-
-    Of different languages where the record has several, else two texts of its one language.
-
-    Raises:
-      BadRecord: if the record has no two texts.
-    """
-    languages = sorted(record.texts)
-    pairs = list(itertools.combinations(languages, 2))
-    if not pairs:
-        texts = record.texts[languages[0]] if languages else ()
-        if len(texts) < 2:
-            raise BadRecord(f"{record.where}: a row needs two texts; add one")
+    """Two different (language, text) of a pair that the record offers, in random order."""
+    if pair[0] == pair[1]:
+        texts = record.texts[pair[0]]
         first, second = rng.choice(len(texts), size=2, replace=False)
-        return (languages[0], texts[first]), (languages[0], texts[second])
-    chances = np.array([weights.get(pair, 1.0) for pair in pairs])
-    pair = pairs[rng.choice(len(pairs), p=chances / chances.sum())]
+        return (pair[0], texts[first]), (pair[1], texts[second])
     drawn = [(code, record.texts[code][rng.integers(len(record.texts[code]))]) for code in pair]
     return (drawn[0], drawn[1]) if rng.random() < 0.5 else (drawn[1], drawn[0])
 

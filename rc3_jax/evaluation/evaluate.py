@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,10 +13,10 @@ from rich.table import Table
 
 from rc3_jax.data.corpus import Corpus
 from rc3_jax.data.example import evaluation_row
-from rc3_jax.data.text import draw_texts
+from rc3_jax.data.text import draw_texts, language_pairs
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.evaluation.dependence import dependence_scores, make_dependence
-from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval
+from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval, visual_rows
 from rc3_jax.models.rc3 import RC3
 from rc3_jax.parallel.mesh import BATCH
 
@@ -45,21 +46,32 @@ class Evaluator:
         scores = {}
         if self._corpus.heldout:
             scores["retrieval"] = evaluate_retrieval(
-                self._encoder, params, self._corpus.heldout, self._tokenizer, self._config
+                self._encoder,
+                params,
+                self._corpus.heldout,
+                self._heldout_rows,
+                self._tokenizer,
+                self._config,
             )
         if len(self._weak) > 1:
-            rows = jax.device_put(self._weak_rows(), self._rows)
+            rows = jax.device_put(self._weak_rows, self._rows)
             values = {k: np.asarray(v) for k, v in self._dependence(params, rows).items()}
             known = [record.relevance for record in self._weak]
             relevance = None if None in known else np.array(known)
             scores["dependence"] = dependence_scores(values, relevance)
         return scores
 
+    @functools.cached_property
+    def _heldout_rows(self) -> dict[str, np.ndarray]:
+        return visual_rows(self._corpus.heldout, self._config)
+
+    @functools.cached_property
     def _weak_rows(self) -> dict[str, np.ndarray]:
         rows = []
         for number, record in enumerate(self._weak):
             rng = np.random.Generator(np.random.Philox(key=[self._config.seed, number]))
-            (_, text_a), (_, text_b) = draw_texts(record, {}, rng)
+            pairs = language_pairs(record.texts)
+            (_, text_a), (_, text_b) = draw_texts(record, pairs[rng.integers(len(pairs))], rng)
             ids_a, ids_b = self._tokenizer.encode([text_a, text_b])
             rows.append(evaluation_row(record, self._config) | {"ids_a": ids_a, "ids_b": ids_b})
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -110,17 +110,21 @@ def evaluate_retrieval(
     encoder: Encoder,
     params,
     records: Sequence[Record],
+    rows: Mapping[str, np.ndarray],
     tokenizer: Tokenizer,
     config,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """mode → language → `IR@1` ... `TR@10` over held-out images.
 
     IR ranks all images for a text, TR all texts of the language for an image. Modes that the
-    records cannot serve (regions without boxes) are left out.
+    records cannot serve are left out: `both` where none has regions, `regions` where not all do.
+
+    Args:
+      rows: `visual_rows` of the records.
     """
-    rows = visual_rows(records, config)
-    has_regions = "region_mask" in rows and rows["region_mask"].any(axis=1).all()
-    modes = [mode for mode in config.evaluation.modes if has_regions or mode == "patches"]
+    has_regions = rows["region_mask"].any(axis=1) if "region_mask" in rows else np.zeros(1, bool)
+    serves = {"patches": True, "both": has_regions.any(), "regions": has_regions.all()}
+    modes = [mode for mode in config.evaluation.modes if serves[mode]]
     found = sorted({code for record in records for code in record.texts})
     texts = {}
     for code in config.evaluation.languages or found:

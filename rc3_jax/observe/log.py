@@ -28,6 +28,10 @@ class Clock:
         """Adds time during which no batch was ready."""
         self._waited += seconds
 
+    def skip(self, step: int) -> None:
+        """Leaves out the time since the last reading, such as that of an evaluation."""
+        self._mark, self._waited = (step, time.perf_counter()), 0.0
+
     def read(self, step: int) -> dict[str, float]:
         """Since the last reading: `samples_per_second`, `data_wait` (share of time), `eta` (s)."""
         now, (last_step, last_time) = time.perf_counter(), self._mark

@@ -98,20 +98,29 @@ def train(
         if is_first:
             save_config(config, folder / "config.json")
             (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
-        with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
-            state = _first_state(run, checkpoints, log)
-            _describe(run, state, log)
-            evaluator = Evaluator(run.model, run.mesh, run.corpus, run.tokenizer, config)
-            state = _steps(run, state, checkpoints, evaluator, log)
-            checkpoints.save(config.steps, state, force=True)
-        scores = evaluator.scores(state.params)
+        try:
+            scores = _train(run, folder, log)
+        finally:
+            if is_first:
+                run.skips.write(folder / "skipped.jsonl")
         if is_first:
             text = json.dumps({"step": config.steps, **scores}, indent=2)
             (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-            run.skips.write(folder / "skipped.jsonl")
         for table in score_tables(scores):
             log.console.print(table)
     return scores
+
+
+def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
+    """From the first state, or the newest checkpoint, to the final scores."""
+    config = run.config
+    evaluator = Evaluator(run.model, run.mesh, run.corpus, run.tokenizer, config)
+    with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+        state = _first_state(run, checkpoints, log)
+        _describe(run, state, log)
+        state = _steps(run, state, checkpoints, evaluator, log)
+        checkpoints.save(config.steps, state, force=True)
+    return evaluator.scores(state.params)
 
 
 def _steps(
@@ -147,9 +156,12 @@ def _steps(
         checkpoints.save(step + 1, state)
         every = config.evaluation.every
         if every and (step + 1) % every == 0 and step + 1 < config.steps:
+            _report(step + 1, pending, clock, config, log)
+            pending = None
             scores = evaluator.scores(state.params)
             log.write(step + 1, flatten(scores))
             log.say(f"step {step + 1} evaluation  {summary(scores)}")
+            clock.skip(step + 1)
     _report(config.steps, pending, clock, config, log)
     return state
 

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from rc3_jax.models.heads import TEMPERATURE_RANGE
+from rc3_jax.models.heads import TEMPERATURE_RANGE, Projection
 from rc3_jax.models.rc3 import RC3
 from rc3_jax.objectives.rc3 import Objective, rc3_losses
 from rc3_jax.objectives.relevance import RegularizerScales, check_forms, ramp
@@ -69,11 +69,14 @@ def _ema_vectors(model, ema, batch, objective):
     """Text vectors of the weak rows by the averaged text tower, where it tells relevance."""
     if ema is None or "weak" not in objective.contrasted(batch):
         return None
-    weak = batch["weak"]
-    return tuple(
-        jax.lax.stop_gradient(model.apply({"params": ema}, ids, method=RC3.encode_text)[1])
-        for ids in (weak["ids_a"], weak["ids_b"])
-    )
+
+    def vectors(ids):
+        states = model.text.apply({"params": ema["text"]}, ids)
+        projection = Projection(model.projection_size, model.dtype)
+        vectors = projection.apply({"params": ema["text_projection"]}, states[:, 0])
+        return jax.lax.stop_gradient(vectors)
+
+    return tuple(vectors(batch["weak"][name]) for name in ("ids_a", "ids_b"))
 
 
 def make_step(

@@ -127,9 +127,7 @@ def _open(**sources) -> Corpus:
 def _rows(corpus: Corpus) -> list[tuple[str, object, int]]:
     """(kind, record, group) of all training rows."""
     return [
-        (kind, *pool[index][:2])
-        for kind, pool in corpus.pools.items()
-        for index in range(len(pool))
+        (kind, *pool[index]) for kind, pool in corpus.pools.items() for index in range(len(pool))
     ]
 
 
@@ -182,11 +180,15 @@ def test_groups_tell_images_apart_across_sources_and_join_rows_of_one(folder, pa
     assert sorted(max(both, key=len)) == ["strict", "strict", "weak", "weak"]  # image 0, twice
 
 
-def test_language_pairs_are_weighted_within_their_source(folder):
-    pool = _open(a=folder).pools["weak"]
-    _, _, weights = pool[0]
-    # TRAIN lines offer English with Chinese, one line English twice.
-    assert weights == pytest.approx({("en", "zh"): TRAIN**-0.3, ("en", "en"): 1.0})
+def test_language_pairs_find_their_records_among_all_sources(folder, data_dir):
+    pool = _open(a=folder, b=_scenes(weak=3), c=_tfds(data_dir), d=_scenes(weak=2)).pools["weak"]
+    start = TRAIN + 1  # lines that offer English with Chinese, and one that offers English twice
+    scenes = {("cs", "en"): [start, start + 2, start + 8], ("cs", "de"): [start + 1, start + 9]}
+    pairs = {("en", "zh"): [*range(TRAIN)], ("en", "en"): [TRAIN], **scenes}
+    pairs["fr", "ja"] = [*range(start + 3, start + 8)]
+    assert {pair: list(numbers) for pair, numbers in pool.pairs.items()} == pairs
+    for pair, numbers in pairs.items():
+        assert all(set(pool[number][0].texts) == set(pair) for number in numbers)
 
 
 def test_heldout_records_are_those_of_the_heldout_split(folder, data_dir):

@@ -14,7 +14,7 @@ from rc3_jax.data.example import evaluation_row, example_batch, training_row
 from rc3_jax.data.image import resize
 from rc3_jax.data.record import BadRecord, Record
 from rc3_jax.data.scenes import SceneSource
-from rc3_jax.data.text import IGNORED
+from rc3_jax.data.text import IGNORED, language_pairs
 from rc3_jax.data.tokenizer import train_tokenizer
 from tests.tiny import tiny_config
 
@@ -47,7 +47,8 @@ def _record(texts=NEUTRAL, image=lambda: PIXELS, boxes=BOXES) -> Record:
 
 def _row(record, tokenizer, config, number=0) -> dict:
     rng = np.random.Generator(np.random.Philox(number))
-    return training_row(record, 17, {}, tokenizer, config, rng)
+    [pair] = language_pairs(record.texts)
+    return training_row(record, 17, pair, tokenizer, config, rng)
 
 
 def _is_mirrored(row) -> bool:
@@ -119,7 +120,7 @@ def test_rows_without_regions_keep_their_patches(tokenizer):
     assert not any(row["has_features"] for row in rows)
     # So do those whose regions are all cropped away.
     config.data.image.crop_scale = (0.2, 0.2)
-    corner = np.array([[0, 0, 0.1, 0.1]], np.float32)
+    corner = np.array([[0, 0, 0.5, 0.5]], np.float32)
     rows = [_row(_record(boxes=corner), tokenizer, config, i) for i in range(100)]
     seen = np.array([row["region_mask"].any() for row in rows])
     patches = np.array([row["use_patches"] for row in rows])

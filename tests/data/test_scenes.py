@@ -201,19 +201,28 @@ LANGUAGE_PAIRS = {
 
 
 @pytest.mark.parametrize("kind", LANGUAGE_PAIRS)
-def test_pair_counts_are_those_of_the_records_and_equal(kind):
+def test_language_pairs_know_their_records_and_are_equally_frequent(kind):
     scenes = source(kind, size=50)
-    counted = {}
-    for record in scenes:
-        pair = tuple(sorted(record.texts))
-        counted[pair] = counted.get(pair, 0) + 1
-    assert scenes.pair_counts == counted
-    assert set(counted) == LANGUAGE_PAIRS[kind]
-    assert max(counted.values()) - min(counted.values()) <= 1
+    found = {}
+    for number, record in enumerate(scenes):
+        found.setdefault(tuple(sorted(record.texts)), []).append(number)
+    assert {pair: list(numbers) for pair, numbers in scenes.pairs.items()} == found
+    assert found.keys() == LANGUAGE_PAIRS[kind]
+    counts = [len(numbers) for numbers in found.values()]
+    assert max(counts) - min(counts) <= 1
+
+
+def test_few_scenes_offer_few_pairs_and_scenes_for_retrieval_all_of_them():
+    assert source("strict", size=2).pairs == {
+        ("de", "en"): range(0, 2, 3),
+        ("en", "fr"): range(1, 2, 3),
+    }
+    pairs = source("retrieval", size=7).pairs
+    assert pairs == dict.fromkeys(itertools.combinations(sorted(grammar.LANGUAGES), 2), range(7))
 
 
 def test_weak_records_need_no_weak_language():
-    pairs = source("weak", weak_languages=()).pair_counts
+    pairs = source("weak", weak_languages=()).pairs
     assert set(pairs) == LANGUAGE_PAIRS["strict"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 
 import ml_collections
 import numpy as np
@@ -17,6 +18,7 @@ from tests.tiny import tiny_config
 
 SHARES = {"strict": 2.0, "weak": 1.0, "parallel": 1.0}
 KINDS = tuple(SHARES)
+TEXTS = {"en": "a star", "de": "ein Stern", "fr": "une étoile", "cs": "hvězda"}
 RECORDS = 200  # of the folder in which some images are damaged
 
 
@@ -173,7 +175,7 @@ def test_kinds_made_of_the_same_images_do_not_go_in_step(tokenizer):
     texts = {"en": ("a star",), "de": ("ein Stern",)}
     pixels = np.full((8, 8, 3), 200, np.uint8)
     rows = [ImageRow(f"row:{i}", i, lambda: pixels, texts, texts) for i in range(64)]
-    pools = {kind: Pool([(ImageTextSource(rows, kind), 0)], 0.7) for kind in ("strict", "weak")}
+    pools = {kind: Pool([(ImageTextSource(rows, kind), 0)]) for kind in ("strict", "weak")}
     config = _config(**{"steps": 8, "shares.weak": 2.0})
     batches = make_batches(pools, tokenizer, config, Skips())
     together = sum(
@@ -191,15 +193,10 @@ def test_groups_are_moved_by_the_offset_of_their_source(corpus, tokenizer):
 
 
 def test_a_pool_puts_its_sources_one_after_the_other():
-    def source(count: int, languages: str) -> ImageTextSource:
-        texts = {code: (code,) for code in languages.split()}
-        rows = [ImageRow(f"{languages}:{i}", i, b"", texts, {}) for i in range(count)]
-        return ImageTextSource(rows, "strict")
-
-    pool = Pool([(source(2, "de en"), 0), (source(1, "en fr"), 10), (source(3, "cs en"), 20)], 0.7)
+    pool = Pool([(_source("de en", 2), 0), (_source("en fr", 1), 10), (_source("cs en", 3), 20)])
     assert len(pool) == 6
     read = [pool[i] for i in range(6)]
-    assert [record.where for record, _, _ in read] == [
+    assert [record.where for record, _ in read] == [
         "de en:0",
         "de en:1",
         "en fr:0",
@@ -207,19 +204,62 @@ def test_a_pool_puts_its_sources_one_after_the_other():
         "cs en:1",
         "cs en:2",
     ]
-    assert [group for _, group, _ in read] == [0, 1, 10, 20, 21, 22]
-    assert [list(weights) for _, _, weights in read] == [
-        [("de", "en")],
-        [("de", "en")],
-        [("en", "fr")],
-        [("cs", "en")],
-        [("cs", "en")],
-        [("cs", "en")],
-    ]
+    assert [group for _, group in read] == [0, 1, 10, 20, 21, 22]
+    numbers = {pair: list(of_pair) for pair, of_pair in pool.pairs.items()}
+    assert numbers == {("de", "en"): [0, 1], ("en", "fr"): [2], ("cs", "en"): [3, 4, 5]}
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize(
+    "records",
+    [
+        {"de en": 900, "cs en": 90, "en fr": 10},
+        {"de en fr": 300, "cs de en": 60, "cs fr": 20},
+    ],
+)
+def test_language_pairs_come_with_smoothed_frequency(tokenizer, records, exponent):
+    pool = Pool([(_source(languages, count), 0) for languages, count in records.items()])
+    config = _config(**{"steps": 8, "batch_size": 100, "data.language_exponent": exponent})
+    drawn = collections.Counter(pair for pair, _ in _draws(pool, tokenizer, config))
+    offered = collections.Counter()
+    for languages, count in records.items():
+        offered += {pair: count for pair in itertools.combinations(languages.split(), 2)}
+    smoothed = {pair: count**exponent for pair, count in offered.items()}
+    total = sum(smoothed.values())
+    assert drawn == {pair: pytest.approx(800 * n / total, abs=4) for pair, n in smoothed.items()}
+
+
+def test_each_language_pair_goes_through_its_records_in_an_order_of_its_own(tokenizer):
+    pool = Pool([(_source("de en fr", 30), 0)])
+    draws = _draws(pool, tokenizer, _config(steps=6, batch_size=30))
+    orders = {}
+    for pair, group in draws:
+        orders.setdefault(pair, []).append(group)
+    epochs = [tuple(order[i : i + 30]) for order in orders.values() for i in (0, 30)]
+    assert len(orders) == 3 and len(set(epochs)) == 6  # each in another order
+    assert all(sorted(epoch) == list(range(30)) for epoch in epochs)
+
+
+def _source(languages: str, count: int) -> ImageTextSource:
+    """Records without an image, with a text in each language."""
+    texts = {code: (TEXTS[code],) for code in languages.split()}
+    rows = [ImageRow(f"{languages}:{i}", i, None, texts, {}) for i in range(count)]
+    return ImageTextSource(rows, "strict")
+
+
+def _draws(pool: Pool, tokenizer, config) -> list[tuple[tuple[str, ...], int]]:
+    """Language pair and group of every row, told by its texts."""
+    code_of = {tuple(tokenizer.encode([text])[0]): code for code, text in TEXTS.items()}
+    draws = []
+    for batch in make_batches({"strict": pool}, tokenizer, config, Skips()):
+        ids_a, ids_b, groups = (batch["strict"][name] for name in ("ids_a", "ids_b", "groups"))
+        for *texts, group in zip(ids_a, ids_b, groups.tolist(), strict=True):
+            draws.append((tuple(sorted(code_of[tuple(ids)] for ids in texts)), group))
+    return draws
 
 
 def _folder_config(root, damaged: list[int]) -> ml_collections.ConfigDict:
-    """A folder of images, some of which are cut off behind their sound header."""
+    """A folder of images, German and French in turn, some cut off behind their sound header."""
     lines = []
     for i in range(RECORDS):
         file = root / f"{i}.jpg"
@@ -229,7 +269,7 @@ def _folder_config(root, damaged: list[int]) -> ml_collections.ConfigDict:
             file.write_bytes(file.read_bytes()[:-400])
         lines.append(
             f'{{"image": "{i}.jpg", "split": "train", "translations": '
-            f'{{"en": "a star", "de": "ein Stern"}}}}'
+            f'{{"en": "a star", "{("de", "fr")[i % 2]}": "x"}}}}'
         )
     lines.append(lines[0].replace("train", "val"))
     (root / "captions.jsonl").write_text("\n".join(lines))
@@ -248,7 +288,9 @@ def _folder_config(root, damaged: list[int]) -> ml_collections.ConfigDict:
     return config
 
 
-def test_a_damaged_image_is_noted_and_the_next_one_takes_its_place(tmp_path, tokenizer):
+def test_a_damaged_image_is_noted_and_the_next_one_of_its_languages_takes_its_place(
+    tmp_path, tokenizer
+):
     config = _folder_config(tmp_path, damaged=[70])
     skips = Skips(config.data.skip_limit)
     # What was skipped elsewhere, however much, does not count against these images.
@@ -263,10 +305,10 @@ def test_a_damaged_image_is_noted_and_the_next_one_takes_its_place(tmp_path, tok
     groups = np.concatenate([row["groups"] for row in rows])
     images = np.concatenate([row["image"] for row in rows])
     missing = [g for g, n in collections.Counter([*range(RECORDS), *groups]).items() if n != 2]
-    assert sorted(missing) == [70, 71] and np.sum(groups == 71) == 2
-    one, other = images[groups == 71]
+    assert sorted(missing) == [70, 72] and np.sum(groups == 72) == 2
+    one, other = images[groups == 72]
     assert np.array_equal(one, other)
-    assert not np.array_equal(one, images[groups == 72][0])
+    assert not np.array_equal(one, images[groups == 71][0])
 
     [(where, reason)] = list(skips.reasons.items())[500:]
     assert where == f"{tmp_path / 'captions.jsonl'}:71"

@@ -97,8 +97,9 @@ def test_fields_become_records(data_dir):
     assert len(rows) == COUNT - 1
 
     strict, weak = ImageTextSource(rows, "strict"), ImageTextSource(rows, "weak")
-    assert strict.pair_counts == {("de", "en"): 11, ("de", "fr"): 11, ("en", "fr"): 11}
-    assert weak.pair_counts == {("de", "zh"): 11}
+    assert strict.pairs.keys() == {("de", "en"), ("de", "fr"), ("en", "fr")}
+    assert weak.pairs.keys() == {("de", "zh")}
+    assert all(len(of_pair) == 11 for source in (strict, weak) for of_pair in source.pairs.values())
     assert weak[0].texts == {"de": ("Ein Bild.",), "zh": ("一张图。", "两张图。")}
     for record in pickle.loads(pickle.dumps(strict)):  # as worker processes receive it
         number = int(record.texts["en"][0].split()[1].rstrip("."))

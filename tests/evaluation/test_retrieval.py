@@ -195,7 +195,9 @@ def test_images_and_texts_are_ranked_by_language(config):
     encoder = _KnownVectors(images[nearest], images)
     config = config.copy_and_resolve_references()
     config.evaluation.modes = ("both", "patches")
-    scores = evaluate_retrieval(encoder, None, records, _WordTokenizer(), config)
+    scores = evaluate_retrieval(
+        encoder, None, records, visual_rows(records, config), _WordTokenizer(), config
+    )
     assert encoder.modes == ["both", "patches"] and scores["both"] == scores["patches"]
     english, german = scores["both"]["en"], scores["both"]["de"]
     assert set(scores["both"]) == {"en", "de"}
@@ -213,7 +215,9 @@ def test_only_the_languages_asked_for_are_scored(config):
     encoder = _KnownVectors(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
     config = config.copy_and_resolve_references()
     config.evaluation.update(modes=("patches",), languages=("fr", "en", "ja"))
-    scores = evaluate_retrieval(encoder, None, records, _WordTokenizer(), config)
+    scores = evaluate_retrieval(
+        encoder, None, records, visual_rows(records, config), _WordTokenizer(), config
+    )
     assert list(scores["patches"]) == ["fr", "en"]  # nobody speaks Japanese here
 
 
@@ -221,7 +225,9 @@ def test_images_without_regions_are_scored_by_their_patches_alone(config):
     plain = Record("heldout", 0, {"en": ("0",)}, lambda: np.zeros((8, 8, 3), np.uint8))
     records = [_described(en=("1",)), plain]
     encoder = _KnownVectors(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32))
-    scores = evaluate_retrieval(encoder, None, records, _WordTokenizer(), config)
+    scores = evaluate_retrieval(
+        encoder, None, records, visual_rows(records, config), _WordTokenizer(), config
+    )
     assert tuple(config.evaluation.modes) == ("both", "patches", "regions")
     assert list(scores) == encoder.modes == ["patches"]
 

@@ -27,8 +27,8 @@ def vectors():
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def terms(forms, vectors, scales=RegularizerScales()):
-    return weak_contrast(forms, *vectors, TAU, GROUPS, None, scales)
+def terms(forms, vectors):
+    return weak_contrast(forms, *vectors, TAU, GROUPS, None, RegularizerScales())
 
 
 def test_forms_are_what_the_method_says(vectors):

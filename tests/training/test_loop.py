@@ -137,3 +137,13 @@ def test_weak_rows_alone_and_strict_rows_alone_train(tmp_path):
         config.evaluation.languages = ("en",)
         scores = train(config, tmp_path / "-".join(kinds), console=quiet())
         assert np.isfinite(scores["dependence"]["text_dependence"])
+
+
+def test_bfloat16_with_dropout_and_rematerialisation_trains(tmp_path):
+    config = tiny_config()
+    config.steps = 3
+    config.model.update(dtype="bfloat16", dropout=0.1, remat="full")
+    config.objective.update(relevance="ema", regularizer=("soft", "hinge"))
+    config.optimizer.mu_dtype = "bfloat16"
+    train(config, tmp_path, console=quiet())
+    assert all(np.isfinite(row["loss"]) for row in lines(tmp_path))

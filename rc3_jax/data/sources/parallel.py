@@ -70,7 +70,7 @@ class ParallelSource:
         if not self._rows:
             raise DataError(f"parallel text {name}: the files are empty; download them again")
         pairs = itertools.combinations(sorted(files), 2)
-        self.pair_counts = dict.fromkeys(pairs, len(self._rows))
+        self.pairs = dict.fromkeys(pairs, range(len(self._rows)))
 
     def __len__(self) -> int:
         return len(self._rows)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from rc3_jax.data.record import BadRecord, DataError, ImageLike, Kind, Record, check_language
+from rc3_jax.data.text import language_pairs
 
 Texts = Mapping[str, tuple[str, ...]]
 
@@ -58,7 +59,11 @@ class ImageTextSource:
                 f"Add them or take {kind!r} out of the config"
             )
         self.groups = 1 + max(row.group for row in rows)
-        self.pair_counts = count_pairs(map(self._texts, self._rows))
+        found = collections.defaultdict(lambda: array.array("i"))
+        for number, row in enumerate(self._rows):
+            for pair in language_pairs(self._texts(row)):
+                found[pair].append(number)
+        self.pairs = {pair: np.frombuffer(numbers, np.int32) for pair, numbers in found.items()}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -89,21 +94,6 @@ def texts_of_kind(kind: Kind, translations: Texts, captions: Texts) -> Texts | N
     if kind == "retrieval":
         return {**captions, **translations} or None
     raise DataError(f"images offer records of kind strict, weak and retrieval, not {kind!r}")
-
-
-def count_pairs(texts: Iterable[Texts]) -> dict[tuple[str, str], int]:
-    """Returns the number of records that offer each unordered pair of languages.
-
-    A record in a single language offers the pair of that language with itself, if it has two
-    texts.
-    """
-    counts: collections.Counter[tuple[str, str]] = collections.Counter()
-    for languages in texts:
-        counts.update(itertools.combinations(sorted(languages), 2))
-        if len(languages) == 1:
-            [(language, in_language)] = languages.items()
-            counts[language, language] += len(in_language) >= 2
-    return dict(+counts)
 
 
 def checked_texts(field: str, texts: object, where: str) -> Texts:
