@@ -29,10 +29,11 @@ def parse_flags(argv: list[str]) -> list[str]:
             raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
         if len(remaining) > 1:
             raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
-    except (flags.Error, AttributeError, KeyError, TypeError, ConfigError) as error:
+    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ConfigError) as error:
         reason = str(error.args[0] if error.args else error)
-        # A failing config file comes with its traceback; its last line holds the reason.
-        sys.exit("error: " + reason.strip().rpartition("ConfigError: ")[2].replace("\n", " "))
+        # What fails inside a config file comes with a traceback; its last line holds the reason.
+        last = reason.strip().splitlines()[-1].strip().rpartition("Error: ")[2]
+        sys.exit("error: " + (last if len(reason.splitlines()) > 2 else reason.replace("\n", " ")))
     return remaining
 
 

@@ -105,7 +105,7 @@ def test_the_flickr_config_runs_on_real_photographs(tmp_path, shared_data):
         (["--config=configs/rc3_base.py:root=/nowhere"], "/nowhere: no such folder"),
         (["--config=configs/rc3_demo.py:bach=8"], "use name=value with one of: steps"),
         (["--config=configs/rc3_demo.py:batch=x"], "config argument batch='x' is no int"),
-        (["--config=configs/nowhere.py"], "No such file"),
+        (["--config=configs/nowhere.py"], "No such file or directory: 'configs/nowhere.py'"),
         (["--config=configs/rc3_demo.py", "--config.optimizer.lrr=1"], 'Did you mean "lr"'),
         (["--config=configs/rc3_demo.py", "--config.steps=many"], "'many'"),
         (["--config=configs/rc3_demo.py", "--config.batch_size=30"], "make it a multiple of 4"),

@@ -20,7 +20,7 @@ def shrink(config):
     config.batch_size = 16
     tower = dict(width=16, depth=2, heads=2, mlp_width=32)
     config.data.max_length = 24
-    config.data.tokenizer.update(vocab_size=400, texts=2000)
+    config.data.tokenizer.update(vocab_size=3000, texts=2000)
     config.data.update(threads=2, prefetch=2)
     config.model.text.update(tower, max_positions=32)
     config.model.patch.update(tower, image_size=32, patch=8)

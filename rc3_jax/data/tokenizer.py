@@ -45,8 +45,8 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids, int32 `[len(texts), max_length]`."""
-        encoded = self._backend.encode_batch(list(texts))
-        return np.array([row.ids for row in encoded], np.int32)
+        # One by one: rows are made in threads already, and a batch would start its own.
+        return np.array([self._backend.encode(text).ids for text in texts], np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without the special tokens."""

@@ -13,14 +13,13 @@ TEMPERATURE_RANGE = (0.001, 0.5)
 
 
 class Projection(nn.Module):
-    """A linear map to the contrastive space, L2-normalised in float32."""
+    """A linear map to the contrastive space, L2-normalised; float32 throughout."""
 
     size: int = 256
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch size"]:
-        return l2_normalise(dense(self.size, self.dtype, "linear")(x.astype(self.dtype)))
+        return l2_normalise(dense(self.size, jnp.float32, "linear")(x.astype(jnp.float32)))
 
 
 class MatchingHead(nn.Module):
@@ -32,7 +31,7 @@ class MatchingHead(nn.Module):
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 2"]:
         y = dense(2 * x.shape[-1], self.dtype, "hidden")(x)
         y = nn.gelu(LayerNorm(1e-5, self.dtype, name="hidden_norm")(y), approximate=False)
-        return dense(2, self.dtype, "logits")(y).astype(jnp.float32)
+        return dense(2, jnp.float32, "logits")(y.astype(jnp.float32))
 
 
 class MaskedLMHead(nn.Module):

@@ -45,7 +45,7 @@ class RC3(nn.Module):
 
     def setup(self):
         def projection():
-            return Projection(self.projection_size, self.dtype)
+            return Projection(self.projection_size)
 
         self.image_projection = projection()
         self.text_projection = projection()

@@ -26,7 +26,8 @@ class TextTower(nn.Module):
 
     def setup(self):
         def embedding(count):
-            return nn.Embed(count, self.width, dtype=self.dtype, embedding_init=TOKEN_INIT)
+            # In float32: the gradient of a table sums thousands of rows, which bfloat16 cannot.
+            return nn.Embed(count, self.width, embedding_init=TOKEN_INIT)
 
         self.word_embedding = embedding(self.vocab_size)
         self.position_embedding = embedding(self.max_positions)

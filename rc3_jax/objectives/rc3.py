@@ -53,6 +53,11 @@ class Objective(NamedTuple):
         on = {"strict": self.xvtcl, "weak": self.xvtcl_weak and self.regularizer != ("off",)}
         return [kind for kind in WITH_IMAGE if kind in batch and on[kind]]
 
+    def draws_same_image_negatives(self, contrasted: Sequence[str]) -> bool:
+        """Whether some kind has a hard positive that these negatives compete with."""
+        hard = [kind for kind in contrasted if kind == "strict" or "soft" not in self.regularizer]
+        return bool(hard) and self.same_image_negatives
+
 
 class Text(NamedTuple):
     """Texts of some rows after the text tower."""
@@ -137,7 +142,8 @@ def rc3_losses(
     if contrasted:
         seen = (encoded.take(x, contrasted) for x in (visual.tokens, visual.mask))
         passes["b"] = (encoded.text("b", contrasted), *seen)
-    if objective.itm or (contrasted and objective.same_image_negatives):
+    same_image_negatives = objective.draws_same_image_negatives(contrasted)
+    if objective.itm or same_image_negatives:
         drawn, exists = sample_negatives(
             jax.random.fold_in(key, 0),
             visual.vector,
@@ -167,7 +173,7 @@ def rc3_losses(
             batch,
             encoded,
             fused,
-            wrong_text if objective.same_image_negatives else None,
+            wrong_text if same_image_negatives else None,
             objective,
             temperature["fused"],
             relevance_vectors,
@@ -201,6 +207,10 @@ def _encode(model: RC3, batch: Batch, objective: Objective, deterministic: bool)
         for kind in batch
         for view in _views(kind, batch, objective)
     }
+    if not wanted:
+        raise ValueError(
+            f"no objective with a weight applies to {', '.join(batch)} rows; see objective.weights"
+        )
     lengths = [ids.shape[0] for ids in wanted.values()]
     ids = join(list(wanted.values()))
     states, vectors = model.encode_text(ids, deterministic)

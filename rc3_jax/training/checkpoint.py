@@ -7,6 +7,7 @@ A run's folder holds `checkpoints/<step>/state` and, beside it, `config.json` an
 from __future__ import annotations
 
 import pathlib
+import sys
 from typing import Self
 
 from orbax.checkpoint import v1 as ocp
@@ -19,7 +20,7 @@ class Checkpoints:
 
     Args:
       folder: the run's folder.
-      every: steps between two of them.
+      every: steps between two of them; 0 saves only at the end.
       keep: how many of the latest remain.
     """
 
@@ -27,7 +28,9 @@ class Checkpoints:
         training = ocp.training
         self._checkpointer = training.Checkpointer(
             (folder / "checkpoints").absolute(),
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(every),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
+                every or sys.maxsize
+            ),
             preservation_policy=training.preservation_policies.LatestN(keep),
         )
 

@@ -19,6 +19,7 @@ from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import batch_rows, iterate, make_batches
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer
 from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
+from rc3_jax.evaluation.retrieval import MODES
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.observe.log import Clock, Log
 from rc3_jax.parallel.mesh import check_batch, make_mesh, to_global
@@ -55,6 +56,11 @@ def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None =
     Raises:
       DataError, ConfigError, ValueError: for data or settings that cannot be, with the remedy.
     """
+    unknown = set(config.evaluation.modes) - set(MODES)
+    if unknown:
+        raise ConfigError(
+            f"evaluation.modes: {', '.join(sorted(unknown))} unknown; use {', '.join(MODES)}"
+        )
     room = config.model.text.max_positions - 2  # XLM-R's positions start at 2
     if config.data.max_length > room:
         raise ConfigError(
@@ -93,11 +99,12 @@ def train(
     is_first = jax.process_index() == 0
     _check_folder(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
     with Log(folder if is_first else None, console) as log:
-        run = prepare_run(config, folder)
-        if is_first:
-            save_config(config, folder / "config.json")
-            (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
+        if resume:
+            _check_same_settings(folder, config)
+        run = prepare_run(config, folder if resume else None)
         try:
             scores = _train(run, folder, log)
         finally:
@@ -117,6 +124,9 @@ def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
     evaluator = Evaluator(run.model, run.mesh, run.corpus, run.tokenizer, config)
     with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
         state = _first_state(run, checkpoints, log)
+        if jax.process_index() == 0:
+            save_config(config, folder / "config.json")
+            (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
         _describe(run, state, log)
         state = _steps(run, state, checkpoints, evaluator, log)
         checkpoints.save(config.steps, state, force=True)
@@ -153,17 +163,23 @@ def _steps(
             rows = next(stream)
             clock.wait(time.perf_counter() - waiting)
             batch = to_global(rows, run.mesh)
-        checkpoints.save(step + 1, state)
-        every = config.evaluation.every
-        if every and (step + 1) % every == 0 and step + 1 < config.steps:
-            _report(step + 1, pending, clock, config, log)
+        evaluates = _is_due(step + 1, config.evaluation.every) and step + 1 < config.steps
+        if evaluates or _is_due(step + 1, config.checkpoint.every):
+            _report(step + 1, pending, clock, config, log)  # nothing unsound is saved or scored
             pending = None
+        checkpoints.save(step + 1, state)
+        if evaluates:
             scores = evaluator.scores(state.params)
             log.write(step + 1, flatten(scores))
             log.say(f"step {step + 1} evaluation  {summary(scores)}")
             clock.skip(step + 1)
-    _report(config.steps, pending, clock, config, log)
+    if pending is not None:
+        _report(config.steps, pending, clock, config, log)
     return state
+
+
+def _is_due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def compile_step(run: Run, state: TrainState, batch: Any, log: Log):
@@ -189,13 +205,13 @@ def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _report(step: int, metrics, clock: Clock, config, log: Log) -> None:
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"]):
+    if not math.isfinite(values["loss"] + values["parameter_norm"]):
         log.write(step, values)
         raise FloatingPointError(
             f"the loss of step {step} is {values['loss']}; lower optimizer.lr or optimizer.clip, "
             "and go on from the last checkpoint with --resume"
         )
-    if step % config.log_every == 0 or step == config.steps:
+    if _is_due(step, config.log_every) or step == config.steps:
         values |= clock.read(step)
         log.write(step, values)
         log.step(step, config.steps, values)
@@ -214,6 +230,22 @@ def _check_folder(folder: pathlib.Path, resume: bool) -> None:
     if not resume and begun.exists() and any(begun.iterdir()):
         raise ConfigError(
             f"{folder} holds a run already; go on with --resume, or choose another --workdir"
+        )
+
+
+def _check_same_settings(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
+    """A resumed run reads and computes what it would have; only its surroundings may change."""
+    stored_file = folder / "config.json"
+    if not stored_file.exists():
+        return
+    stored = json.loads(stored_file.read_text(encoding="utf-8"))
+    present = json.loads(json.dumps(config.to_dict()))
+    fixed = ("seed", "steps", "batch_size", "shares", "data", "model", "objective", "optimizer")
+    changed = [name for name in fixed if stored.get(name) != present[name]]
+    if changed:
+        raise ConfigError(
+            f"--resume: {', '.join(changed)} differ from {stored_file}; take the settings of the "
+            "run, or start another one in another --workdir"
         )
 
 

@@ -72,7 +72,7 @@ def _ema_vectors(model, ema, batch, objective):
 
     def vectors(ids):
         states = model.text.apply({"params": ema["text"]}, ids)
-        projection = Projection(model.projection_size, model.dtype)
+        projection = Projection(model.projection_size)
         vectors = projection.apply({"params": ema["text_projection"]}, states[:, 0])
         return jax.lax.stop_gradient(vectors)
 
@@ -100,7 +100,8 @@ def make_step(
         params = clamp_temperatures(optax.apply_updates(state.params, updates))
         ema = state.ema
         if ema is not None:
-            decay = config.objective.ema_decay
+            # Short at first, so that the random start is soon forgotten.
+            decay = jnp.minimum(config.objective.ema_decay, (1 + state.step) / (10 + state.step))
             current = {part: params[part] for part in EMA_PARTS}
             ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, current)
         metrics = terms | {

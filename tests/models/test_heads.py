@@ -65,7 +65,7 @@ def test_token_logits_of_bfloat16_states_are_summed_in_float32():
 
 
 def test_projection_of_bfloat16_is_a_float32_unit_vector():
-    x, head = 100 * _normal(4, WIDTH), Projection(6, jnp.bfloat16)
+    x, head = 100 * _normal(4, WIDTH), Projection(6)
     params = _random_params(head, x)
     vectors = head.apply({"params": params}, jnp.bfloat16(x))
     assert vectors.dtype == jnp.float32

@@ -12,6 +12,7 @@ import jax, jax.numpy as jnp, numpy as np, optax
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.parallel.mesh import make_mesh, to_global
+from rc3_jax.parallel import rules
 from rc3_jax.training.loop import prepare_run
 from rc3_jax.training.state import create_state
 from rc3_jax.training.step import make_step
@@ -27,6 +28,7 @@ OBJECTIVES = {
     "xvtcl_weak soft": {"ramp": 0.0, "regularizer": ("soft",)},
     "xvtcl_weak kl mse": {"ramp": 0.0, "regularizer": ("kl", "mse"), "relevance": "ema"},
 }
+rules.FSDP_THRESHOLD = 256  # bytes; every matrix of the tiny model is sharded
 meshes = {"1": make_mesh(devices=jax.devices()[:1]), "8": make_mesh(), "4x2": make_mesh(4, 2)}
 
 def steps(config, mesh, run):
@@ -34,6 +36,8 @@ def steps(config, mesh, run):
     state = create_state(run.model, optimizer, config, mesh)
     step = make_step(run.model, optimizer, config, mesh, state)
     batches = make_batches(run.corpus.pools, run.tokenizer, config, Skips())
+    split = [p for p in jax.tree.leaves(state.params) if not p.sharding.is_fully_replicated]
+    assert (len(split) > 40) == (mesh.shape["fsdp"] > 1), len(split)
     for number in range(5):
         state, metrics = step(state, to_global(batches[number], mesh))
         gradient = np.concatenate([np.ravel(g) for g in jax.tree.leaves(state.opt_state[0])])
@@ -45,6 +49,8 @@ for name, settings in OBJECTIVES.items():
         continue
     config = tiny_config()
     config.steps, config.batch_size = 5, 32
+    # Adam's first updates are the gradient's signs; at 1e-8 those of rounding noise too.
+    config.optimizer.eps = 1e-6
     config.objective.update(settings)
     for term in config.objective.weights:
         config.objective.weights[term] = float(term == name.split()[0])

@@ -1,0 +1,133 @@
+"""The sum of objectives against a slow one: one pass at a time, nothing joined or shared."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.rc3 import RC3
+from rc3_jax.objectives.contrastive import info_nce
+from rc3_jax.objectives.masked_lm import masked_lm_loss
+from rc3_jax.objectives.matching import matching_loss, sample_negatives
+from rc3_jax.objectives.rc3 import Objective, rc3_losses
+from rc3_jax.objectives.relevance import RegularizerScales, weak_contrast
+from rc3_jax.objectives.rows import join
+from tests.training.test_step import prepared
+
+PAIRS = ("strict", "weak")
+
+
+def slow_losses(model, params, batch, key):
+    """Every term of METHOD.md section 2 from separate calls of the model, kind by kind."""
+
+    def call(method, *arguments):
+        return model.apply({"params": params}, *arguments, method=method)
+
+    def fuse(ids, tokens, mask):
+        states, _ = call(RC3.encode_text, ids)
+        return call(RC3.fuse, states, ids != PAD_ID, tokens, mask)
+
+    def z(fused, ids):
+        return call(RC3.fused_vector, fused, ids != PAD_ID)
+
+    def both(field):
+        return jnp.concatenate([batch[kind][field] for kind in PAIRS])
+
+    tau = call(RC3.temperatures)
+    rows = {name: both(name) for name in batch["strict"] if "ids" not in name}
+    visual = call(RC3.encode_visual, rows)
+    ids_a, ids_b, groups = both("ids_a"), both("ids_b"), both("groups")
+    vector = {k: call(RC3.encode_text, ids)[1] for k, ids in (("a", ids_a), ("b", ids_b))}
+    terms = {
+        "itc": sum(
+            info_nce(visual.vector, vector[v], tau["image_text"], groups) / 2 for v in ("a", "b")
+        )
+    }
+    aligned = [
+        jnp.concatenate([batch[kind][name] for kind in ("strict", "parallel")])
+        for name in ("ids_a", "ids_b", "groups")
+    ]
+    t_a, t_b = (call(RC3.encode_text, ids)[1] for ids in aligned[:2])
+    terms["xtcl"] = info_nce(t_a, t_b, tau["text_text"], aligned[2])
+
+    # The draws belong to rows in joined order; `order` tells where each stands here.
+    strict = len(batch["strict"]["ids_a"])
+    order = join([jnp.arange(strict), strict + jnp.arange(len(batch["weak"]["ids_a"]))])
+    back = jnp.argsort(order)
+
+    def drawn(number, anchors, candidates):
+        chosen, exists = sample_negatives(
+            jax.random.fold_in(key, number),
+            anchors[order],
+            candidates[order],
+            tau["image_text"],
+            groups[order],
+        )
+        return order[chosen][back], exists[back]
+
+    wrong_text, has_text = drawn(0, visual.vector, vector["a"])
+    wrong_image, has_image = drawn(1, vector["a"], visual.vector)
+    fused_a, fused_b = (fuse(ids, visual.tokens, visual.mask) for ids in (ids_a, ids_b))
+    fused_wrong = fuse(ids_a[wrong_text], visual.tokens, visual.mask)
+    fused_image = fuse(ids_a, visual.tokens[wrong_image], visual.mask[wrong_image])
+    logits = (call(RC3.match, fused) for fused in (fused_a, fused_image, fused_wrong))
+    terms["itm"] = matching_loss(*logits, has_image, has_text)[0]
+
+    z_a, z_b = z(fused_a, ids_a), z(fused_b, ids_b)
+    z_wrong = z(fused_wrong, ids_a[wrong_text])
+    same = [jnp.where(has_text, jnp.sum(x * z_wrong, axis=1), -1e9) for x in (z_a, z_b)]
+    head, tail = slice(0, strict), slice(strict, None)
+    terms["xvtcl"] = info_nce(
+        z_a[head], z_b[head], tau["fused"], groups[head], same_image=[s[head] for s in same]
+    )
+    terms |= weak_contrast(
+        ("weighted", "hinge"),
+        z_a[tail],
+        z_b[tail],
+        vector["a"][tail],
+        vector["b"][tail],
+        tau["fused"],
+        groups[tail],
+        [s[tail] for s in same],
+        RegularizerScales(),
+    )
+
+    parallel = batch["parallel"]
+    other, _ = call(RC3.encode_text, parallel["ids_b"])
+    masked = [
+        (fuse(both("masked_ids"), visual.tokens, visual.mask), rows),
+        (fuse(parallel["masked_ids"], other, parallel["ids_b"] != PAD_ID), parallel),
+    ]
+    predicted = [call(RC3.predict_tokens, f, r["masked_positions"]) for f, r in masked]
+    labels = [r["masked_labels"] for _, r in masked]
+    terms["mclm"] = masked_lm_loss(jnp.concatenate(predicted), jnp.concatenate(labels))[0]
+    return terms
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_all_terms_equal_those_of_separate_passes(seed):
+    run, params, batch = prepared()
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda p: p + 0.02 * rng.normal(size=p.shape).astype(np.float32), params)
+    key = jax.random.key(seed)
+
+    def fast(params):
+        def losses(model, batch):
+            return rc3_losses(model, batch, key, Objective())
+
+        return nn.apply(losses, run.model)({"params": params}, batch)
+
+    def slow(params):
+        terms = slow_losses(run.model, params, batch, key)
+        return sum(terms.values()), terms
+
+    (total, terms), gradient = jax.jit(jax.value_and_grad(fast, has_aux=True))(params)
+    (expected, by_term), by_hand = jax.jit(jax.value_and_grad(slow, has_aux=True))(params)
+    for name, value in by_term.items():
+        np.testing.assert_allclose(terms[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(by_hand))
+    for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(by_hand), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * largest)
