@@ -27,6 +27,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         remaining = flags.FLAGS(argv)
         if CONFIG.value is None:
             raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
+        if not CONFIG.value.name:  # a file that is missing shows only when it is read
+            raise ConfigError("config.name is empty; the run's folder is named after it")
         if len(remaining) > 1:
             raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ConfigError) as error:
