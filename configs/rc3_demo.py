@@ -10,7 +10,7 @@ from rc3_jax.config import default_config, parse_argument
 
 
 def get_config(argument: str = ""):
-    chosen = parse_argument(argument, steps=420, batch=64)
+    chosen = parse_argument(argument, steps=500, batch=64)
     config = default_config()
     config.name = "rc3_demo"
     config.steps = chosen.steps
@@ -45,7 +45,7 @@ def get_config(argument: str = ""):
     config.objective.scales.hinge = 10.0
     config.optimizer.lr = 2e-3
     config.optimizer.rates.temperature.factor = 0.05  # at such rates it would fall to its floor
-    config.evaluation.update(every=210, batch_size=64, images=256)
+    config.evaluation.update(every=250, batch_size=64, images=256)
     config.checkpoint.every = 1000
     config.log_every = 20
     return config
