@@ -25,8 +25,6 @@ capture = optax.GradientTransformation(
 OBJECTIVES = {
     "itc": {}, "xtcl": {}, "xvtcl": {}, "itm": {}, "mclm": {},
     "xvtcl_weak": {"ramp": 0.0},
-    "xvtcl_weak soft": {"ramp": 0.0, "regularizer": ("soft",)},
-    "xvtcl_weak kl mse": {"ramp": 0.0, "regularizer": ("kl", "mse"), "relevance": "ema"},
 }
 rules.FSDP_THRESHOLD = 256  # bytes; every matrix of the tiny model is sharded
 meshes = {"1": make_mesh(devices=jax.devices()[:1]), "8": make_mesh(), "4x2": make_mesh(4, 2)}
