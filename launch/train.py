@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
     try:
         train(config, folder, RESUME.value)
-    except (ConfigError, DataError, ValueError, FloatingPointError) as error:
+    except (ConfigError, DataError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -29,7 +29,7 @@ def default_config() -> ml_collections.ConfigDict:
             shares=dict(strict=2.0, weak=1.0, parallel=1.0),
             mesh=dict(data=-1, fsdp=1),  # -1: all devices that fsdp leaves
             data=dict(
-                sources=dict(),  # name -> source, see data/sources/__init__.py
+                sources=dict(),  # name -> source, see data/corpus.py and docs/data.md
                 max_length=40,  # tokens of a text, frame included
                 mask_share=0.4,
                 most_masked=12,
@@ -131,9 +131,11 @@ def parse_argument(argument: str | None, **defaults: Any) -> ml_collections.Conf
             )
         kind = type(defaults[name])
         try:
-            value = text if kind is str else kind(ast.literal_eval(text))
-        except (ValueError, SyntaxError, TypeError) as error:
+            value = text if kind is str else ast.literal_eval(text)
+        except (ValueError, SyntaxError) as error:
             raise ConfigError(f"config argument {name}={text!r} is no {kind.__name__}") from error
+        if type(value) is not kind:
+            raise ConfigError(f"config argument {name}={text!r} is no {kind.__name__}")
         chosen[name] = value
     return chosen
 

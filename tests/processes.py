@@ -14,6 +14,7 @@ def run_python(code: str, devices: int = 1, timeout: int = 600) -> str:
     environment = os.environ | {
         "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
+        "NPROC": "32",  # XLA's threads: simulated devices that wait for one another hold theirs
         "PYTHONPATH": str(ROOT),
     }
     done = subprocess.run(

@@ -112,7 +112,7 @@ class Leaf(NamedTuple):
 LEAVES = {
     "dense": (Leaf(".weight", "/kernel", np.transpose, np.transpose), Leaf(".bias", "/bias")),
     "patches": (Leaf(".weight", "/kernel", _conv_to_dense, _dense_to_conv), Leaf(".bias", "/bias")),
-    "norm": (Leaf(".weight", "/norm/scale"), Leaf(".bias", "/norm/bias")),
+    "norm": (Leaf(".weight", "/scale"), Leaf(".bias", "/bias")),
     "embedding": (Leaf(".weight", "/embedding"),),
     "array": (Leaf("", ""),),
 }

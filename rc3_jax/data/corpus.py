@@ -126,13 +126,28 @@ def _open_scenes(source, config, skips) -> tuple[Kinds, Kinds]:
 
 
 def _open_folder(source, config, skips) -> tuple[Kinds, Kinds]:
-    def kinds(split: str | None, wanted: tuple[str, ...]) -> Kinds:
-        rows = read_folder(source.captions, source.root, split, skips)
-        return _image_text_kinds(rows, wanted)
+    def read(split: str | None) -> list[ImageRow]:
+        return read_folder(source.captions, source.root, split, skips)
 
-    train = kinds(source.train_split, ("strict", "weak"))
-    held = kinds(source.heldout_split, ("retrieval", "strict", "weak"))
-    return train, held
+    return _train_and_heldout(source, read)
+
+
+def _open_parallel(source, config, skips) -> tuple[Kinds, Kinds]:
+    return {"parallel": (ParallelSource(dict(source.files), skips), 0)}, {}
+
+
+def _open_tfds(source, config, skips) -> tuple[Kinds, Kinds]:
+    from rc3_jax.data.sources.tfds import read_tfds
+
+    def read(split: str) -> list[ImageRow]:
+        return read_tfds(source.builder, source.data_dir, split, source.fields.to_dict(), skips)
+
+    return _train_and_heldout(source, read)
+
+
+def _train_and_heldout(source, read: Callable[[str], list[ImageRow]]) -> tuple[Kinds, Kinds]:
+    train = _image_text_kinds(read(source.train_split), ("strict", "weak"))
+    return train, _image_text_kinds(read(source.heldout_split), ("retrieval", "strict", "weak"))
 
 
 def _image_text_kinds(rows: Sequence[ImageRow], wanted: Sequence[str]) -> Kinds:
@@ -143,21 +158,6 @@ def _image_text_kinds(rows: Sequence[ImageRow], wanted: Sequence[str]) -> Kinds:
         if any(texts_of_kind(kind, row.translations, row.captions) for row in rows)
     }
     return {kind: (ImageTextSource(rows, kind), 0) for kind in wanted if kind in offered}
-
-
-def _open_parallel(source, config, skips) -> tuple[Kinds, Kinds]:
-    return {"parallel": (ParallelSource(dict(source.files), skips), 0)}, {}
-
-
-def _open_tfds(source, config, skips) -> tuple[Kinds, Kinds]:
-    from rc3_jax.data.sources.tfds import read_tfds
-
-    def kinds(split: str, wanted: tuple[str, ...]) -> Kinds:
-        rows = read_tfds(source.builder, source.data_dir, split, source.fields.to_dict(), skips)
-        return _image_text_kinds(rows, wanted)
-
-    train = kinds(source.train_split, ("strict", "weak"))
-    return train, kinds(source.heldout_split, ("retrieval", "strict", "weak"))
 
 
 def run_tokenizer(

@@ -13,41 +13,37 @@ from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.rc3 import RC3
 
 
-def make_dependence(model: RC3):
-    """A compiled function `(params, rows) -> similarities`, see `similarities` below."""
+def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Of each row, float32 `[batch]`: s(z^a, z^b); the same with another row's text in z^a, with
+    another row's image in z^a; and s(t^a, t^b).
 
-    def similarities(module: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        """Of each row, float32 `[batch]`: s(z^a, z^b); the same with another row's text in
-        z^a, with another row's image in z^a; and s(t^a, t^b).
-        """
-        visual = module.encode_visual(rows)
-        ids_a, ids_b = rows["ids_a"], rows["ids_b"]
+    Args:
+      model: bound to its parameters.
+      rows: those of `RC3.encode_visual` with `ids_a` and `ids_b`.
+    """
+    visual = model.encode_visual(rows)
+    ids_a, ids_b = rows["ids_a"], rows["ids_b"]
 
-        def z(ids, view, view_mask):
-            states, vector = module.encode_text(ids)
-            mask = ids != PAD_ID
-            return module.fused_vector(module.fuse(states, mask, view, view_mask), mask), vector
+    def z(ids, view, view_mask):
+        states, vector = model.encode_text(ids)
+        mask = ids != PAD_ID
+        return model.fused_vector(model.fusion(states, mask, view, view_mask), mask), vector
 
-        z_a, text_a = z(ids_a, visual.tokens, visual.mask)
-        z_b, text_b = z(ids_b, visual.tokens, visual.mask)
-        other_text, _ = z(jnp.roll(ids_a, 1, axis=0), visual.tokens, visual.mask)
-        rolled = (jnp.roll(x, 1, axis=0) for x in (visual.tokens, visual.mask))
-        other_image, _ = z(ids_a, *rolled)
+    z_a, text_a = z(ids_a, visual.tokens, visual.mask)
+    z_b, text_b = z(ids_b, visual.tokens, visual.mask)
+    other_text, _ = z(jnp.roll(ids_a, 1, axis=0), visual.tokens, visual.mask)
+    rolled = (jnp.roll(x, 1, axis=0) for x in (visual.tokens, visual.mask))
+    other_image, _ = z(ids_a, *rolled)
 
-        def dot(x, y):
-            return jnp.sum(x * y, axis=-1)
+    def dot(x, y):
+        return jnp.sum(x * y, axis=-1)
 
-        return {
-            "proximity": dot(z_a, z_b),
-            "other_text": dot(other_text, z_b),
-            "other_image": dot(other_image, z_b),
-            "text_relevance": dot(text_a, text_b),
-        }
-
-    def call(params, rows):
-        return model.apply({"params": params}, rows, method=similarities)
-
-    return jax.jit(call)
+    return {
+        "proximity": dot(z_a, z_b),
+        "other_text": dot(other_text, z_b),
+        "other_image": dot(other_image, z_b),
+        "text_relevance": dot(text_a, text_b),
+    }
 
 
 def dependence_scores(
@@ -56,7 +52,7 @@ def dependence_scores(
     """The three figures to watch, all of which must stay clear of 0.
 
     Args:
-      values: what `make_dependence`'s function returned for held-out weak rows.
+      values: what `similarities` returned for held-out weak rows.
       relevance: true relevance of each row, where it is known.
 
     Returns:

@@ -6,19 +6,16 @@ import functools
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
-from rc3_jax.data.corpus import Corpus
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.text import draw_texts, language_pairs
-from rc3_jax.data.tokenizer import Tokenizer
-from rc3_jax.evaluation.dependence import dependence_scores, make_dependence
+from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval, visual_rows
-from rc3_jax.models.rc3 import RC3
 from rc3_jax.parallel.mesh import BATCH
+from rc3_jax.training.run import Run
 
 Scores = dict[str, Any]
 
@@ -26,20 +23,17 @@ Scores = dict[str, Any]
 class Evaluator:
     """Compiles its functions once and scores any parameters of a model."""
 
-    def __init__(
-        self,
-        model: RC3,
-        mesh: Mesh,
-        corpus: Corpus,
-        tokenizer: Tokenizer,
-        config: ml_collections.ConfigDict,
-    ):
-        self._corpus, self._tokenizer, self._config = corpus, tokenizer, config
-        self._encoder = Encoder(model, mesh, config.evaluation.batch_size)
-        whole = NamedSharding(mesh, PartitionSpec())  # each process reads all of the results
-        self._dependence = jax.jit(make_dependence(model), out_shardings=whole)
-        self._rows = NamedSharding(mesh, BATCH)
-        self._weak = corpus.heldout_weak[: len(corpus.heldout_weak) // mesh.size * mesh.size]
+    def __init__(self, run: Run):
+        self._corpus, self._tokenizer, self._config = run.corpus, run.tokenizer, run.config
+        self._encoder = Encoder(run.model, run.mesh, run.config.evaluation.batch_size)
+        whole = NamedSharding(run.mesh, PartitionSpec())  # each process reads all of the results
+        self._dependence = jax.jit(
+            lambda params, rows: run.model.apply({"params": params}, rows, method=similarities),
+            out_shardings=whole,
+        )
+        self._rows = NamedSharding(run.mesh, BATCH)
+        weak = run.corpus.heldout_weak
+        self._weak = weak[: len(weak) // run.mesh.size * run.mesh.size]
 
     def scores(self, params) -> Scores:
         """`retrieval` (mode → language → recall) and `dependence`, where there is data for it."""

@@ -6,10 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rc3_jax.models.layers import LayerNorm, dense, l2_normalise
-
-TEMPERATURE_INIT = 0.07
-TEMPERATURE_RANGE = (0.001, 0.5)
+from rc3_jax.models.layers import dense, l2_normalise
 
 
 class Projection(nn.Module):
@@ -30,7 +27,7 @@ class MatchingHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 2"]:
         y = dense(2 * x.shape[-1], self.dtype, "hidden")(x)
-        y = nn.gelu(LayerNorm(1e-5, self.dtype, name="hidden_norm")(y), approximate=False)
+        y = nn.gelu(nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y), approximate=False)
         return dense(2, jnp.float32, "logits")(y.astype(jnp.float32))
 
 
@@ -47,7 +44,7 @@ class MaskedLMHead(nn.Module):
         word_embedding: Float[Array, "vocab width"],
     ) -> Float[Array, "*batch vocab"]:
         y = nn.gelu(dense(x.shape[-1], self.dtype, "hidden")(x), approximate=False)
-        y = LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)
+        y = nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)
         logits = jnp.einsum(
             "...w,vw->...v",
             y,
@@ -55,14 +52,3 @@ class MaskedLMHead(nn.Module):
             preferred_element_type=jnp.float32,
         )
         return logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
-
-
-class Temperature(nn.Module):
-    """A learned scalar that logits are divided by, float32 (METHOD.md section 1.7).
-
-    The training step clamps the parameter to `TEMPERATURE_RANGE` after each update.
-    """
-
-    @nn.compact
-    def __call__(self) -> Float[Array, ""]:
-        return self.param("value", nn.initializers.constant(TEMPERATURE_INIT), ())

@@ -23,17 +23,6 @@ def dense(width: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
     return nn.Dense(width, dtype=dtype, kernel_init=DENSE_INIT, name=name)
 
 
-class LayerNorm(nn.Module):
-    """Layer normalisation with statistics in float32, result in `dtype`."""
-
-    epsilon: float = 1e-5
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        return nn.LayerNorm(self.epsilon, dtype=jnp.float32, name="norm")(x).astype(self.dtype)
-
-
 class Attention(nn.Module):
     """Multi-head attention with biases everywhere; softmax in float32."""
 
@@ -78,7 +67,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, mask, context, context_mask, deterministic: bool):
         def residual(x, name, function):
-            norm = LayerNorm(self.epsilon, self.dtype, name=f"{name}_norm")
+            norm = nn.LayerNorm(self.epsilon, self.dtype, name=f"{name}_norm")
             y = function(norm(x) if self.pre_norm else x)
             y = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
             return y if self.pre_norm else norm(y)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rc3_jax.models.layers import TOKEN_INIT, LayerNorm, Stack, dense
+from rc3_jax.models.layers import TOKEN_INIT, Stack, dense
 
 
 def to_patches(
@@ -21,16 +21,10 @@ def to_patches(
 class PatchTower(nn.Module):
     """Images to token states, as `ViTModel` of Hugging Face computes them."""
 
+    encoder: Stack
     image_size: int = 224
     patch: int = 16
     width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    dropout: float = 0.0
-    remat: str = "none"
-    unroll: int = 1
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -41,24 +35,14 @@ class PatchTower(nn.Module):
         Args:
           images: normalised pixels, `[batch, image_size, image_size, 3]`.
         """
-        patches = to_patches(images.astype(self.dtype), self.patch)
-        x = dense(self.width, self.dtype, "patch_embedding")(patches)
+        dtype = self.encoder.dtype
+        patches = to_patches(images.astype(dtype), self.patch)
+        x = dense(self.width, dtype, "patch_embedding")(patches)
         batch, count, _ = x.shape
         class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
-        class_token = jnp.broadcast_to(class_token.astype(self.dtype), (batch, 1, self.width))
+        class_token = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, self.width))
         positions = self.param("position_embedding", TOKEN_INIT, (1, count + 1, self.width))
-        x = jnp.concatenate([class_token, x], axis=1) + positions.astype(self.dtype)
-        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        x = Stack(
-            self.depth,
-            self.heads,
-            self.mlp_width,
-            pre_norm=True,
-            epsilon=1e-12,
-            dropout=self.dropout,
-            remat=self.remat,
-            unroll=self.unroll,
-            dtype=self.dtype,
-            name="encoder",
-        )(x, deterministic=deterministic)
-        return LayerNorm(1e-12, self.dtype, name="final_norm")(x)
+        x = jnp.concatenate([class_token, x], axis=1) + positions.astype(dtype)
+        x = nn.Dropout(self.encoder.dropout)(x, deterministic=deterministic)
+        x = self.encoder(x, deterministic=deterministic)
+        return nn.LayerNorm(self.encoder.epsilon, dtype, name="final_norm")(x)

@@ -10,16 +10,20 @@ import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Bool, Float, Int
 
+from rc3_jax.config import ConfigError
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.fusion import FusionEncoder
-from rc3_jax.models.heads import MaskedLMHead, MatchingHead, Projection, Temperature
-from rc3_jax.models.layers import REMAT_POLICIES, TOKEN_INIT, AttentionPool, masked_mean
+from rc3_jax.models.heads import MaskedLMHead, MatchingHead, Projection
+from rc3_jax.models.layers import REMAT_POLICIES, TOKEN_INIT, AttentionPool, Stack, masked_mean
 from rc3_jax.models.patch import PatchTower
 from rc3_jax.models.roi import GEOMETRIES, RoiTower
 from rc3_jax.models.text import TextTower
 
+DTYPES = ("float32", "bfloat16")
 READOUTS = ("attention", "mean")
 CONTRASTS = ("image_text", "text_text", "fused")
+TEMPERATURE_INIT = 0.07
+TEMPERATURE_RANGE = (0.001, 0.5)
+"""The training step keeps the learned temperatures within it (METHOD.md section 1.7)."""
 
 
 class Visual(NamedTuple):
@@ -31,36 +35,41 @@ class Visual(NamedTuple):
 
 
 class RC3(nn.Module):
-    """The parts of RC³; used through `init` and `apply` with one of the methods below."""
+    """The parts of RC³; used through `init` and `apply` with one of the methods below.
+
+    Attributes:
+      fusion: text that reads a second view, an image or another text, by cross-attention
+        (METHOD.md section 1.5).
+      readout: how z is read from the text positions, one of `READOUTS`.
+      image_mean, image_std: of each colour channel, 0 to 1.
+    """
 
     text: TextTower
     patch: PatchTower
     roi: RoiTower | None
-    fusion: FusionEncoder
+    fusion: Stack
     projection_size: int = 256
     readout: str = "attention"
     image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        def projection():
-            return Projection(self.projection_size)
-
-        self.image_projection = projection()
-        self.text_projection = projection()
-        self.fused_projection = projection()
+        dtype = self.fusion.dtype
+        self.image_projection = Projection(self.projection_size)
+        self.text_projection = Projection(self.projection_size)
+        self.fused_projection = Projection(self.projection_size)
         if self.readout == "attention":
-            self.fused_pool = AttentionPool(self.fusion.heads, self.dtype)
+            self.fused_pool = AttentionPool(self.fusion.heads, dtype)
         if self.roi is not None:
             self.visual_type = self.param("visual_type", TOKEN_INIT, (2, self.patch.width))
-        self.matching_head = MatchingHead(self.dtype)
-        self.masked_lm_head = MaskedLMHead(self.text.vocab_size, self.dtype)
-        self.temperature = {name: Temperature() for name in CONTRASTS}
+        self.matching_head = MatchingHead(dtype)
+        self.masked_lm_head = MaskedLMHead(self.text.vocab_size, dtype)
+        init = nn.initializers.constant(TEMPERATURE_INIT)
+        self.temperature = {name: self.param(f"temperature_{name}", init, ()) for name in CONTRASTS}
 
     def temperatures(self) -> dict[str, Float[Array, ""]]:
-        """The learned temperature of each contrast."""
-        return {name: self.temperature[name]() for name in CONTRASTS}
+        """The learned scalar, float32, that the logits of each contrast are divided by."""
+        return self.temperature
 
     def encode_text(
         self, ids: Int[Array, "batch length"], deterministic: bool = True
@@ -95,7 +104,7 @@ class RC3(nn.Module):
                 deterministic,
             )
             parts.append((regions, rows["region_mask"] & rows["use_regions"][:, None]))
-            types = self.visual_type.astype(self.dtype)
+            types = self.visual_type.astype(tokens.dtype)
             parts = [(t + types[i], m) for i, (t, m) in enumerate(parts)]
         vector = self.image_projection(_pool_parts(parts))
         return Visual(
@@ -103,17 +112,6 @@ class RC3(nn.Module):
             jnp.concatenate([m for _, m in parts], axis=1),
             vector,
         )
-
-    def fuse(
-        self,
-        text_states: Float[Array, "batch length width"],
-        text_mask: Bool[Array, "batch length"],
-        view: Float[Array, "batch tokens view_width"],
-        view_mask: Bool[Array, "batch tokens"],
-        deterministic: bool = True,
-    ) -> Float[Array, "batch length width"]:
-        """Fused states of a text that reads a second view (visual tokens or another text)."""
-        return self.fusion(text_states, text_mask, view, view_mask, deterministic)
 
     def fused_vector(
         self, fused: Float[Array, "batch length width"], text_mask: Bool[Array, "batch length"]
@@ -144,7 +142,7 @@ class RC3(nn.Module):
         visual = self.encode_visual(rows)
         states, text_vector = self.encode_text(ids)
         mask = ids != PAD_ID
-        fused = self.fuse(states, mask, visual.tokens, visual.mask)
+        fused = self.fusion(states, mask, visual.tokens, visual.mask)
         return (
             visual.vector,
             text_vector,
@@ -166,56 +164,54 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int) -> RC3:
     """RC³ as `config.model` says; parallel text is fused too, so the widths must agree.
 
     Raises:
-      ValueError: if tower widths differ or a width is not divisible by its heads.
+      ConfigError: if tower widths differ or a width is not divisible by its heads.
     """
     for setting, value, names in (
         ("readout", config.readout, READOUTS),
         ("remat", config.remat, REMAT_POLICIES),
         ("roi.geometry", config.roi.geometry, GEOMETRIES),
+        ("dtype", config.dtype, DTYPES),
     ):
         if value not in names:
-            raise ValueError(f"model.{setting}={value!r}: use one of {', '.join(names)}")
+            raise ConfigError(f"model.{setting}={value!r}: use one of {', '.join(names)}")
     if config.patch.width != config.text.width:
-        raise ValueError(
+        raise ConfigError(
             f"model.patch.width={config.patch.width} and model.text.width={config.text.width} "
             "must be equal: the fusion encoder reads images and parallel text alike"
         )
     for name in ("text", "patch"):
         part = config[name]
         if part.width % part.heads:
-            raise ValueError(
+            raise ConfigError(
                 f"model.{name}.width={part.width} is not divisible by its heads={part.heads}"
             )
     if config.patch.image_size % config.patch.patch:
-        raise ValueError(
+        raise ConfigError(
             f"model.patch.image_size={config.patch.image_size} is not a multiple of "
             f"model.patch.patch={config.patch.patch}"
         )
+    text, patch, roi = config.text, config.patch, config.roi
     dtype = jnp.dtype(config.dtype)
-    common = dict(dropout=config.dropout, remat=config.remat, unroll=config.unroll, dtype=dtype)
-    roi = None
-    if config.roi.regions:
-        roi = RoiTower(
-            width=config.patch.width,
-            depth=config.roi.depth,
-            heads=config.patch.heads,
-            mlp_width=config.patch.mlp_width,
-            geometry=config.roi.geometry,
-            **common,
-        )
+
+    def encoder(like, depth, **style) -> Stack:
+        common = dict(dropout=config.dropout, remat=config.remat, unroll=config.unroll, dtype=dtype)
+        return Stack(depth, like.heads, like.mlp_width, **style, **common)
+
+    roi_tower = None
+    if roi.regions:
+        roi_encoder = encoder(patch, roi.depth, pre_norm=True, epsilon=1e-5)
+        roi_tower = RoiTower(roi_encoder, patch.width, roi.geometry)
+    text_encoder = encoder(text, text.depth, pre_norm=False, epsilon=1e-5)
+    patch_encoder = encoder(patch, patch.depth, pre_norm=True, epsilon=1e-12)
     return RC3(
-        text=TextTower(vocab_size=vocab_size, **config.text, **common),
-        patch=PatchTower(**config.patch, **common),
-        roi=roi,
-        fusion=FusionEncoder(
-            depth=config.fusion.depth,
-            heads=config.text.heads,
-            mlp_width=config.text.mlp_width,
-            **common,
+        text=TextTower(text_encoder, vocab_size, text.width, text.max_positions),
+        patch=PatchTower(patch_encoder, patch.image_size, patch.patch, patch.width),
+        roi=roi_tower,
+        fusion=encoder(
+            text, config.fusion.depth, pre_norm=False, epsilon=1e-5, cross_attention=True
         ),
         projection_size=config.projection_size,
         readout=config.readout,
         image_mean=tuple(config.image_mean),
         image_std=tuple(config.image_std),
-        dtype=dtype,
     )

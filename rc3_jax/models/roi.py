@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from rc3_jax.models.layers import LayerNorm, Stack, dense
+from rc3_jax.models.layers import Stack, dense
 
 GEOMETRIES = ("7d", "5d")
 
@@ -58,15 +58,9 @@ class RoiTower(nn.Module):
     through a projection of its own.
     """
 
+    encoder: Stack
     width: int = 768
-    depth: int = 2
-    heads: int = 12
-    mlp_width: int = 3072
     geometry: str = "7d"
-    dropout: float = 0.0
-    remat: str = "none"
-    unroll: int = 1
-    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
@@ -79,27 +73,20 @@ class RoiTower(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "batch regions width"]:
         """Args: grid: patch tokens in their places; None where every row has features."""
-        content = dense(self.width, self.dtype, "feature_embedding")(features.astype(self.dtype))
+        dtype = self.encoder.dtype
+
+        def norm(name):
+            return nn.LayerNorm(self.encoder.epsilon, dtype, name=name)
+
+        content = dense(self.width, dtype, "feature_embedding")(features.astype(dtype))
         if grid is not None:
-            aligned = dense(self.width, self.dtype, "aligned_embedding")(roi_align(grid, boxes))
+            aligned = dense(self.width, dtype, "aligned_embedding")(roi_align(grid, boxes))
             content = jnp.where(has_features[:, None, None], content, aligned)
         # In float32: bfloat16 would round places to the third digit.
         place = dense(self.width, jnp.float32, "geometry_embedding")(
             box_geometry(boxes, self.geometry)
         )
-        x = LayerNorm(1e-5, self.dtype, name="feature_norm")(content)
-        x = x + LayerNorm(1e-5, self.dtype, name="geometry_norm")(place)
-        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        x = Stack(
-            self.depth,
-            self.heads,
-            self.mlp_width,
-            pre_norm=True,
-            epsilon=1e-5,
-            dropout=self.dropout,
-            remat=self.remat,
-            unroll=self.unroll,
-            dtype=self.dtype,
-            name="encoder",
-        )(x, mask, deterministic=deterministic)
-        return LayerNorm(1e-5, self.dtype, name="final_norm")(x)
+        x = norm("feature_norm")(content) + norm("geometry_norm")(place)
+        x = nn.Dropout(self.encoder.dropout)(x, deterministic=deterministic)
+        x = self.encoder(x, mask, deterministic=deterministic)
+        return norm("final_norm")(x)

@@ -7,22 +7,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.layers import TOKEN_INIT, LayerNorm, Stack
+from rc3_jax.models.layers import TOKEN_INIT, Stack
 
 
 class TextTower(nn.Module):
     """Token ids to token states, as `XLMRobertaModel` of Hugging Face computes them."""
 
+    encoder: Stack
     vocab_size: int
     width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
     max_positions: int = 514
-    dropout: float = 0.0
-    remat: str = "none"
-    unroll: int = 1
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         def embedding(count):
@@ -32,19 +26,8 @@ class TextTower(nn.Module):
         self.word_embedding = embedding(self.vocab_size)
         self.position_embedding = embedding(self.max_positions)
         self.type_embedding = embedding(1)
-        self.embedding_norm = LayerNorm(1e-5, self.dtype)
-        self.drop = nn.Dropout(self.dropout)
-        self.encoder = Stack(
-            self.depth,
-            self.heads,
-            self.mlp_width,
-            pre_norm=False,
-            epsilon=1e-5,
-            dropout=self.dropout,
-            remat=self.remat,
-            unroll=self.unroll,
-            dtype=self.dtype,
-        )
+        self.embedding_norm = nn.LayerNorm(self.encoder.epsilon, self.encoder.dtype)
+        self.drop = nn.Dropout(self.encoder.dropout)
 
     def __call__(
         self, ids: Int[Array, "batch length"], deterministic: bool = True

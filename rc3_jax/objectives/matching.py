@@ -15,28 +15,29 @@ def sample_negatives(
     candidates: Float[Array, "batch size"],
     temperature: Float[Array, ""],
     groups: Int[Array, " batch"],
-) -> tuple[Int[Array, " batch"], Bool[Array, " batch"]]:
+) -> Int[Array, " batch"]:
     """Draws one wrong candidate a row, with probability proportional to softmax similarity.
 
-    Gumbel-max over the global batch; candidates of the row's own group are never drawn.
-
-    Returns:
-      The drawn rows, and whether a row has any candidate outside its group (its draw means
-      nothing otherwise).
+    Gumbel-max over the global batch; candidates of the row's own group are never drawn. The draw
+    of a row without any other (see `has_negative`) means nothing.
     """
     anchors, candidates, temperature = jax.lax.stop_gradient((anchors, candidates, temperature))
     logits = similarities(anchors, candidates) / temperature
     allowed = groups[:, None] != groups[None, :]
     noisy = logits + jax.random.gumbel(key, logits.shape)
-    return jnp.argmax(jnp.where(allowed, noisy, -jnp.inf), axis=1), allowed.any(axis=1)
+    return jnp.argmax(jnp.where(allowed, noisy, -jnp.inf), axis=1)
+
+
+def has_negative(groups: Int[Array, " batch"]) -> Bool[Array, " batch"]:
+    """Whether the batch holds a row outside each row's group."""
+    return jnp.broadcast_to(jnp.any(groups != groups[0]), groups.shape)
 
 
 def matching_loss(
     positive: Float[Array, "batch 2"],
     wrong_image: Float[Array, "batch 2"],
     wrong_text: Float[Array, "batch 2"],
-    has_wrong_image: Bool[Array, " batch"],
-    has_wrong_text: Bool[Array, " batch"],
+    has_negatives: Bool[Array, " batch"],
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Binary cross-entropy of one positive to two negatives a row, and its accuracy.
 
@@ -44,11 +45,10 @@ def matching_loss(
       positive: logits of the pairs that belong together; class 1 means match.
       wrong_image: logits of each text with a wrong image.
       wrong_text: logits of each image with a wrong text.
-      has_wrong_image: False where no image outside the row's group existed; not counted.
-      has_wrong_text: the same for texts.
+      has_negatives: False where the batch offered no wrong image and text; not counted.
     """
     logits = jnp.stack([positive, wrong_image, wrong_text]).astype(jnp.float32)
-    valid = jnp.stack([jnp.ones_like(has_wrong_text), has_wrong_image, has_wrong_text])
+    valid = jnp.stack([jnp.ones_like(has_negatives), has_negatives, has_negatives])
     labels = jnp.array([1, 0, 0])[:, None]
     log_probability = jax.nn.log_softmax(logits)
     losses = -jnp.where(labels == 1, log_probability[..., 1], log_probability[..., 0])

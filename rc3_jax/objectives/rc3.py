@@ -10,14 +10,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
+from rc3_jax.config import ConfigError
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.rc3 import RC3, Visual
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
-from rc3_jax.objectives.matching import matching_loss, sample_negatives
-from rc3_jax.objectives.relevance import RegularizerScales, weak_contrast
+from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
+from rc3_jax.objectives.relevance import weak_contrast
 from rc3_jax.objectives.rows import join, split
 
 Batch = Mapping[str, Mapping[str, Array]]
@@ -26,37 +28,17 @@ Terms = dict[str, Float[Array, ""]]
 WITH_IMAGE = ("strict", "weak")
 ALIGNED = ("strict", "parallel")
 """Kinds whose texts translate one another."""
+REGULARIZERS = ("soft", "kl", "hinge", "mse")
+"""Terms of R besides the contrast that it weighs."""
 
 
-class Objective(NamedTuple):
-    """Which terms count how much; all static, so that each choice compiles to its own step.
-
-    Attributes:
-      itc, xtcl, xvtcl, xvtcl_weak, itm, mclm: weights of the terms; `xvtcl` is the contrast
-        on strict rows, `xvtcl_weak` R-XVtCL on weak rows.
-      regularizer: the forms of R, see `relevance.FORMS`.
-      same_image_negatives: adds the same image with a wrong text to XVtCL's negatives.
-    """
-
-    itc: float = 1.0
-    xtcl: float = 1.0
-    xvtcl: float = 1.0
-    xvtcl_weak: float = 1.0
-    itm: float = 1.0
-    mclm: float = 1.0
-    regularizer: tuple[str, ...] = ("weighted", "hinge")
-    scales: RegularizerScales = RegularizerScales()
-    same_image_negatives: bool = True
-
-    def contrasted(self, batch: Batch) -> list[str]:
-        """The kinds of rows that enter the visio-textual contrast."""
-        on = {"strict": self.xvtcl, "weak": self.xvtcl_weak and self.regularizer != ("off",)}
-        return [kind for kind in WITH_IMAGE if kind in batch and on[kind]]
-
-    def draws_same_image_negatives(self, contrasted: Sequence[str]) -> bool:
-        """Whether some kind has a hard positive that these negatives compete with."""
-        hard = [kind for kind in contrasted if kind == "strict" or "soft" not in self.regularizer]
-        return bool(hard) and self.same_image_negatives
+def contrasted(objective: ml_collections.ConfigDict, batch: Batch) -> list[str]:
+    """The kinds of rows that enter the visio-textual contrast."""
+    on = {
+        "strict": objective.weights.xvtcl,
+        "weak": objective.weights.xvtcl_weak and "off" not in objective.regularizer,
+    }
+    return [kind for kind in WITH_IMAGE if kind in batch and on[kind]]
 
 
 class Text(NamedTuple):
@@ -92,18 +74,11 @@ class Encoded(NamedTuple):
         return join([parts[kind] for kind in kinds])
 
 
-class WrongText(NamedTuple):
-    """A wrong text for each image: its rows, and whether the batch had one to draw."""
-
-    text: Text
-    exists: Bool[Array, " batch"]
-
-
 def rc3_losses(
     model: RC3,
     batch: Batch,
     key: PRNGKeyArray,
-    objective: Objective,
+    objective: ml_collections.ConfigDict,
     weak_weight: Float[Array, ""] | float = 1.0,
     relevance_vectors: tuple[Array, Array] | None = None,
     deterministic: bool = False,
@@ -114,88 +89,80 @@ def rc3_losses(
       model: bound to its parameters (the function runs inside `nn.apply`).
       batch: rows of each kind present (`strict`, `weak`, `parallel`), see `data.stream`.
       key: source of the hard negatives.
+      objective: `config.objective`, static: each choice compiles to a step of its own.
       weak_weight: the ramp's present value, multiplied into R-XVtCL on weak rows.
       relevance_vectors: text vectors of the weak rows' texts a and b that tell their
         relevance; None takes those of the model itself.
       deterministic: switches dropout off.
     """
+    weights = objective.weights
     encoded = _encode(model, batch, objective, deterministic)
     temperature = model.temperatures()
-    contrasted = objective.contrasted(batch)
+    kinds = contrasted(objective, batch)
     terms: Terms = {}
 
-    if objective.itc:
+    if weights.itc:
         terms["itc"] = _image_text_contrast(encoded, temperature["image_text"])
     aligned = [kind for kind in ALIGNED if kind in batch]
-    if objective.xtcl and aligned:
+    if weights.xtcl and aligned:
         a, b = encoded.text("a", aligned), encoded.text("b", aligned)
         groups = join([batch[kind]["groups"] for kind in aligned])
         terms["xtcl"] = info_nce(a.vector, b.vector, temperature["text_text"], groups)
 
     # All that the fusion encoder reads over images goes through it as one batch.
-    visual = encoded.visual
+    visual, groups = encoded.visual, encoded.groups
     passes: dict[str, tuple[Text, Array, Array]] = {}
-    wrong_text = None
-    if objective.itm or contrasted:
+    if weights.itm or kinds:
         text_a = encoded.text("a", encoded.kinds)
         passes["a"] = (text_a, visual.tokens, visual.mask)
-    if contrasted:
-        seen = (encoded.take(x, contrasted) for x in (visual.tokens, visual.mask))
-        passes["b"] = (encoded.text("b", contrasted), *seen)
-    same_image_negatives = objective.draws_same_image_negatives(contrasted)
-    if objective.itm or same_image_negatives:
-        drawn, exists = sample_negatives(
-            jax.random.fold_in(key, 0),
-            visual.vector,
-            text_a.vector,
-            temperature["image_text"],
-            encoded.groups,
+    if kinds:
+        seen = (encoded.take(x, kinds) for x in (visual.tokens, visual.mask))
+        passes["b"] = (encoded.text("b", kinds), *seen)
+    if weights.itm or (kinds and objective.same_image_negatives):
+        tau = temperature["image_text"]
+        drawn = sample_negatives(
+            jax.random.fold_in(key, 0), visual.vector, text_a.vector, tau, groups
         )
-        wrong_text = WrongText(Text(*(x[drawn] for x in text_a)), exists)
-        passes["wrong_text"] = (wrong_text.text, visual.tokens, visual.mask)
-    if objective.itm:
-        drawn, has_wrong_image = sample_negatives(
-            jax.random.fold_in(key, 1),
-            text_a.vector,
-            visual.vector,
-            temperature["image_text"],
-            encoded.groups,
+        wrong_text = Text(*(x[drawn] for x in text_a))
+        passes["wrong_text"] = (wrong_text, visual.tokens, visual.mask)
+    if weights.itm:
+        drawn = sample_negatives(
+            jax.random.fold_in(key, 1), text_a.vector, visual.vector, tau, groups
         )
         passes["wrong_image"] = (text_a, visual.tokens[drawn], visual.mask[drawn])
-    if objective.mclm:
-        masked = encoded.text("masked", encoded.kinds)
-        passes["masked"] = (masked, visual.tokens, visual.mask)
+    if weights.mclm:
+        passes["masked"] = (encoded.text("masked", encoded.kinds), visual.tokens, visual.mask)
     fused = _fuse(model, passes, deterministic)
 
-    if contrasted:
+    if kinds:
+        z = {
+            "a": model.fused_vector(encoded.take(fused["a"], kinds), encoded.text("a", kinds).mask),
+            "b": model.fused_vector(fused["b"], encoded.text("b", kinds).mask),
+        }
+        if objective.same_image_negatives:
+            z_wrong = model.fused_vector(fused["wrong_text"], wrong_text.mask)
+            z["wrong_text"] = encoded.take(z_wrong, kinds)
         terms |= _visio_textual_contrast(
-            model,
-            batch,
-            encoded,
-            fused,
-            wrong_text if same_image_negatives else None,
-            objective,
-            temperature["fused"],
-            relevance_vectors,
+            batch, encoded, z, objective, temperature["fused"], relevance_vectors
         )
-    if objective.itm:
+    if weights.itm:
         logits = (model.match(fused[name]) for name in ("a", "wrong_image", "wrong_text"))
-        terms["itm"], terms["itm_accuracy"] = matching_loss(
-            *logits, has_wrong_image, wrong_text.exists
-        )
-    if objective.mclm:
+        terms["itm"], terms["itm_accuracy"] = matching_loss(*logits, has_negative(groups))
+    if weights.mclm:
         terms["mclm"], terms["mclm_accuracy"] = _masked_lm(
             model, batch, encoded, fused["masked"], deterministic
         )
 
-    factors = {name: getattr(objective, name) for name in ("itc", "xtcl", "xvtcl", "itm", "mclm")}
-    for name in ("xvtcl_weak", "soft", "kl", "hinge", "mse"):
-        factors[name] = objective.xvtcl_weak * weak_weight
+    factors = dict(weights) | {
+        name: weights.xvtcl_weak * weak_weight for name in ("xvtcl_weak", *REGULARIZERS)
+    }
     total = sum(factors[name] * terms[name] for name in factors if name in terms)
     return total, {"loss": total, **terms}
 
 
-def _encode(model: RC3, batch: Batch, objective: Objective, deterministic: bool) -> Encoded:
+def _encode(
+    model: RC3, batch: Batch, objective: ml_collections.ConfigDict, deterministic: bool
+) -> Encoded:
     """One pass of the visual towers over all images, one of the text tower over all texts."""
     kinds = [kind for kind in WITH_IMAGE if kind in batch]
     counts = [batch[kind]["ids_a"].shape[0] for kind in kinds]
@@ -208,7 +175,7 @@ def _encode(model: RC3, batch: Batch, objective: Objective, deterministic: bool)
         for view in _views(kind, batch, objective)
     }
     if not wanted:
-        raise ValueError(
+        raise ConfigError(
             f"no objective with a weight applies to {', '.join(batch)} rows; see objective.weights"
         )
     lengths = [ids.shape[0] for ids in wanted.values()]
@@ -219,19 +186,19 @@ def _encode(model: RC3, batch: Batch, objective: Objective, deterministic: bool)
     return Encoded(kinds, counts, rows["groups"], model.encode_visual(rows, deterministic), texts)
 
 
-def _views(kind: str, batch: Batch, objective: Objective) -> list[str]:
+def _views(kind: str, batch: Batch, objective: ml_collections.ConfigDict) -> list[str]:
     """The texts of a kind that some term reads; the others never enter the text tower."""
-    contrasted = objective.contrasted(batch)
-    translated = objective.xtcl and kind in ALIGNED
+    weights, kinds = objective.weights, contrasted(objective, batch)
+    translated = weights.xtcl and kind in ALIGNED
     if kind == "parallel":
-        needs = {"a": translated, "b": translated or objective.mclm}
+        needs = {"a": translated, "b": translated or weights.mclm}
     else:
         # Wrong texts are drawn from the texts a of all rows with an image.
         needs = {
-            "a": objective.itc or objective.itm or contrasted or translated,
-            "b": objective.itc or kind in contrasted or translated,
+            "a": weights.itc or weights.itm or kinds or translated,
+            "b": weights.itc or kind in kinds or translated,
         }
-    return [view for view, needed in {**needs, "masked": objective.mclm}.items() if needed]
+    return [view for view, needed in {**needs, "masked": weights.mclm}.items() if needed]
 
 
 def _image_text_contrast(encoded: Encoded, temperature: Array) -> Array:
@@ -248,49 +215,46 @@ def _fuse(model, passes, deterministic) -> dict[str, Array]:
     if not passes:
         return {}
     columns = zip(*((t.states, t.mask, *view) for t, *view in passes.values()), strict=True)
-    fused = model.fuse(*map(join, columns), deterministic)
+    fused = model.fusion(*map(join, columns), deterministic)
     counts = [text.states.shape[0] for text, _, _ in passes.values()]
     return dict(zip(passes, split(fused, counts), strict=True))
 
 
 def _visio_textual_contrast(
-    model: RC3,
     batch: Batch,
     encoded: Encoded,
-    fused: Mapping[str, Array],
-    wrong_text: WrongText | None,
-    objective: Objective,
+    z: Mapping[str, Array],
+    objective: ml_collections.ConfigDict,
     temperature: Array,
     relevance_vectors: tuple[Array, Array] | None,
 ) -> Terms:
     """XVtCL on strict rows and R-XVtCL on weak rows; each kind is a contrast of its own."""
-    kinds = objective.contrasted(batch)
-    z_a = model.fused_vector(encoded.take(fused["a"], kinds), encoded.text("a", kinds).mask)
-    z_b = model.fused_vector(fused["b"], encoded.text("b", kinds).mask)
-    columns = [z_a, z_b]
-    if wrong_text is not None:
-        z_wrong = model.fused_vector(fused["wrong_text"], wrong_text.text.mask)
-        z_wrong, exists = (encoded.take(x, kinds) for x in (z_wrong, wrong_text.exists))
-        columns += [jnp.where(exists, jnp.sum(z * z_wrong, axis=1), -1e9) for z in (z_a, z_b)]
+    kinds = contrasted(objective, batch)
+    columns = [z["a"], z["b"]]
+    if "wrong_text" in z:
+        exists = encoded.take(has_negative(encoded.groups), kinds)
+        columns += [
+            jnp.where(exists, jnp.sum(z[view] * z["wrong_text"], axis=1), -1e9) for view in "ab"
+        ]
     counts = [batch[kind]["ids_a"].shape[0] for kind in kinds]
-    parts = zip(kinds, zip(*(split(x, counts) for x in columns), strict=True), strict=True)
+    parts = zip(*(split(x, counts) for x in columns), strict=True)
     terms: Terms = {}
-    for kind, (a, b, *same_image) in parts:
+    for kind, (z_a, z_b, *same_image) in zip(kinds, parts, strict=True):
         groups, same_image = batch[kind]["groups"], tuple(same_image) or None
         if kind == "strict":
-            terms["xvtcl"] = info_nce(a, b, temperature, groups, same_image=same_image)
-        else:
-            own = (encoded.texts["weak", view].vector for view in ("a", "b"))
-            terms |= weak_contrast(
-                objective.regularizer,
-                a,
-                b,
-                *(relevance_vectors or own),
-                temperature,
-                groups,
-                same_image,
-                objective.scales,
-            )
+            terms["xvtcl"] = info_nce(z_a, z_b, temperature, groups, same_image=same_image)
+            continue
+        own = (encoded.texts["weak", view].vector for view in "ab")
+        terms |= weak_contrast(
+            objective.regularizer,
+            z_a,
+            z_b,
+            *(relevance_vectors or own),
+            temperature,
+            groups,
+            same_image,
+            objective.scales,
+        )
     return terms
 
 
@@ -303,7 +267,7 @@ def _masked_lm(model, batch, encoded, fused, deterministic) -> tuple[Array, Arra
     ]
     if "parallel" in batch:
         masked, other = encoded.texts["parallel", "masked"], encoded.texts["parallel", "b"]
-        fused = model.fuse(masked.states, masked.mask, other.states, other.mask, deterministic)
+        fused = model.fusion(masked.states, masked.mask, other.states, other.mask, deterministic)
         row = batch["parallel"]
         parts.append((fused, row["masked_positions"], row["masked_labels"]))
     states, positions, labels = map(join, zip(*parts, strict=True))

@@ -6,40 +6,30 @@ here are this project's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float, Int
 
+from rc3_jax.config import ConfigError
 from rc3_jax.objectives.contrastive import info_nce, similarities, soft_cross_entropy
 
 FORMS = ("weighted", "soft", "hinge", "mse", "kl", "none", "off")
 ALONE = ("none", "off")
 
 
-class RegularizerScales(NamedTuple):
-    """Scales of the regularizer's forms; METHOD.md section 2 gives the defaults."""
-
-    soft: float = 0.3
-    hinge: float = 1.0
-    mse: float = 1.0
-    kl: float = 1.0
-    margin: float = 0.1
-    relevance_temperature: float = 0.1
-
-
 def check_forms(forms: Sequence[str]) -> None:
-    """Raises ValueError unless `forms` is a combination that means something."""
-    unknown = [form for form in forms if form not in FORMS]
-    if unknown or not forms:
-        raise ValueError(f"regularizer={tuple(forms)}: name one or more of {', '.join(FORMS)}")
-    if len(forms) > 1 and any(form in ALONE for form in forms):
-        raise ValueError(f"regularizer={tuple(forms)}: 'none' and 'off' stand alone")
+    """Raises ConfigError unless `forms` is a combination that means something."""
+    named = f"objective.regularizer={tuple(forms)}"
+    if not forms or not set(forms) <= set(FORMS):
+        raise ConfigError(f"{named}: name one or more of {', '.join(FORMS)}")
+    if len(forms) > 1 and set(forms) & set(ALONE):
+        raise ConfigError(f"{named}: 'none' and 'off' stand alone")
     if "soft" in forms and ("weighted" in forms or "kl" in forms):
-        raise ValueError(
-            f"regularizer={tuple(forms)}: 'soft' has no hard positive that 'weighted' could "
-            "weigh or 'kl' could add to; name 'soft' without them"
+        raise ConfigError(
+            f"{named}: 'soft' has no hard positive that 'weighted' could weigh or 'kl' could add "
+            "to; name 'soft' without them"
         )
 
 
@@ -52,7 +42,7 @@ def weak_contrast(
     temperature: Float[Array, ""],
     groups: Int[Array, " batch"],
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None,
-    scales: RegularizerScales,
+    scales: ml_collections.ConfigDict,
 ) -> dict[str, Float[Array, ""]]:
     """XVtCL on weak rows with its regularizer; the terms are to be summed.
 
@@ -61,6 +51,7 @@ def weak_contrast(
       text_a: text vectors that tell the relevance, `text_b` those of the other texts; no
         gradient flows into them.
       same_image: see `info_nce`.
+      scales: `config.objective.scales`, of the forms; their margin and temperature.
     """
     relevance = jax.lax.stop_gradient(similarities(text_a, text_b))
     own = jnp.diagonal(relevance)

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from typing import Self
 
 from rich.console import Console
-from rich.live import Live
-from rich.text import Text
 
 SHOWN = ("loss", "itc", "xtcl", "xvtcl", "xvtcl_weak", "soft", "kl", "hinge", "mse", "itm", "mclm")
 
@@ -48,8 +46,6 @@ class Clock:
 class Log:
     """Writes every metric to a file, and the important ones to the console.
 
-    On a terminal the last line is refreshed in place; elsewhere plain lines are printed.
-
     Args:
       folder: where `metrics.jsonl` is appended to; None writes no file (other processes).
     """
@@ -57,17 +53,11 @@ class Log:
     def __init__(self, folder: pathlib.Path | None, console: Console | None = None):
         self._file = None if folder is None else (folder / "metrics.jsonl").open("a")
         self.console = console or Console(quiet=folder is None, soft_wrap=True)
-        self._live = None
 
     def __enter__(self) -> Self:
-        if self.console.is_terminal:
-            self._live = Live(console=self.console, transient=True, auto_refresh=False)
-            self._live.start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._live is not None:
-            self._live.stop()
         if self._file is not None:
             self._file.close()
 
@@ -81,13 +71,9 @@ class Log:
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
 
-    def step(self, step: int, steps: int, values: Mapping[str, float], keep: bool = True) -> None:
-        """Shows a step's line; `keep=False` only refreshes the terminal's last line."""
-        line = step_line(step, steps, values)
-        if self._live is not None:
-            self._live.update(Text(line, style="cyan"), refresh=True)
-        if keep:
-            self.say(line)
+    def step(self, step: int, steps: int, values: Mapping[str, float]) -> None:
+        """Shows a step's line."""
+        self.say(step_line(step, steps, values))
 
     def say(self, text: str) -> None:
         """Prints a line as it is."""

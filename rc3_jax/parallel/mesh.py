@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rc3_jax.config import ConfigError
+
 AXES = ("data", "fsdp")
 BATCH = PartitionSpec(AXES)
 """Rows of a batch are spread over both axes; parameters over `fsdp` alone."""
@@ -20,14 +22,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
       devices: the devices to use; all of them by default.
 
     Raises:
-      ValueError: if the axes do not multiply to the number of devices.
+      ConfigError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     count = len(devices)
     if data == -1 and fsdp > 0 and count % fsdp == 0:
         data = count // fsdp
     if data * fsdp != count or data < 1:
-        raise ValueError(
+        raise ConfigError(
             f"mesh.data={data} x mesh.fsdp={fsdp} does not give the {count} devices present; "
             "set mesh.data=-1 and mesh.fsdp to a divisor of the number of devices"
         )
@@ -35,10 +37,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = 
 
 
 def check_batch(rows: dict[str, int], mesh: Mesh) -> None:
-    """Raises ValueError unless every kind's rows divide evenly among the devices."""
+    """Raises ConfigError unless every kind's rows divide evenly among the devices."""
     uneven = {kind: count for kind, count in rows.items() if count % mesh.size}
     if uneven:
-        raise ValueError(
+        raise ConfigError(
             f"the batch holds {rows} rows, which {mesh.size} devices cannot share evenly: "
             f"{', '.join(uneven)} must be a multiple of {mesh.size}; change batch_size or shares"
         )

@@ -6,76 +6,23 @@ import json
 import math
 import pathlib
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import ml_collections
-from jax.sharding import Mesh
+from flax.traverse_util import flatten_dict
 from rich.console import Console
 
 from rc3_jax.config import ConfigError, save_config
-from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
-from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import batch_rows, iterate, make_batches
-from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer
+from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
-from rc3_jax.evaluation.retrieval import MODES
-from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.observe.log import Clock, Log
-from rc3_jax.parallel.mesh import check_batch, make_mesh, to_global
+from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.checkpoint import Checkpoints
-from rc3_jax.training.optimizer import make_optimizer
-from rc3_jax.training.state import (
-    TrainState,
-    abstract_state,
-    count_parameters,
-    create_state,
-    initial_params,
-)
+from rc3_jax.training.run import Run, prepare_run
+from rc3_jax.training.state import TrainState, count_parameters
 from rc3_jax.training.step import make_step
-
-
-class Run(NamedTuple):
-    """What a run is made of, before its first step."""
-
-    config: ml_collections.ConfigDict
-    mesh: Mesh
-    corpus: Corpus
-    tokenizer: Tokenizer
-    model: RC3
-    optimizer: Any
-    skips: Skips
-
-
-def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None = None) -> Run:
-    """Opens the data, finds or trains the tokenizer, builds model and optimizer.
-
-    Args:
-      folder: the run's folder; a tokenizer stored there is used again. None keeps nothing.
-
-    Raises:
-      DataError, ConfigError, ValueError: for data or settings that cannot be, with the remedy.
-    """
-    unknown = set(config.evaluation.modes) - set(MODES)
-    if unknown:
-        raise ConfigError(
-            f"evaluation.modes: {', '.join(sorted(unknown))} unknown; use {', '.join(MODES)}"
-        )
-    room = config.model.text.max_positions - 2  # XLM-R's positions start at 2
-    if config.data.max_length > room:
-        raise ConfigError(
-            f"data.max_length={config.data.max_length} exceeds the {room} tokens that "
-            f"model.text.max_positions={config.model.text.max_positions} leaves; change either"
-        )
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    skips = Skips(config.data.skip_limit)
-    corpus = open_corpus(config, skips)
-    check_batch(batch_rows(config.batch_size, config.shares, list(corpus.pools)), mesh)
-    tokenizer = run_tokenizer(config, corpus, folder)
-    model = build_rc3(config.model, tokenizer.vocab_size)
-    params = jax.eval_shape(lambda: initial_params(model, config))
-    optimizer = make_optimizer(config.optimizer, config.steps, params)
-    return Run(config, mesh, corpus, tokenizer, model, optimizer, skips)
 
 
 def train(
@@ -121,7 +68,7 @@ def train(
 def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
     """From the first state, or the newest checkpoint, to the final scores."""
     config = run.config
-    evaluator = Evaluator(run.model, run.mesh, run.corpus, run.tokenizer, config)
+    evaluator = Evaluator(run)
     with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
         state = _first_state(run, checkpoints, log)
         if jax.process_index() == 0:
@@ -170,7 +117,7 @@ def _steps(
         checkpoints.save(step + 1, state)
         if evaluates:
             scores = evaluator.scores(state.params)
-            log.write(step + 1, flatten(scores))
+            log.write(step + 1, flatten_dict(scores, sep="/"))
             log.say(f"step {step + 1} evaluation  {summary(scores)}")
             clock.skip(step + 1)
     if pending is not None:
@@ -185,22 +132,10 @@ def _is_due(step: int, every: int) -> bool:
 def compile_step(run: Run, state: TrainState, batch: Any, log: Log):
     """The step, compiled ahead for this state and batch: it cannot compile again later."""
     begun = time.perf_counter()
-    step = make_step(run.model, run.optimizer, run.config, run.mesh, state)
+    step = make_step(run, state)
     compiled = step.lower(state, batch).compile()
     log.say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
     return compiled
-
-
-def flatten(scores: dict[str, Any], prefix: str = "") -> dict[str, float]:
-    """Nested scores as one level, keys joined by `/`."""
-    flat = {}
-    for name, value in scores.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}/")
-            if isinstance(value, dict)
-            else {prefix + name: value}
-        )
-    return flat
 
 
 def _report(step: int, metrics, clock: Clock, config, log: Log) -> None:
@@ -220,9 +155,9 @@ def _report(step: int, metrics, clock: Clock, config, log: Log) -> None:
 def _first_state(run: Run, checkpoints: Checkpoints, log: Log) -> TrainState:
     newest = checkpoints.latest
     if newest is None:
-        return create_state(run.model, run.optimizer, run.config, run.mesh)
+        return run.create_state()
     log.say(f"resuming after step {newest}")
-    return checkpoints.restore(abstract_state(run.model, run.optimizer, run.config, run.mesh))
+    return checkpoints.restore(run.abstract_state())
 
 
 def _check_folder(folder: pathlib.Path, resume: bool) -> None:

@@ -9,6 +9,7 @@ import jax
 import ml_collections
 import optax
 
+from rc3_jax.config import ConfigError
 from rc3_jax.parallel.rules import matches, path_name
 
 
@@ -16,7 +17,7 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
     """Linear warm-up over a share of the run, then `cosine`, `linear` or `constant`.
 
     Raises:
-      ValueError: for another name of the decay.
+      ConfigError: for another name of the decay.
     """
     warmup = max(1, round(config.warmup * steps))
     rest, end = max(1, steps - warmup), config.lr * config.final_lr
@@ -26,7 +27,7 @@ def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
         "constant": optax.constant_schedule(config.lr),
     }
     if config.decay not in decays:
-        raise ValueError(f"optimizer.decay={config.decay!r}: use one of {', '.join(decays)}")
+        raise ConfigError(f"optimizer.decay={config.decay!r}: use one of {', '.join(decays)}")
     rise = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1)
     return optax.join_schedules([rise, decays[config.decay]], [warmup])
 
@@ -35,12 +36,12 @@ def mask(params: Any, patterns: Sequence[str], setting: str) -> Any:
     """True for every parameter whose path a pattern matches (a pytree like `params`).
 
     Raises:
-      ValueError: if a pattern matches no parameter, since it is then a mistake.
+      ConfigError: if a pattern matches no parameter, since it is then a mistake.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     idle = [pattern for pattern in patterns if not any(matches([pattern], n) for n in names)]
     if idle:
-        raise ValueError(
+        raise ConfigError(
             f"{setting}: {', '.join(map(repr, idle))} matches no parameter; parameters are named "
             f"like {', '.join(names[:3])}"
         )

@@ -21,8 +21,7 @@ import pytest
 from rc3_jax.convert.mapping import to_flax, to_torch
 from rc3_jax.convert.names import VIT, XLM_ROBERTA
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.patch import PatchTower
-from rc3_jax.models.text import TextTower
+from tests.towers import patch_tower, text_tower
 
 
 def _require(name: str):
@@ -158,7 +157,7 @@ def test_text_tower_equals_xlm_roberta(size):
     mask = ids != PAD_ID
     inputs = dict(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask).long())
     model = _huggingface_text(transformers.XLMRobertaModel, size, add_pooling_layer=False)
-    _compare(model, inputs, XLM_ROBERTA, TextTower(**size), ids, mask)
+    _compare(model, inputs, XLM_ROBERTA, text_tower(**size), ids, mask)
 
 
 @pytest.mark.parametrize("size", PATCH_SIZES.values(), ids=PATCH_SIZES.keys())
@@ -167,19 +166,19 @@ def test_patch_tower_equals_vit(size):
     mask = np.ones((2, (size["image_size"] // size["patch"]) ** 2 + 1), bool)
     inputs = dict(pixel_values=torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
     model = _huggingface_vit(transformers.ViTModel, size, add_pooling_layer=False)
-    _compare(model, inputs, VIT, PatchTower(**size), images, mask)
+    _compare(model, inputs, VIT, patch_tower(**size), images, mask)
 
 
 def _text_case(model_name: str):
     size = TEXT_SIZES["odd"]
     model = _huggingface_text(getattr(transformers, model_name), size)
-    return model, XLM_ROBERTA, _template(TextTower(**size), _text_batch(size))
+    return model, XLM_ROBERTA, _template(text_tower(**size), _text_batch(size))
 
 
 def _vit_case(model_name: str):
     size = PATCH_SIZES["odd"]
     model = _huggingface_vit(getattr(transformers, model_name), size)
-    return model, VIT, _template(PatchTower(**size), _image_batch(size))
+    return model, VIT, _template(patch_tower(**size), _image_batch(size))
 
 
 @pytest.mark.parametrize(

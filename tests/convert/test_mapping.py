@@ -10,12 +10,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rc3_jax.convert.mapping import to_flax, to_torch
 from rc3_jax.convert.names import VIT, XLM_ROBERTA
-from rc3_jax.models.patch import PatchTower, to_patches
-from rc3_jax.models.text import TextTower
+from rc3_jax.models.patch import to_patches
+from tests.towers import patch_tower, text_tower
 
 DEPTH = 2
-TEXT = TextTower(vocab_size=11, width=6, depth=DEPTH, heads=3, mlp_width=7, max_positions=8)
-PATCH = PatchTower(image_size=12, patch=4, width=6, depth=DEPTH, heads=3, mlp_width=7)
+TEXT = text_tower(vocab_size=11, width=6, depth=DEPTH, heads=3, mlp_width=7, max_positions=8)
+PATCH = patch_tower(image_size=12, patch=4, width=6, depth=DEPTH, heads=3, mlp_width=7)
 TOWERS = [
     pytest.param(XLM_ROBERTA, TEXT, np.ones((1, 3), np.int32), id="xlm-roberta"),
     pytest.param(VIT, PATCH, np.ones((1, 12, 12, 3), np.float32), id="vit"),

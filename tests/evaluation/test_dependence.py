@@ -14,9 +14,10 @@ from rc3_jax.data.example import visual_fields
 from rc3_jax.data.record import Skips
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation import evaluate
-from rc3_jax.evaluation.dependence import dependence_scores, make_dependence
+from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.parallel.mesh import make_mesh
+from rc3_jax.training.run import Run
 from tests.evaluation.random_params import random_params
 from tests.tiny import tiny_config
 
@@ -141,7 +142,7 @@ def test_similarities_are_those_of_rolled_texts_and_images(
         visual = module.encode_visual(fields)
         states, text = module.encode_text(ids)
         mask = ids != PAD_ID
-        fused = module.fuse(states, mask, visual.tokens, visual.mask)
+        fused = module.fusion(states, mask, visual.tokens, visual.mask)
         return module.fused_vector(fused, mask), text
 
     @jax.jit
@@ -163,7 +164,9 @@ def test_similarities_are_those_of_rolled_texts_and_images(
         "other_image": np.sum(other_image * z_b, axis=1),
         "text_relevance": np.sum(text_a * text_b, axis=1),
     }
-    found = make_dependence(model)(params, rows)
+    found = jax.jit(
+        lambda params, rows: model.apply({"params": params}, rows, method=similarities)
+    )(params, rows)
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, atol=1e-5, err_msg=name)
@@ -172,27 +175,24 @@ def test_similarities_are_those_of_rolled_texts_and_images(
 
 
 @pytest.fixture
-def evaluator_of(monkeypatch, tokenizer, config):
+def evaluator_of(tokenizer, config):
     """Makes an Evaluator of held-out weak records, with similarities told by the token ids."""
 
-    def make_fake(model):
-        def similarities(params, rows):
+    class Fake:
+        def apply(self, variables, rows, method):
+            assert method is similarities
             a, b = rows["ids_a"].sum(axis=1), rows["ids_b"].sum(axis=1)
             return {
                 "proximity": 1.0 * a,
                 "other_text": a - 2.0,
-                "other_image": a - params,
+                "other_image": a - variables["params"],
                 "text_relevance": 1.0 * b,
             }
-
-        return similarities
-
-    monkeypatch.setattr(evaluate, "make_dependence", make_fake)
 
     def make(records) -> evaluate.Evaluator:
         mesh = make_mesh(devices=jax.devices()[:1])
         corpus = Corpus({}, [], records)
-        return evaluate.Evaluator(None, mesh, corpus, tokenizer, config)
+        return evaluate.Evaluator(Run(config, mesh, corpus, tokenizer, Fake(), None, None))
 
     return make
 

@@ -33,7 +33,7 @@ def _gelu(x: np.ndarray) -> np.ndarray:
 
 def _norm(params: dict, x: np.ndarray) -> np.ndarray:
     x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    return x * params["norm"]["scale"] + params["norm"]["bias"]
+    return x * params["scale"] + params["bias"]
 
 
 def test_matching_logits():

@@ -15,7 +15,6 @@ from rc3_jax.models.layers import (
     Attention,
     AttentionPool,
     Block,
-    LayerNorm,
     Stack,
     l2_normalise,
     masked_mean,
@@ -149,7 +148,7 @@ def test_layers_start_from_different_parameters():
 
 def _block_by_hand(params, x, mask, context, context_mask, pre_norm: bool) -> np.ndarray:
     def norm(name, y):
-        p = params[f"{name}_norm"]["norm"]
+        p = params[f"{name}_norm"]
         y = (y - y.mean(-1, keepdims=True)) / np.sqrt(y.var(-1, keepdims=True) + 1e-5)
         return y * p["scale"] + p["bias"]
 
@@ -263,15 +262,6 @@ def test_bfloat16_compute_keeps_parameters_and_statistics_in_float32():
             types.setdefault(equation.primitive.name, set()).add(operand.aval.dtype.name)
     assert types["dot_general"] == {"bfloat16"}
     assert types["exp"] == types["rsqrt"] == types["reduce_sum"] == {"float32"}
-
-
-def test_bfloat16_layer_norm_tells_neighbouring_numbers_apart():
-    """256 and 258 are neighbours in bfloat16, which has no mean of 257."""
-    x = jnp.array([[256.0, 258.0] * 6], jnp.bfloat16)
-    module = LayerNorm(dtype=jnp.bfloat16)
-    normalised = module.apply(module.init(jax.random.key(0), x), x)
-    assert normalised.dtype == jnp.bfloat16
-    np.testing.assert_allclose(np.float32(normalised), [[-1.0, 1.0] * 6], atol=1e-2)
 
 
 def test_bfloat16_attention_tells_large_logits_apart():

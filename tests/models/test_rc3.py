@@ -68,12 +68,16 @@ def _random_variables(model):
     return jax.tree_util.tree_map_with_path(draw, template)
 
 
+def _fuse(model, *inputs):
+    return model.fusion(*inputs)
+
+
 def _outputs(model, rows, ids) -> dict[str, jax.Array]:
     """Everything that an objective or a downstream head may read, and the visual tokens."""
     visual = model.encode_visual(rows)
     states, text_vector = model.encode_text(ids)
     mask = ids != PAD_ID
-    fused = model.fuse(states, mask, visual.tokens, visual.mask)
+    fused = model.fusion(states, mask, visual.tokens, visual.mask)
     return dict(
         image=visual.vector,
         text=text_vector,
@@ -168,7 +172,7 @@ def test_padding_states_have_no_influence_on_fusion(variables):
 
     @jax.jit
     def fuse(states, view):
-        fused = MODEL.apply(variables, states, mask, view, view_mask, method="fuse")
+        fused = MODEL.apply(variables, states, mask, view, view_mask, method=_fuse)
         return MODEL.apply(variables, fused, mask, method="fused_vector")
 
     noise = np.random.default_rng(3).normal(size=(2, *ids.shape, WIDTH)).astype(np.float32)
@@ -286,7 +290,7 @@ def test_tokens_are_predicted_at_their_positions_with_the_word_embeddings(variab
 
 
 def test_each_contrast_has_its_temperature(variables):
-    own = {f"temperature_{name}": {"value": float(i)} for i, name in enumerate(CONTRASTS)}
+    own = {f"temperature_{name}": float(i) for i, name in enumerate(CONTRASTS)}
     params = variables["params"] | own
     temperatures = MODEL.apply({"params": params}, method="temperatures")
     assert temperatures == {"image_text": 0.0, "text_text": 1.0, "fused": 2.0}

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 
+from rc3_jax.models.layers import Stack
 from rc3_jax.models.roi import RoiTower, box_geometry, roi_align
 
 GRIDS = [(1, 1), (2, 5), (7, 4), (14, 14)]
@@ -125,7 +126,7 @@ def test_box_geometry_forms():
     assert box_geometry(jnp.asarray(boxes, jnp.bfloat16), "7d").dtype == jnp.float32
 
 
-TOWER = RoiTower(width=12, depth=2, heads=3, mlp_width=20)
+TOWER = RoiTower(Stack(2, 3, 20, pre_norm=True, epsilon=1e-5), width=12)
 APPLY = jax.jit(TOWER.apply)
 
 

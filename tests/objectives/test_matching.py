@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rc3_jax.objectives.matching import matching_loss, sample_negatives
+from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
 
 
 def test_negatives_follow_the_softmax_of_similarity():
@@ -14,10 +14,9 @@ def test_negatives_follow_the_softmax_of_similarity():
     anchors, candidates = (jnp.array(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
     groups = jnp.array([0, 0, 1, 2, 3, 4])
     draws = 20_000
-    drawn, valid = jax.vmap(
+    drawn = jax.vmap(
         lambda key: sample_negatives(key, anchors, candidates, jnp.float32(0.7), groups)
     )(jax.random.split(jax.random.key(0), draws))
-    assert valid.all()
     logits = np.array(anchors @ candidates.T) / 0.7
     allowed = np.array(groups)[:, None] != np.array(groups)[None, :]
     expected = np.where(allowed, np.exp(logits), 0)
@@ -36,12 +35,11 @@ def test_negatives_follow_the_softmax_of_similarity():
 def test_a_row_of_the_same_group_is_never_drawn(seed, groups):
     groups = np.array(groups)
     x = jax.random.normal(jax.random.key(seed), (5, 3))
-    drawn, valid = sample_negatives(
-        jax.random.key(seed), x, x, jnp.float32(0.01), jnp.array(groups)
-    )
+    drawn = sample_negatives(jax.random.key(seed), x, x, jnp.float32(0.01), jnp.array(groups))
+    exists = has_negative(jnp.array(groups))
     for row in range(5):
         has_other = np.any(groups != groups[row])
-        assert bool(valid[row]) == has_other
+        assert bool(exists[row]) == has_other
         if has_other:
             assert groups[drawn[row]] != groups[row]
 
@@ -49,14 +47,14 @@ def test_a_row_of_the_same_group_is_never_drawn(seed, groups):
 def test_matching_loss_counts_one_positive_and_the_existing_negatives():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 4, 2)).astype(np.float32)
-    has_image, has_text = np.array([1, 1, 0, 1], bool), np.array([0, 1, 1, 1], bool)
+    exists = np.array([1, 1, 0, 1], bool)
     losses, right = [], []
     for i in range(4):
-        for kind, exists, label in ((0, True, 1), (1, has_image[i], 0), (2, has_text[i], 0)):
-            if exists:
+        for kind, counts, label in ((0, True, 1), (1, exists[i], 0), (2, exists[i], 0)):
+            if counts:
                 p = np.exp(logits[kind, i]) / np.exp(logits[kind, i]).sum()
                 losses.append(-np.log(p[label]))
                 right.append(np.argmax(logits[kind, i]) == label)
-    loss, accuracy = matching_loss(*logits, has_image, has_text)
+    loss, accuracy = matching_loss(*logits, exists)
     np.testing.assert_allclose(loss, np.mean(losses), rtol=1e-6)
     np.testing.assert_allclose(accuracy, np.mean(right), rtol=1e-6)

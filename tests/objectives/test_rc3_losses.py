@@ -6,13 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rc3_jax.config import default_config
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.rc3 import RC3
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
-from rc3_jax.objectives.matching import matching_loss, sample_negatives
-from rc3_jax.objectives.rc3 import Objective, rc3_losses
-from rc3_jax.objectives.relevance import RegularizerScales, weak_contrast
+from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
+from rc3_jax.objectives.rc3 import rc3_losses
+from rc3_jax.objectives.relevance import weak_contrast
 from rc3_jax.objectives.rows import join
 from tests.training.test_step import prepared
 
@@ -27,7 +28,7 @@ def slow_losses(model, params, batch, key):
 
     def fuse(ids, tokens, mask):
         states, _ = call(RC3.encode_text, ids)
-        return call(RC3.fuse, states, ids != PAD_ID, tokens, mask)
+        return call(lambda m, *x: m.fusion(*x), states, ids != PAD_ID, tokens, mask)
 
     def z(fused, ids):
         return call(RC3.fused_vector, fused, ids != PAD_ID)
@@ -58,26 +59,27 @@ def slow_losses(model, params, batch, key):
     back = jnp.argsort(order)
 
     def drawn(number, anchors, candidates):
-        chosen, exists = sample_negatives(
+        chosen = sample_negatives(
             jax.random.fold_in(key, number),
             anchors[order],
             candidates[order],
             tau["image_text"],
             groups[order],
         )
-        return order[chosen][back], exists[back]
+        return order[chosen][back]
 
-    wrong_text, has_text = drawn(0, visual.vector, vector["a"])
-    wrong_image, has_image = drawn(1, vector["a"], visual.vector)
+    exists = has_negative(groups)
+    wrong_text = drawn(0, visual.vector, vector["a"])
+    wrong_image = drawn(1, vector["a"], visual.vector)
     fused_a, fused_b = (fuse(ids, visual.tokens, visual.mask) for ids in (ids_a, ids_b))
     fused_wrong = fuse(ids_a[wrong_text], visual.tokens, visual.mask)
     fused_image = fuse(ids_a, visual.tokens[wrong_image], visual.mask[wrong_image])
     logits = (call(RC3.match, fused) for fused in (fused_a, fused_image, fused_wrong))
-    terms["itm"] = matching_loss(*logits, has_image, has_text)[0]
+    terms["itm"] = matching_loss(*logits, exists)[0]
 
     z_a, z_b = z(fused_a, ids_a), z(fused_b, ids_b)
     z_wrong = z(fused_wrong, ids_a[wrong_text])
-    same = [jnp.where(has_text, jnp.sum(x * z_wrong, axis=1), -1e9) for x in (z_a, z_b)]
+    same = [jnp.where(exists, jnp.sum(x * z_wrong, axis=1), -1e9) for x in (z_a, z_b)]
     head, tail = slice(0, strict), slice(strict, None)
     terms["xvtcl"] = info_nce(
         z_a[head], z_b[head], tau["fused"], groups[head], same_image=[s[head] for s in same]
@@ -91,7 +93,7 @@ def slow_losses(model, params, batch, key):
         tau["fused"],
         groups[tail],
         [s[tail] for s in same],
-        RegularizerScales(),
+        default_config().objective.scales,
     )
 
     parallel = batch["parallel"]
@@ -115,7 +117,7 @@ def test_all_terms_equal_those_of_separate_passes(seed):
 
     def fast(params):
         def losses(model, batch):
-            return rc3_losses(model, batch, key, Objective())
+            return rc3_losses(model, batch, key, default_config().objective)
 
         return nn.apply(losses, run.model)({"params": params}, batch)
 

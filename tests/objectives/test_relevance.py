@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rc3_jax.config import ConfigError, default_config
 from rc3_jax.objectives.contrastive import info_nce, soft_cross_entropy
 from rc3_jax.objectives.relevance import (
     FORMS,
-    RegularizerScales,
     check_forms,
     ramp,
     relevance_weights,
     weak_contrast,
 )
 
+SCALES = default_config().objective.scales
 TAU = jnp.float32(0.1)
 GROUPS = jnp.arange(6)
 
@@ -28,7 +29,7 @@ def vectors():
 
 
 def terms(forms, vectors):
-    return weak_contrast(forms, *vectors, TAU, GROUPS, None, RegularizerScales())
+    return weak_contrast(forms, *vectors, TAU, GROUPS, None, SCALES)
 
 
 def test_forms_are_what_the_method_says(vectors):
@@ -62,7 +63,7 @@ def test_forms_are_what_the_method_says(vectors):
 def test_no_gradient_reaches_the_relevance(vectors, forms):
     def total(text_a, text_b):
         values = weak_contrast(
-            forms, vectors[0], vectors[1], text_a, text_b, TAU, GROUPS, None, RegularizerScales()
+            forms, vectors[0], vectors[1], text_a, text_b, TAU, GROUPS, None, SCALES
         )
         return sum(values.values())
 
@@ -79,9 +80,9 @@ def test_irrelevant_pairs_weigh_nothing_and_the_others_one_on_average():
 def test_hinge_acts_only_above_relevance_and_margin():
     z = jnp.eye(3)[:2]
     text_a, text_b = jnp.eye(3)[:2], jnp.stack([jnp.eye(3)[0], jnp.eye(3)[2]])
-    value = weak_contrast(
-        ("hinge",), z, z, text_a, text_b, TAU, jnp.arange(2), None, RegularizerScales()
-    )["hinge"]
+    value = weak_contrast(("hinge",), z, z, text_a, text_b, TAU, jnp.arange(2), None, SCALES)[
+        "hinge"
+    ]
     assert float(value) == pytest.approx((0 + (1 - 0 - 0.1)) / 2)
 
 
@@ -89,7 +90,7 @@ def test_hinge_acts_only_above_relevance_and_margin():
     "forms", [(), ("kll",), ("none", "hinge"), ("off", "mse"), ("soft", "weighted"), ("soft", "kl")]
 )
 def test_meaningless_forms_are_refused(forms):
-    with pytest.raises(ValueError, match="regularizer"):
+    with pytest.raises(ConfigError, match="regularizer"):
         check_forms(forms)
 
 

@@ -136,34 +136,15 @@ def test_a_clock_read_at_once_divides_by_nothing(set_time):
     assert step_line(5, 10, reading)
 
 
-def test_plain_lines_are_printed_where_there_is_no_terminal(tmp_path):
+def test_lines_are_printed_in_turn(tmp_path):
     console, output = _console(terminal=False)
     first, second = ({"loss": loss} | READING for loss in (2.0, 1.0))
     with Log(tmp_path, console) as log:
         log.say("begin")
         log.step(1, 3, first)
-        log.step(2, 3, second, keep=False)
         log.step(3, 3, second)
     lines = ["begin", step_line(1, 3, first), step_line(3, 3, second)]
     assert output.getvalue() == "".join(line + "\n" for line in lines)
-
-
-def test_the_last_line_is_refreshed_on_a_terminal(tmp_path):
-    console, output = _console(terminal=True)
-    first, second = ({"loss": loss} | READING for loss in (2.0, 1.0))
-    with Log(tmp_path, console) as log:
-        log.step(1, 3, first, keep=False)
-        shown = output.getvalue()
-        assert step_line(1, 3, first) in shown
-        assert "\x1b[2K" not in shown.split(step_line(1, 3, first))[1]
-        log.step(2, 3, second, keep=False)
-        after = output.getvalue()[len(shown) :]
-        assert "\x1b[2K" in after.split(step_line(2, 3, second))[0]  # clears the line before it
-        log.say("kept")
-        assert "kept\n" in output.getvalue()
-    ended = output.getvalue()
-    assert ended.count("kept\n") == 1
-    assert ended.rstrip("\n").endswith(("\x1b[2K", "\x1b[?25h"))  # the live line is gone
 
 
 @pytest.mark.parametrize(

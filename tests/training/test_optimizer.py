@@ -13,7 +13,7 @@ from rc3_jax.training.optimizer import make_optimizer, mask, schedule
 PARAMS = {
     "text": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
     "matching_head": {"kernel": jnp.full((2,), 2.0)},
-    "temperature_fused": {"value": jnp.float32(0.07)},
+    "temperature_fused": jnp.float32(0.07),
 }
 
 

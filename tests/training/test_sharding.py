@@ -13,8 +13,7 @@ from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.parallel.mesh import make_mesh, to_global
 from rc3_jax.parallel import rules
-from rc3_jax.training.loop import prepare_run
-from rc3_jax.training.state import create_state
+from rc3_jax.training.run import prepare_run
 from rc3_jax.training.step import make_step
 from tests.tiny import tiny_config
 
@@ -25,14 +24,16 @@ capture = optax.GradientTransformation(
 OBJECTIVES = {
     "itc": {}, "xtcl": {}, "xvtcl": {}, "itm": {}, "mclm": {},
     "xvtcl_weak": {"ramp": 0.0},
+    "xvtcl_weak soft": {"ramp": 0.0, "regularizer": ("soft",)},
+    "xvtcl_weak kl mse": {"ramp": 0.0, "regularizer": ("kl", "mse"), "relevance": "ema"},
 }
 rules.FSDP_THRESHOLD = 256  # bytes; every matrix of the tiny model is sharded
 meshes = {"1": make_mesh(devices=jax.devices()[:1]), "8": make_mesh(), "4x2": make_mesh(4, 2)}
 
 def steps(config, mesh, run):
-    optimizer = optax.chain(capture, run.optimizer)
-    state = create_state(run.model, optimizer, config, mesh)
-    step = make_step(run.model, optimizer, config, mesh, state)
+    run = run._replace(mesh=mesh, optimizer=optax.chain(capture, run.optimizer))
+    state = run.create_state()
+    step = make_step(run, state)
     batches = make_batches(run.corpus.pools, run.tokenizer, config, Skips())
     split = [p for p in jax.tree.leaves(state.params) if not p.sharding.is_fully_replicated]
     assert (len(split) > 40) == (mesh.shape["fsdp"] > 1), len(split)

@@ -11,8 +11,8 @@ from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.observe.log import Log
 from rc3_jax.parallel.mesh import to_global
-from rc3_jax.training.loop import compile_step, prepare_run
-from rc3_jax.training.state import create_state
+from rc3_jax.training.loop import compile_step
+from rc3_jax.training.run import prepare_run
 from rc3_jax.training.step import clamp_temperatures, loss_function
 from tests.tiny import tiny_config
 
@@ -23,7 +23,7 @@ TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "itm", "mclm")
 def prepared():
     run = prepare_run(tiny_config())
     batches = make_batches(run.corpus.pools, run.tokenizer, run.config, Skips())
-    params = create_state(run.model, run.optimizer, run.config, run.mesh).params
+    params = run.create_state().params
     return run, params, to_global(batches[0], run.mesh)
 
 
@@ -104,7 +104,7 @@ def test_same_image_negatives_can_be_left_out():
 
 def test_the_step_is_compiled_without_host_callbacks_and_moves_the_state():
     run, _, batch = prepared()
-    state = create_state(run.model, run.optimizer, run.config, run.mesh)
+    state = run.create_state()
     before = jax.tree.map(np.array, state.params)
     compiled = compile_step(run, state, batch, Log(None))
     text = compiled.as_text()
@@ -120,9 +120,8 @@ def test_the_step_is_compiled_without_host_callbacks_and_moves_the_state():
 
 
 def test_temperatures_stay_in_their_range():
-    params = {"temperature_fused": {"value": jnp.float32(-3)}, "text": {"bias": jnp.float32(-3)}}
+    params = {"temperature_fused": jnp.float32(-3), "text": {"bias": jnp.float32(-3)}}
     clamped = clamp_temperatures(params)
-    assert float(clamped["temperature_fused"]["value"]) == pytest.approx(0.001)
+    assert float(clamped["temperature_fused"]) == pytest.approx(0.001)
     assert float(clamped["text"]["bias"]) == -3
-    high = {"temperature_fused": {"value": jnp.float32(3)}}
-    assert float(clamp_temperatures(high)["temperature_fused"]["value"]) == 0.5
+    assert clamp_temperatures({"temperature_fused": jnp.float32(3)})["temperature_fused"] == 0.5

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from rc3_jax.config import ConfigError
 from rc3_jax.evaluation.evaluate import Evaluator
-from rc3_jax.evaluation.restore import load_run
 from rc3_jax.training.loop import train
+from rc3_jax.training.run import load_run
 from tests.tiny import tiny_config
 
 
@@ -20,8 +20,7 @@ def test_a_run_from_its_folder_scores_as_when_it_ended(tmp_path):
 
     run, params = load_run(tmp_path)
     assert run.config.to_dict() == FrozenConfigDict(config).to_dict()
-    evaluator = Evaluator(run.model, run.mesh, run.corpus, run.tokenizer, run.config)
-    assert evaluator.scores(params) == scores
+    assert Evaluator(run).scores(params) == scores
 
     config.evaluation.images = 3
     other, same_params = load_run(tmp_path, config)

@@ -1,0 +1,137 @@
+"""What a run is made of: opened from a configuration, or read back from a run's folder."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import optax
+from jax.sharding import Mesh
+
+from rc3_jax.config import ConfigError
+from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
+from rc3_jax.data.record import Skips
+from rc3_jax.data.stream import batch_rows
+from rc3_jax.data.tokenizer import Tokenizer
+from rc3_jax.evaluation.retrieval import MODES
+from rc3_jax.models.rc3 import RC3, build_rc3
+from rc3_jax.objectives.relevance import check_forms
+from rc3_jax.parallel.mesh import check_batch, make_mesh
+from rc3_jax.parallel.rules import shardings
+from rc3_jax.training.checkpoint import Checkpoints
+from rc3_jax.training.optimizer import make_optimizer
+from rc3_jax.training.state import EMA_PARTS, TrainState, initial_params
+
+RELEVANCE_SOURCES = ("own", "ema")
+
+
+class Run(NamedTuple):
+    """What a run is made of, before its first step."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    corpus: Corpus
+    tokenizer: Tokenizer
+    model: RC3
+    optimizer: optax.GradientTransformation
+    skips: Skips
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step; a pure function of `config.seed`."""
+        params = initial_params(self.model, self.config)
+        ema = None
+        if self.config.objective.relevance == "ema":
+            ema = jax.tree.map(jnp.copy, {part: params[part] for part in EMA_PARTS})
+        return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
+
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state; nothing is computed."""
+        shapes = jax.eval_shape(self.initial_state)
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            shapes,
+            shardings(shapes, self.mesh),
+        )
+
+    def create_state(self) -> TrainState:
+        """The initial state, made in place on the devices that keep it."""
+        target = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
+        return jax.jit(self.initial_state, out_shardings=target)()
+
+
+def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None = None) -> Run:
+    """Opens the data, finds or trains the tokenizer, builds model and optimizer.
+
+    Args:
+      folder: the run's folder; a tokenizer stored there is used again. None keeps nothing.
+
+    Raises:
+      DataError, ConfigError: for data or settings that cannot be, with the remedy.
+    """
+    _check(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    skips = Skips(config.data.skip_limit)
+    corpus = open_corpus(config, skips)
+    check_batch(batch_rows(config.batch_size, config.shares, list(corpus.pools)), mesh)
+    tokenizer = run_tokenizer(config, corpus, folder)
+    model = build_rc3(config.model, tokenizer.vocab_size)
+    params = jax.eval_shape(lambda: initial_params(model, config))
+    optimizer = make_optimizer(config.optimizer, config.steps, params)
+    return Run(config, mesh, corpus, tokenizer, model, optimizer, skips)
+
+
+def load_run(
+    folder: pathlib.Path, config: ml_collections.ConfigDict | None = None
+) -> tuple[Run, Any]:
+    """Reads the newest checkpoint that `training.loop.train` left in a folder.
+
+    Args:
+      config: settings in place of the stored ones, for data that lie elsewhere now or for other
+        devices; the model and the optimizer must be those of the run.
+
+    Returns:
+      The run with its data opened and its tokenizer read, and the parameters (a pytree),
+      sharded over the run's mesh.
+
+    Raises:
+      ConfigError: if the folder holds no checkpoint.
+      DataError, ValueError: as `prepare_run`; also if the checkpoint does not fit `config`.
+    """
+    if not (folder / "checkpoints").is_dir():
+        raise ConfigError(f"{folder} holds no run; name the --workdir of one that has saved")
+    if config is None:
+        stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = ml_collections.FrozenConfigDict(stored)
+    with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+        if checkpoints.latest is None:
+            raise ConfigError(
+                f"{folder} holds no checkpoint yet; it saves its first after "
+                f"checkpoint.every={config.checkpoint.every} steps"
+            )
+        run = prepare_run(config, folder)
+        return run, checkpoints.restore(run.abstract_state()).params
+
+
+def _check(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for settings that no later part reads by itself."""
+    unknown = set(config.evaluation.modes) - set(MODES)
+    if unknown:
+        raise ConfigError(
+            f"evaluation.modes: {', '.join(sorted(unknown))} unknown; use {', '.join(MODES)}"
+        )
+    room = config.model.text.max_positions - 2  # XLM-R's positions start at 2
+    if config.data.max_length > room:
+        raise ConfigError(
+            f"data.max_length={config.data.max_length} exceeds the {room} tokens that "
+            f"model.text.max_positions={config.model.text.max_positions} leaves; change either"
+        )
+    check_forms(config.objective.regularizer)
+    if config.objective.relevance not in RELEVANCE_SOURCES:
+        raise ConfigError(
+            f"objective.relevance={config.objective.relevance!r}: use one of "
+            f"{', '.join(RELEVANCE_SOURCES)}"
+        )
