@@ -18,7 +18,7 @@ def get_config(argument: str = ""):
         argument,
         root="../shared/data/flickr8k",
         parallel="../shared/data/parallel/multi30k",
-        steps=450,
+        steps=400,
         batch=256,
     )
     parallel = pathlib.Path(chosen.parallel)

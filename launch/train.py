@@ -18,6 +18,11 @@ from rc3_jax.data.record import DataError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as in configs/.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config.name> by default.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "host:port of the first process, where the cluster does not tell."
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
+PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
 RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint in the folder.")
 
 
@@ -41,15 +46,18 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     del argv
+    from rc3_jax.parallel.processes import join_processes
     from rc3_jax.training.loop import train
+    from rc3_jax.training.memory import OutOfMemory
 
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries narrate at the level of INFO
     config = CONFIG.value
     folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
     try:
+        join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         train(config, folder, RESUME.value)
-    except (ConfigError, DataError, FloatingPointError) as error:
+    except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
         sys.exit(f"error: {error}")
 
 

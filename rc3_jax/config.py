@@ -27,7 +27,21 @@ def default_config() -> ml_collections.ConfigDict:
             steps=100_000,
             batch_size=1024,  # rows of a global batch, all kinds together
             shares=dict(strict=2.0, weak=1.0, parallel=1.0),
-            mesh=dict(data=-1, fsdp=1),  # -1: all devices that fsdp leaves
+            microbatches=1,  # parts that each device computes in turn; the gradient stays the same
+            mesh=dict(
+                replica=1,  # across slices or hosts
+                data=-1,  # -1: all devices that the others leave
+                fsdp=1,  # devices that share one copy of the parameters
+                tensor=1,  # devices that share the work on each row
+                fsdp_threshold=2**20,  # elements; smaller arrays stay whole along fsdp
+                rules=(  # path pattern, axes of the last dimensions; see parallel/rules.py
+                    (r"(self|cross)_attention/(query|key|value)/(kernel|bias)", ("tensor",)),
+                    (r"(self|cross)_attention/out/kernel", ("tensor", None)),
+                    (r"mlp_in/(kernel|bias)", ("tensor",)),
+                    (r"mlp_out/kernel", ("tensor", None)),
+                    (r"word_embedding/embedding", ("tensor", None)),
+                ),
+            ),
             data=dict(
                 sources=dict(),  # name -> source, see data/corpus.py and docs/data.md
                 max_length=40,  # tokens of a text, frame included
@@ -72,6 +86,9 @@ def default_config() -> ml_collections.ConfigDict:
                 ema_decay=0.999,
                 ramp=0.1,  # share of the run in which xvtcl_weak rises from 0
                 same_image_negatives=True,
+                # "gather", "ring" or "dense": how all pairs of a batch are gone through, and
+                # how many columns at a time; see objectives/tiles.py
+                pairs=dict(transport="gather", tile=1024),
             ),
             optimizer=dict(
                 lr=1e-4,
@@ -107,6 +124,7 @@ def default_config() -> ml_collections.ConfigDict:
                 dependence_rows=256,
             ),
             log_every=50,
+            watchdog_minutes=30.0,  # without progress after which the process ends; 0 waits
             checkpoint=dict(every=5000, keep=2),
         )
     )

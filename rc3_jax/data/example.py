@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import jax
 import ml_collections
 import numpy as np
 
@@ -108,3 +111,23 @@ def example_batch(config: ml_collections.ConfigDict) -> tuple[Row, np.ndarray]:
             "use_regions": np.ones(2, bool),
         }
     return rows, np.zeros((2, config.data.max_length), np.int32)
+
+
+def abstract_batch(config: ml_collections.ConfigDict, rows: Mapping[str, int]) -> dict:
+    """Shapes and types of a training batch with so many rows of each kind; nothing is read.
+
+    Returns:
+      kind → field → `jax.ShapeDtypeStruct`, the fields of `training_row`.
+    """
+    visual, ids = example_batch(config)
+    length, most = ids.shape[1], config.data.most_masked
+    text = {name: np.zeros((1, length), np.int32) for name in ("ids_a", "ids_b", "masked_ids")}
+    text |= {name: np.zeros((1, most), np.int32) for name in ("masked_positions", "masked_labels")}
+    text["groups"] = np.zeros(1, np.int32)
+    return {
+        kind: {
+            name: jax.ShapeDtypeStruct((count, *value.shape[1:]), value.dtype)
+            for name, value in (text if kind == "parallel" else text | visual).items()
+        }
+        for kind, count in rows.items()
+    }

@@ -32,23 +32,11 @@ class MatchingHead(nn.Module):
 
 
 class MaskedLMHead(nn.Module):
-    """Vocabulary logits, tied to the word embeddings, float32."""
+    """What the states of masked tokens go through before they meet the word embeddings."""
 
-    vocab_size: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "*batch width"],
-        word_embedding: Float[Array, "vocab width"],
-    ) -> Float[Array, "*batch vocab"]:
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         y = nn.gelu(dense(x.shape[-1], self.dtype, "hidden")(x), approximate=False)
-        y = nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)
-        logits = jnp.einsum(
-            "...w,vw->...v",
-            y,
-            word_embedding.astype(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
-        return logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+        return nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
+
+from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
 REMAT_POLICIES = {
     "none": None,
@@ -92,6 +95,8 @@ class Stack(nn.Module):
         `full` (everything).
       unroll: layers a loop iteration holds; `depth` or more unrolls the loop, which compiles
         slower and can run faster.
+      mesh: rows stay spread over it between the layers, where the compiler might rather collect
+        them than parameters; None leaves all to the compiler.
     """
 
     depth: int
@@ -104,6 +109,7 @@ class Stack(nn.Module):
     remat: str = "none"
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
+    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
@@ -115,6 +121,7 @@ class Stack(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, "batch length width"]:
         def layer(block, x, mask, context, context_mask):
+            x = constrain(x, self.mesh, BATCH_AXES)
             return block(x, mask, context, context_mask, deterministic), None
 
         if self.remat != "none":
@@ -138,7 +145,7 @@ class Stack(nn.Module):
             name="layers",
         )
         x, _ = layers(block, x, mask, context, context_mask)
-        return x
+        return constrain(x, self.mesh, BATCH_AXES)
 
 
 class AttentionPool(nn.Module):

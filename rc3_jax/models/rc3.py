@@ -8,6 +8,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from rc3_jax.config import ConfigError
@@ -63,7 +64,8 @@ class RC3(nn.Module):
         if self.roi is not None:
             self.visual_type = self.param("visual_type", TOKEN_INIT, (2, self.patch.width))
         self.matching_head = MatchingHead(dtype)
-        self.masked_lm_head = MaskedLMHead(self.text.vocab_size, dtype)
+        self.masked_lm_head = MaskedLMHead(dtype)
+        self.word_bias = self.param("word_bias", nn.initializers.zeros, (self.text.vocab_size,))
         init = nn.initializers.constant(TEMPERATURE_INIT)
         self.temperature = {name: self.param(f"temperature_{name}", init, ()) for name in CONTRASTS}
 
@@ -133,9 +135,23 @@ class RC3(nn.Module):
         fused: Float[Array, "batch length width"],
         positions: Int[Array, "batch masked"],
     ) -> Float[Array, "batch masked vocab"]:
-        """Vocabulary logits at the given positions of each row."""
-        picked = jnp.take_along_axis(fused, positions[..., None], axis=1)
-        return self.masked_lm_head(picked, self.text.word_embedding.embedding)
+        """Vocabulary logits, float32, at the given positions of each row."""
+        words, bias = self.vocabulary()
+        hidden = self.token_states(fused, positions)
+        logits = jnp.einsum("...w,vw->...v", hidden, words, preferred_element_type=jnp.float32)
+        return logits + bias
+
+    def token_states(
+        self,
+        fused: Float[Array, "batch length width"],
+        positions: Int[Array, "batch masked"],
+    ) -> Float[Array, "batch masked width"]:
+        """What `vocabulary` is compared with to predict the tokens at the positions."""
+        return self.masked_lm_head(jnp.take_along_axis(fused, positions[..., None], axis=1))
+
+    def vocabulary(self) -> tuple[Float[Array, "vocab width"], Float[Array, " vocab"]]:
+        """The word embeddings in the type of computation, and the bias of each word's logit."""
+        return self.text.word_embedding.embedding.astype(self.fusion.dtype), self.word_bias
 
     def __call__(self, rows: Mapping[str, Array], ids: Int[Array, "batch length"]):
         """Runs every part once; for `init`. See `encode_visual` for `rows`."""
@@ -160,8 +176,11 @@ def _pool_parts(parts: list[tuple[Array, Array]]) -> Float[Array, "batch width"]
     return means.sum(axis=0) / jnp.maximum(present.sum(axis=0), 1.0)[:, None]
 
 
-def build_rc3(config: ml_collections.ConfigDict, vocab_size: int) -> RC3:
+def build_rc3(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | None = None) -> RC3:
     """RC³ as `config.model` says; parallel text is fused too, so the widths must agree.
+
+    Args:
+      mesh: see `Stack`.
 
     Raises:
       ConfigError: if tower widths differ or a width is not divisible by its heads.
@@ -194,8 +213,8 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int) -> RC3:
     dtype = jnp.dtype(config.dtype)
 
     def encoder(like, depth, **style) -> Stack:
-        common = dict(dropout=config.dropout, remat=config.remat, unroll=config.unroll, dtype=dtype)
-        return Stack(depth, like.heads, like.mlp_width, **style, **common)
+        common = dict(dropout=config.dropout, remat=config.remat, unroll=config.unroll)
+        return Stack(depth, like.heads, like.mlp_width, **style, **common, dtype=dtype, mesh=mesh)
 
     roi_tower = None
     if roi.regions:

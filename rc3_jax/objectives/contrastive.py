@@ -1,19 +1,18 @@
-"""InfoNCE over the global batch, with several rows a group, row weights and extra columns."""
+"""Contrasts of two views over the global batch: InfoNCE, sigmoid, soft targets.
+
+Each is the mean of a few statistics of the similarity matrix, which `tiles` computes without
+storing that matrix.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
+from rc3_jax.objectives.tiles import Matrices, Softmax, Tiling, pair_statistics, similarities
 
-def similarities(
-    x: Float[Array, "rows size"], y: Float[Array, "columns size"]
-) -> Float[Array, "rows columns"]:
-    """All dot products `x_i . y_j`, accumulated in float32."""
-    return jnp.einsum(
-        "id,jd->ij", x, y, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
+DENSE = Tiling()
 
 
 def info_nce(
@@ -23,6 +22,7 @@ def info_nce(
     groups: Int[Array, " batch"],
     row_weights: Float[Array, " batch"] | None = None,
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None = None,
+    tiling: Tiling = DENSE,
 ) -> Float[Array, ""]:
     """`NCE(x, y; temperature)` of METHOD.md section 0, both directions.
 
@@ -36,18 +36,45 @@ def info_nce(
         batch, so weights of mean 1 keep the scale. None weighs all alike.
       same_image: similarity of each `x_i`, and of each `y_i`, to one more negative of its own.
     """
-    logits = similarities(x, y) / temperature
-    positive = (groups[:, None] == groups[None, :]).astype(jnp.float32)
-    positive /= positive.sum(axis=1, keepdims=True)
+
+    def form(s, temperature, rows, columns):
+        logits = s / temperature
+        positive = _same_group(rows, columns)
+        return Matrices((Softmax(logits),), (positive * logits, positive))
+
+    sides = pair_statistics(form, tiling, x, y, temperature, (groups, groups))
     extra = (None, None) if same_image is None else same_image
+    losses = 0.0
+    for (((log_sum,),), (positives, count)), similarity in zip(sides, extra, strict=True):
+        if similarity is not None:
+            log_sum = jnp.logaddexp(log_sum, similarity / temperature)
+        losses += (log_sum - positives / count) / 2
+    return jnp.mean(losses if row_weights is None else row_weights * losses)
 
-    def one_direction(logits, extra):
-        mean_positive = jnp.sum(logits * positive, axis=1)
-        if extra is not None:
-            logits = jnp.concatenate([logits, (extra / temperature)[:, None]], axis=1)
-        return jax.nn.logsumexp(logits, axis=1) - mean_positive
 
-    losses = (one_direction(logits, extra[0]) + one_direction(logits.T, extra[1])) / 2
+def sigmoid_loss(
+    x: Float[Array, "batch size"],
+    y: Float[Array, "batch size"],
+    temperature: Float[Array, ""],
+    bias: Float[Array, ""],
+    groups: Int[Array, " batch"],
+    row_weights: Float[Array, " batch"] | None = None,
+    tiling: Tiling = DENSE,
+) -> Float[Array, ""]:
+    """The sigmoid loss of SigLIP (Zhai et al., arXiv 2303.15343, equation 1): each pair a yes or no.
+
+    Args:
+      bias: added to the logits `x_i . y_j / temperature`.
+      groups: pairs of one group are to match, all others not.
+      row_weights: weight of each row's pairs.
+    """
+
+    def form(s, parameters, rows, columns):
+        temperature, bias = parameters
+        logits = s / temperature + bias
+        return Matrices(sums=(jax.nn.softplus(logits) - _same_group(rows, columns) * logits,))
+
+    ((_, (losses,)), _) = pair_statistics(form, tiling, x, y, (temperature, bias), (groups, groups))
     return jnp.mean(losses if row_weights is None else row_weights * losses)
 
 
@@ -55,25 +82,37 @@ def soft_cross_entropy(
     x: Float[Array, "batch size"],
     y: Float[Array, "batch size"],
     temperature: Float[Array, ""],
-    target: Float[Array, "batch batch"],
+    target_x: Float[Array, "batch target_size"],
+    target_y: Float[Array, "batch target_size"],
     target_temperature: float,
+    tiling: Tiling = DENSE,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Cross-entropy from `softmax(target)` to `softmax(x y^T)`, mean of rows and columns.
+    """Cross-entropy from `softmax(target_x target_y^T)` to `softmax(x y^T)`, rows and columns.
 
     Args:
-      target: similarities that the rows and columns of `x y^T` are to resemble.
+      target_x, target_y: vectors whose similarities those of x and y are to resemble; no gradient
+        flows into them.
 
     Returns:
-      The cross-entropy and the entropy of the targets; their difference is the KL divergence.
+      The cross-entropy and the entropy of the targets, means of both directions; their difference
+      is the KL divergence.
     """
-    logits = similarities(x, y) / temperature
-    target = target / target_temperature
 
-    def one_direction(logits, target):
-        log_target = jax.nn.log_softmax(target, axis=1)
-        probability = jnp.exp(log_target)
-        cross = -jnp.sum(probability * jax.nn.log_softmax(logits, axis=1), axis=1)
-        return cross, -jnp.sum(probability * log_target, axis=1)
+    def form(s, temperature, rows, columns):
+        logits = s / temperature
+        target = similarities(rows, columns) / target_temperature
+        return Matrices((Softmax(logits), Softmax(target, (logits, target))))
 
-    rows, columns = one_direction(logits, target), one_direction(logits.T, target.T)
-    return tuple(jnp.mean(r + c) / 2 for r, c in zip(rows, columns, strict=True))
+    sides = pair_statistics(form, tiling, x, y, temperature, (target_x, target_y))
+    cross = entropy = 0.0
+    for ((log_sum,), (target_log_sum, mean_logit, mean_target)), _ in sides:
+        cross += jnp.mean(log_sum - mean_logit) / 2
+        entropy += jnp.mean(target_log_sum - mean_target) / 2
+    return cross, entropy
+
+
+def _same_group(
+    rows: Int[Array, " rows"], columns: Int[Array, " columns"]
+) -> Float[Array, "rows columns"]:
+    same: Bool[Array, "rows columns"] = rows[:, None] == columns[None, :]
+    return same.astype(jnp.float32)

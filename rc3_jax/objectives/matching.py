@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
+from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rc3_jax.objectives.contrastive import similarities
+from rc3_jax.objectives.contrastive import DENSE
+from rc3_jax.objectives.tiles import LOWEST, Tiling, on_devices, similarities, vary, visit
+from rc3_jax.parallel.mesh import BATCH
 
 
 def sample_negatives(
@@ -15,17 +20,51 @@ def sample_negatives(
     candidates: Float[Array, "batch size"],
     temperature: Float[Array, ""],
     groups: Int[Array, " batch"],
+    tiling: Tiling = DENSE,
 ) -> Int[Array, " batch"]:
     """Draws one wrong candidate a row, with probability proportional to softmax similarity.
 
     Gumbel-max over the global batch; candidates of the row's own group are never drawn. The draw
-    of a row without any other (see `has_negative`) means nothing.
+    of a row without any other (see `has_negative`) means nothing. The noise of a pair is a
+    function of the key and of the pair's place in the batch: every tiling draws the same.
     """
-    anchors, candidates, temperature = jax.lax.stop_gradient((anchors, candidates, temperature))
-    logits = similarities(anchors, candidates) / temperature
-    allowed = groups[:, None] != groups[None, :]
-    noisy = logits + jax.random.gumbel(key, logits.shape)
-    return jnp.argmax(jnp.where(allowed, noisy, -jnp.inf), axis=1)
+    words = jax.random.bits(key, (2,), jnp.uint32)
+    places = jnp.arange(len(anchors), dtype=jnp.int32)
+    inputs = jax.lax.stop_gradient((anchors, candidates, temperature))
+    if tiling.transport == "dense":
+        anchors, candidates, temperature = inputs
+        facts = (groups, places)
+        return jnp.argmax(_noisy_logits(words, temperature, anchors, candidates, facts, facts), 1)
+
+    def local(words, temperature, anchors, candidates, facts):
+        def fold(rows, columns, valid):
+            best, drawn = rows
+            y, columns = columns
+            noisy = _noisy_logits(words, temperature, anchors, y, facts, columns)
+            noisy = jnp.where(valid, noisy, LOWEST)
+            highest = noisy.max(axis=1)
+            place = columns[1][jnp.argmax(noisy, axis=1)]
+            return (jnp.maximum(best, highest), jnp.where(highest > best, place, drawn)), ()
+
+        nothing = vary((jnp.full(len(anchors), -jnp.inf), jnp.zeros(len(anchors), jnp.int32)))
+        (_, drawn), () = visit(
+            tiling, fold, nothing, (candidates, facts), lambda n: (), lambda a, b: a, lambda a: a
+        )
+        return drawn
+
+    draw = on_devices(tiling, local, (None, None, BATCH, BATCH, BATCH))
+    return draw(words, inputs[2], *inputs[:2], (groups, places))
+
+
+def _noisy_logits(words, temperature, x, y, rows, columns) -> Float[Array, "rows columns"]:
+    """Logits with Gumbel noise, `LOWEST` within a group; facts are groups and places."""
+    groups, places = zip(rows, columns, strict=True)
+    shape = (len(x), len(y))
+    counters = jnp.stack(jnp.broadcast_arrays(places[0][:, None], places[1][None, :]))
+    bits = threefry_2x32(words, counters.ravel().astype(jnp.uint32))[: math.prod(shape)]
+    uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    noisy = similarities(x, y) / temperature - jnp.log(-jnp.log(uniform.reshape(shape)))
+    return jnp.where(groups[0][:, None] != groups[1][None, :], noisy, LOWEST)
 
 
 def has_negative(groups: Int[Array, " batch"]) -> Bool[Array, " batch"]:

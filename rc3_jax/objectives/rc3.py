@@ -5,12 +5,14 @@ A weight of 0 leaves the term, and the passes that only it needs, out of the com
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from rc3_jax.config import ConfigError
@@ -19,8 +21,11 @@ from rc3_jax.models.rc3 import RC3, Visual
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
 from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
+from rc3_jax.objectives.microbatch import microbatch
 from rc3_jax.objectives.relevance import weak_contrast
 from rc3_jax.objectives.rows import join, split
+from rc3_jax.objectives.tiles import Tiling
+from rc3_jax.parallel.exchange import fetch_rows
 
 Batch = Mapping[str, Mapping[str, Array]]
 Terms = dict[str, Float[Array, ""]]
@@ -82,6 +87,8 @@ def rc3_losses(
     weak_weight: Float[Array, ""] | float = 1.0,
     relevance_vectors: tuple[Array, Array] | None = None,
     deterministic: bool = False,
+    mesh: Mesh | None = None,
+    microbatches: int = 1,
 ) -> tuple[Float[Array, ""], Terms]:
     """The weighted sum of the objectives, and each term by itself.
 
@@ -94,20 +101,27 @@ def rc3_losses(
       relevance_vectors: text vectors of the weak rows' texts a and b that tell their
         relevance; None takes those of the model itself.
       deterministic: switches dropout off.
+      mesh: where rows are spread; None for a single device.
+      microbatches: parts of the batch that go through towers and fusion encoder in turn, see
+        `microbatch`; all losses see the whole batch.
     """
     weights = objective.weights
-    encoded = _encode(model, batch, objective, deterministic)
+    tiling = Tiling(objective.pairs.transport, objective.pairs.tile, mesh)
+    in_parts = functools.partial(microbatch, model, microbatches, mesh)
+    encoded = _encode(model, batch, objective, deterministic, in_parts)
     temperature = model.temperatures()
     kinds = contrasted(objective, batch)
     terms: Terms = {}
 
     if weights.itc:
-        terms["itc"] = _image_text_contrast(encoded, temperature["image_text"])
+        terms["itc"] = _image_text_contrast(encoded, temperature["image_text"], tiling)
     aligned = [kind for kind in ALIGNED if kind in batch]
     if weights.xtcl and aligned:
         a, b = encoded.text("a", aligned), encoded.text("b", aligned)
         groups = join([batch[kind]["groups"] for kind in aligned])
-        terms["xtcl"] = info_nce(a.vector, b.vector, temperature["text_text"], groups)
+        terms["xtcl"] = info_nce(
+            a.vector, b.vector, temperature["text_text"], groups, tiling=tiling
+        )
 
     # All that the fusion encoder reads over images goes through it as one batch.
     visual, groups = encoded.visual, encoded.groups
@@ -121,36 +135,33 @@ def rc3_losses(
     if weights.itm or (kinds and objective.same_image_negatives):
         tau = temperature["image_text"]
         drawn = sample_negatives(
-            jax.random.fold_in(key, 0), visual.vector, text_a.vector, tau, groups
+            jax.random.fold_in(key, 0), visual.vector, text_a.vector, tau, groups, tiling
         )
-        wrong_text = Text(*(x[drawn] for x in text_a))
+        wrong_text = Text(*fetch_rows(mesh, (text_a.states, text_a.mask), drawn), None)
         passes["wrong_text"] = (wrong_text, visual.tokens, visual.mask)
     if weights.itm:
         drawn = sample_negatives(
-            jax.random.fold_in(key, 1), text_a.vector, visual.vector, tau, groups
+            jax.random.fold_in(key, 1), text_a.vector, visual.vector, tau, groups, tiling
         )
-        passes["wrong_image"] = (text_a, visual.tokens[drawn], visual.mask[drawn])
-    if weights.mclm:
-        passes["masked"] = (encoded.text("masked", encoded.kinds), visual.tokens, visual.mask)
-    fused = _fuse(model, passes, deterministic)
+        wrong_image = fetch_rows(mesh, (visual.tokens, visual.mask), drawn)
+        passes["wrong_image"] = (text_a, *wrong_image)
+    z, matches = _fuse(model, passes, deterministic, in_parts)
 
     if kinds:
-        z = {
-            "a": model.fused_vector(encoded.take(fused["a"], kinds), encoded.text("a", kinds).mask),
-            "b": model.fused_vector(fused["b"], encoded.text("b", kinds).mask),
+        z = {"b": z["b"]} | {
+            name: encoded.take(z[name], kinds) for name in ("a", "wrong_text") if name in z
         }
-        if objective.same_image_negatives:
-            z_wrong = model.fused_vector(fused["wrong_text"], wrong_text.mask)
-            z["wrong_text"] = encoded.take(z_wrong, kinds)
+        if not objective.same_image_negatives:
+            z.pop("wrong_text", None)
         terms |= _visio_textual_contrast(
-            batch, encoded, z, objective, temperature["fused"], relevance_vectors
+            batch, encoded, z, objective, temperature["fused"], relevance_vectors, tiling
         )
     if weights.itm:
-        logits = (model.match(fused[name]) for name in ("a", "wrong_image", "wrong_text"))
+        logits = (matches[name] for name in ("a", "wrong_image", "wrong_text"))
         terms["itm"], terms["itm_accuracy"] = matching_loss(*logits, has_negative(groups))
     if weights.mclm:
         terms["mclm"], terms["mclm_accuracy"] = _masked_lm(
-            model, batch, encoded, fused["masked"], deterministic
+            model, batch, encoded, deterministic, in_parts, mesh
         )
 
     factors = dict(weights) | {
@@ -161,7 +172,11 @@ def rc3_losses(
 
 
 def _encode(
-    model: RC3, batch: Batch, objective: ml_collections.ConfigDict, deterministic: bool
+    model: RC3,
+    batch: Batch,
+    objective: ml_collections.ConfigDict,
+    deterministic: bool,
+    in_parts: Callable,
 ) -> Encoded:
     """One pass of the visual towers over all images, one of the text tower over all texts."""
     kinds = [kind for kind in WITH_IMAGE if kind in batch]
@@ -180,10 +195,11 @@ def _encode(
         )
     lengths = [ids.shape[0] for ids in wanted.values()]
     ids = join(list(wanted.values()))
-    states, vectors = model.encode_text(ids, deterministic)
+    states, vectors = in_parts(lambda model, ids: model.encode_text(ids, deterministic), ids)
+    visual = in_parts(lambda model, rows: model.encode_visual(rows, deterministic), rows)
     parts = (split(x, lengths) for x in (states, ids != PAD_ID, vectors))
     texts = {name: Text(*part) for name, part in zip(wanted, zip(*parts), strict=True)}
-    return Encoded(kinds, counts, rows["groups"], model.encode_visual(rows, deterministic), texts)
+    return Encoded(kinds, counts, rows["groups"], visual, texts)
 
 
 def _views(kind: str, batch: Batch, objective: ml_collections.ConfigDict) -> list[str]:
@@ -201,23 +217,31 @@ def _views(kind: str, batch: Batch, objective: ml_collections.ConfigDict) -> lis
     return [view for view, needed in {**needs, "masked": weights.mclm}.items() if needed]
 
 
-def _image_text_contrast(encoded: Encoded, temperature: Array) -> Array:
+def _image_text_contrast(encoded: Encoded, temperature: Array, tiling: Tiling) -> Array:
     """ITC: the image against either text, averaged."""
     texts = (encoded.text(view, encoded.kinds) for view in ("a", "b"))
     losses = (
-        info_nce(encoded.visual.vector, text.vector, temperature, encoded.groups) for text in texts
+        info_nce(encoded.visual.vector, text.vector, temperature, encoded.groups, tiling=tiling)
+        for text in texts
     )
     return sum(losses) / 2
 
 
-def _fuse(model, passes, deterministic) -> dict[str, Array]:
-    """All (text, view tokens, view mask) passes in one call of the fusion encoder."""
+def _fuse(model, passes, deterministic, in_parts) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Vectors z and matching logits of all (text, view tokens, view mask) passes, by name; they go
+    through the fusion encoder as one batch.
+    """
     if not passes:
-        return {}
+        return {}, {}
+
+    def read(model, states, mask, *view):
+        fused = model.fusion(states, mask, *view, deterministic)
+        return model.fused_vector(fused, mask), model.match(fused)
+
     columns = zip(*((t.states, t.mask, *view) for t, *view in passes.values()), strict=True)
-    fused = model.fusion(*map(join, columns), deterministic)
+    results = in_parts(read, *map(join, columns))
     counts = [text.states.shape[0] for text, _, _ in passes.values()]
-    return dict(zip(passes, split(fused, counts), strict=True))
+    return tuple(dict(zip(passes, split(x, counts), strict=True)) for x in results)
 
 
 def _visio_textual_contrast(
@@ -227,6 +251,7 @@ def _visio_textual_contrast(
     objective: ml_collections.ConfigDict,
     temperature: Array,
     relevance_vectors: tuple[Array, Array] | None,
+    tiling: Tiling,
 ) -> Terms:
     """XVtCL on strict rows and R-XVtCL on weak rows; each kind is a contrast of its own."""
     kinds = contrasted(objective, batch)
@@ -242,7 +267,9 @@ def _visio_textual_contrast(
     for kind, (z_a, z_b, *same_image) in zip(kinds, parts, strict=True):
         groups, same_image = batch[kind]["groups"], tuple(same_image) or None
         if kind == "strict":
-            terms["xvtcl"] = info_nce(z_a, z_b, temperature, groups, same_image=same_image)
+            terms["xvtcl"] = info_nce(
+                z_a, z_b, temperature, groups, same_image=same_image, tiling=tiling
+            )
             continue
         own = (encoded.texts["weak", view].vector for view in "ab")
         terms |= weak_contrast(
@@ -254,21 +281,30 @@ def _visio_textual_contrast(
             groups,
             same_image,
             objective.scales,
+            tiling,
         )
     return terms
 
 
-def _masked_lm(model, batch, encoded, fused, deterministic) -> tuple[Array, Array]:
+def _masked_lm(model, batch, encoded, deterministic, in_parts, mesh) -> tuple[Array, Array]:
     """MCLM: masked texts a given the image; those of parallel rows given the text b."""
-    rows = [batch[kind] for kind in encoded.kinds]
-    # Joined first, as `fused` is: how rows interleave depends on what is joined.
-    parts = [
-        (fused, *(join([row[f"masked_{x}"] for row in rows]) for x in ("positions", "labels")))
-    ]
+
+    def read(model, states, mask, view, view_mask, positions):
+        return model.token_states(
+            model.fusion(states, mask, view, view_mask, deterministic), positions
+        )
+
+    def field(name, kinds):
+        return join([batch[kind][name] for kind in kinds])
+
+    views = [(encoded.kinds, (encoded.visual.tokens, encoded.visual.mask))]
     if "parallel" in batch:
-        masked, other = encoded.texts["parallel", "masked"], encoded.texts["parallel", "b"]
-        fused = model.fusion(masked.states, masked.mask, other.states, other.mask, deterministic)
-        row = batch["parallel"]
-        parts.append((fused, row["masked_positions"], row["masked_labels"]))
-    states, positions, labels = map(join, zip(*parts, strict=True))
-    return masked_lm_loss(model.predict_tokens(states, positions), labels)
+        other = encoded.texts["parallel", "b"]
+        views.append((["parallel"], (other.states, other.mask)))
+    states, labels = [], []
+    for kinds, view in views:
+        masked = encoded.text("masked", kinds)
+        positions = field("masked_positions", kinds)
+        states.append(in_parts(read, masked.states, masked.mask, *view, positions))
+        labels.append(field("masked_labels", kinds))
+    return masked_lm_loss(join(states), *model.vocabulary(), join(labels), mesh)

@@ -13,7 +13,8 @@ import ml_collections
 from jaxtyping import Array, Float, Int
 
 from rc3_jax.config import ConfigError
-from rc3_jax.objectives.contrastive import info_nce, similarities, soft_cross_entropy
+from rc3_jax.objectives.contrastive import DENSE, info_nce, soft_cross_entropy
+from rc3_jax.objectives.tiles import Tiling
 
 FORMS = ("weighted", "soft", "hinge", "mse", "kl", "none", "off")
 ALONE = ("none", "off")
@@ -43,6 +44,7 @@ def weak_contrast(
     groups: Int[Array, " batch"],
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None,
     scales: ml_collections.ConfigDict,
+    tiling: Tiling = DENSE,
 ) -> dict[str, Float[Array, ""]]:
     """XVtCL on weak rows with its regularizer; the terms are to be summed.
 
@@ -53,16 +55,15 @@ def weak_contrast(
       same_image: see `info_nce`.
       scales: `config.objective.scales`, of the forms; their margin and temperature.
     """
-    relevance = jax.lax.stop_gradient(similarities(text_a, text_b))
-    own = jnp.diagonal(relevance)
+    own = jax.lax.stop_gradient(jnp.sum(text_a * text_b, axis=1))
     proximity = jnp.sum(z_a * z_b, axis=1)
     terms = {}
     if "soft" not in forms:
         weights = relevance_weights(own) if "weighted" in forms else None
-        terms["xvtcl_weak"] = info_nce(z_a, z_b, temperature, groups, weights, same_image)
+        terms["xvtcl_weak"] = info_nce(z_a, z_b, temperature, groups, weights, same_image, tiling)
     if "soft" in forms or "kl" in forms:
         cross_entropy, entropy = soft_cross_entropy(
-            z_a, z_b, temperature, relevance, scales.relevance_temperature
+            z_a, z_b, temperature, text_a, text_b, scales.relevance_temperature, tiling
         )
         if "soft" in forms:
             terms["soft"] = scales.soft * cross_entropy

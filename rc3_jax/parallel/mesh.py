@@ -2,47 +2,84 @@
 
 from __future__ import annotations
 
+import functools
+import math
+
 import jax
+import ml_collections
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rc3_jax.config import ConfigError
 
-AXES = ("data", "fsdp")
-BATCH = PartitionSpec(AXES)
-"""Rows of a batch are spread over both axes; parameters over `fsdp` alone."""
+AXES = ("replica", "data", "fsdp", "tensor")
+BATCH_AXES = ("replica", "data", "fsdp")
+BATCH = PartitionSpec(BATCH_AXES)
+"""Rows of a batch are spread over all axes but `tensor`, which shares the work on each row."""
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices with axes `data` and `fsdp`.
+def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
+    """The mesh that `config.mesh` describes.
 
     Args:
-      data: devices along `data`; -1 takes what `fsdp` leaves.
-      fsdp: devices that share one copy of the parameters.
+      config: devices along each axis: `replica`, across slices or hosts that slow links join;
+        `data`, -1 for what the others leave; `fsdp`, which share one copy of the parameters;
+        `tensor`, which share the work on each row.
       devices: the devices to use; all of them by default.
 
     Raises:
       ConfigError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    count = len(devices)
-    if data == -1 and fsdp > 0 and count % fsdp == 0:
-        data = count // fsdp
-    if data * fsdp != count or data < 1:
+    sizes = {axis: config[axis] for axis in AXES}
+    others = math.prod(size for axis, size in sizes.items() if axis != "data")
+    if sizes["data"] == -1 and others > 0:
+        sizes["data"] = len(devices) // others
+    if math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
+        given = " x ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
         raise ConfigError(
-            f"mesh.data={data} x mesh.fsdp={fsdp} does not give the {count} devices present; "
-            "set mesh.data=-1 and mesh.fsdp to a divisor of the number of devices"
+            f"{given} does not give the {len(devices)} devices present; set mesh.data=-1 and the "
+            "others to divisors of the number of devices"
         )
-    return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    shape = tuple(sizes.values())
+    types = (AxisType.Auto,) * len(AXES)
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if len(slices) > 1:
+        within = (shape[0] // len(slices), *shape[1:])
+        across = (len(slices), 1, 1, 1)
+        if shape[0] % len(slices):
+            raise ConfigError(
+                f"mesh.replica={shape[0]} must be a multiple of the {len(slices)} slices present"
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+        return Mesh(grid, AXES, axis_types=types)
+    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
 
 
-def check_batch(rows: dict[str, int], mesh: Mesh) -> None:
-    """Raises ConfigError unless every kind's rows divide evenly among the devices."""
-    uneven = {kind: count for kind, count in rows.items() if count % mesh.size}
+@functools.cache
+def one_device_mesh() -> Mesh:
+    """The mesh of the first device alone."""
+    types = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh((1,) * len(AXES), AXES, axis_types=types, devices=jax.devices()[:1])
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Devices that the rows of a batch are spread over."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def check_batch(rows: dict[str, int], mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises ConfigError unless every kind's rows divide evenly among devices, and on each among
+    its micro-batches.
+    """
+    parts = batch_devices(mesh) * microbatches
+    uneven = {kind: count for kind, count in rows.items() if count % parts}
     if uneven:
         raise ConfigError(
-            f"the batch holds {rows} rows, which {mesh.size} devices cannot share evenly: "
-            f"{', '.join(uneven)} must be a multiple of {mesh.size}; change batch_size or shares"
+            f"the batch holds {rows} rows, which {batch_devices(mesh)} devices with "
+            f"microbatches={microbatches} cannot share evenly: {', '.join(uneven)} must be a "
+            f"multiple of {parts}; change batch_size, shares or microbatches"
         )
 
 
@@ -52,3 +89,10 @@ def to_global(batch, mesh: Mesh):
     return jax.tree.map(
         lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
     )
+
+
+def constrain(x: jax.Array, mesh: Mesh | None, *spec) -> jax.Array:
+    """`x` laid out as `PartitionSpec(*spec)` says; as it is where there is no mesh."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*spec)))

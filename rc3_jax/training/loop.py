@@ -20,9 +20,11 @@ from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
 from rc3_jax.observe.log import Clock, Log
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.checkpoint import Checkpoints
+from rc3_jax.training.memory import describe_memory, explain_out_of_memory
 from rc3_jax.training.run import Run, prepare_run
 from rc3_jax.training.state import TrainState, count_parameters
 from rc3_jax.training.step import make_step
+from rc3_jax.training.watchdog import Watchdog
 
 
 def train(
@@ -48,12 +50,15 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if not resume:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
-    with Log(folder if is_first else None, console) as log:
+    with (
+        Log(folder if is_first else None, console) as log,
+        Watchdog(config.watchdog_minutes) as watchdog,
+    ):
         if resume:
             _check_same_settings(folder, config)
         run = prepare_run(config, folder if resume else None)
         try:
-            scores = _train(run, folder, log)
+            scores = _train(run, folder, log, watchdog)
         finally:
             if is_first:
                 run.skips.write(folder / "skipped.jsonl")
@@ -65,7 +70,7 @@ def train(
     return scores
 
 
-def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
+def _train(run: Run, folder: pathlib.Path, log: Log, watchdog: Watchdog) -> dict[str, Any]:
     """From the first state, or the newest checkpoint, to the final scores."""
     config = run.config
     evaluator = Evaluator(run)
@@ -75,13 +80,19 @@ def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
             save_config(config, folder / "config.json")
             (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
         _describe(run, state, log)
-        state = _steps(run, state, checkpoints, evaluator, log)
+        with explain_out_of_memory(run):
+            state = _steps(run, state, checkpoints, evaluator, log, watchdog)
         checkpoints.save(config.steps, state, force=True)
     return evaluator.scores(state.params)
 
 
 def _steps(
-    run: Run, state: TrainState, checkpoints: Checkpoints, evaluator: Evaluator, log: Log
+    run: Run,
+    state: TrainState,
+    checkpoints: Checkpoints,
+    evaluator: Evaluator,
+    log: Log,
+    watchdog: Watchdog,
 ) -> TrainState:
     """The loop: dispatches step n, then reads the metrics of step n - 1."""
     config, start = run.config, int(state.step)
@@ -101,6 +112,7 @@ def _steps(
     clock = Clock(start, config.steps, config.batch_size)
     pending = None
     for step in range(start, config.steps):
+        watchdog.beat(f"step {step + 1}")
         state, metrics = compiled(state, batch)
         if pending is not None:
             _report(step, pending, clock, config, log)
@@ -135,6 +147,7 @@ def compile_step(run: Run, state: TrainState, batch: Any, log: Log):
     step = make_step(run, state)
     compiled = step.lower(state, batch).compile()
     log.say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+    log.say(describe_memory(compiled))
     return compiled
 
 

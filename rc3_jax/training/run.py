@@ -20,6 +20,7 @@ from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.evaluation.retrieval import MODES
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.objectives.relevance import check_forms
+from rc3_jax.objectives.tiles import TRANSPORTS
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import shardings
 from rc3_jax.training.checkpoint import Checkpoints
@@ -54,7 +55,7 @@ class Run(NamedTuple):
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
-            shardings(shapes, self.mesh),
+            shardings(shapes, self.mesh, self.config.mesh),
         )
 
     def create_state(self) -> TrainState:
@@ -73,12 +74,13 @@ def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None =
       DataError, ConfigError: for data or settings that cannot be, with the remedy.
     """
     _check(config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(config.mesh)
     skips = Skips(config.data.skip_limit)
     corpus = open_corpus(config, skips)
-    check_batch(batch_rows(config.batch_size, config.shares, list(corpus.pools)), mesh)
+    rows = batch_rows(config.batch_size, config.shares, list(corpus.pools))
+    check_batch(rows, mesh, config.microbatches)
     tokenizer = run_tokenizer(config, corpus, folder)
-    model = build_rc3(config.model, tokenizer.vocab_size)
+    model = build_rc3(config.model, tokenizer.vocab_size, mesh)
     params = jax.eval_shape(lambda: initial_params(model, config))
     optimizer = make_optimizer(config.optimizer, config.steps, params)
     return Run(config, mesh, corpus, tokenizer, model, optimizer, skips)
@@ -130,6 +132,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
             f"model.text.max_positions={config.model.text.max_positions} leaves; change either"
         )
     check_forms(config.objective.regularizer)
+    transport = config.objective.pairs.transport
+    if transport not in TRANSPORTS:
+        raise ConfigError(
+            f"objective.pairs.transport={transport!r}: use one of {', '.join(TRANSPORTS)}"
+        )
     if config.objective.relevance not in RELEVANCE_SOURCES:
         raise ConfigError(
             f"objective.relevance={config.objective.relevance!r}: use one of "

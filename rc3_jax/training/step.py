@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from rc3_jax.models.heads import Projection
@@ -26,7 +26,7 @@ Metrics = dict[str, Array]
 
 
 def loss_function(
-    model: RC3, config: ml_collections.ConfigDict
+    model: RC3, config: ml_collections.ConfigDict, mesh: Mesh | None = None
 ) -> Callable[..., tuple[Array, Metrics]]:
     """`(params, ema, step, batch) -> (loss, terms)`; its randomness comes from (seed, step)."""
     ramp_steps = round(config.objective.ramp * config.steps)
@@ -40,6 +40,8 @@ def loss_function(
             weak_weight=ramp(step, ramp_steps),
             relevance_vectors=_ema_vectors(model, ema, batch, config.objective),
             deterministic=not config.model.dropout,
+            mesh=mesh,
+            microbatches=config.microbatches,
         )
         rngs = {"dropout": dropout}
         return nn.apply(losses, model)({"params": params}, batch, negatives, rngs=rngs)
@@ -69,7 +71,7 @@ def make_step(
     Parameters keep the shardings of `parallel.rules`, rows of the batch are spread over the
     mesh, metrics are replicated. All objectives see the rows of all devices.
     """
-    loss = loss_function(run.model, run.config)
+    loss = loss_function(run.model, run.config, run.mesh)
 
     def step(state: TrainState, batch: Mapping) -> tuple[TrainState, Metrics]:
         gradient_of = jax.value_and_grad(loss, has_aux=True)
@@ -93,7 +95,7 @@ def make_step(
                 metrics[name] = value
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    states = shardings(state, run.mesh)
+    states = shardings(state, run.mesh, run.config.mesh)
     return jax.jit(
         step,
         in_shardings=(states, NamedSharding(run.mesh, BATCH)),

@@ -16,7 +16,7 @@ from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation import evaluate
 from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.models.rc3 import RC3, build_rc3
-from rc3_jax.parallel.mesh import make_mesh
+from rc3_jax.parallel.mesh import one_device_mesh
 from rc3_jax.training.run import Run
 from tests.evaluation.random_params import random_params
 from tests.tiny import tiny_config
@@ -190,7 +190,7 @@ def evaluator_of(tokenizer, config):
             }
 
     def make(records) -> evaluate.Evaluator:
-        mesh = make_mesh(devices=jax.devices()[:1])
+        mesh = one_device_mesh()
         corpus = Corpus({}, [], records)
         return evaluate.Evaluator(Run(config, mesh, corpus, tokenizer, Fake(), None, None))
 

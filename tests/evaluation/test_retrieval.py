@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from rc3_jax.data.record import Record
 from rc3_jax.data.scenes import SceneSource
 from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval, recalls, visual_rows
 from rc3_jax.models.rc3 import build_rc3
-from rc3_jax.parallel.mesh import make_mesh
+from rc3_jax.parallel.mesh import one_device_mesh
 from tests.evaluation.random_params import random_params
 from tests.tiny import tiny_config
 
@@ -110,7 +109,7 @@ def params(config, model):
 
 @pytest.fixture(scope="module")
 def encoder(model):
-    return Encoder(model, make_mesh(devices=jax.devices()[:1]), 4)
+    return Encoder(model, one_device_mesh(), 4)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rc3_jax.objectives.contrastive import info_nce, soft_cross_entropy
+from rc3_jax.objectives.contrastive import info_nce, sigmoid_loss, soft_cross_entropy
 
 
 def unit_rows(rng, rows, size):
@@ -93,7 +93,8 @@ def test_a_removed_extra_column_changes_nothing():
 def test_soft_cross_entropy_equals_brute_force(seed, rows):
     rng = np.random.default_rng(seed)
     x, y = unit_rows(rng, rows, 4), unit_rows(rng, rows, 4)
-    target = rng.uniform(-1, 1, (rows, rows))
+    target_x, target_y = unit_rows(rng, rows, 3), unit_rows(rng, rows, 3)
+    target = target_x @ target_y.T
     cross, entropy = 0.0, 0.0
     for scores, wanted in ((x @ y.T / 0.2, target), (y @ x.T / 0.2, target.T)):
         for i in range(rows):
@@ -105,7 +106,36 @@ def test_soft_cross_entropy_equals_brute_force(seed, rows):
         jnp.array(x, jnp.float32),
         jnp.array(y, jnp.float32),
         jnp.float32(0.2),
-        jnp.array(target, jnp.float32),
+        jnp.array(target_x, jnp.float32),
+        jnp.array(target_y, jnp.float32),
         0.1,
     )
     np.testing.assert_allclose(measured, (cross, entropy), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 6),
+    bias=st.floats(-10, 2),
+    groups=st.lists(st.integers(0, 3), min_size=6, max_size=6),
+)
+def test_sigmoid_loss_equals_brute_force(seed, rows, bias, groups):
+    rng = np.random.default_rng(seed)
+    x, y = unit_rows(rng, rows, 4), unit_rows(rng, rows, 4)
+    weights, groups = rng.uniform(0, 2, rows), np.array(groups[:rows])
+    expected = 0.0
+    for i in range(rows):
+        for j in range(rows):
+            sign = 1 if groups[i] == groups[j] else -1
+            logit = sign * (float(x[i] @ y[j]) / 0.2 + bias)
+            expected += weights[i] * np.log1p(np.exp(-logit)) / rows
+    measured = sigmoid_loss(
+        jnp.array(x, jnp.float32),
+        jnp.array(y, jnp.float32),
+        jnp.float32(0.2),
+        jnp.float32(bias),
+        jnp.array(groups),
+        jnp.array(weights, jnp.float32),
+    )
+    np.testing.assert_allclose(measured, expected, rtol=2e-5, atol=1e-6)

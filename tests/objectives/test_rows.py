@@ -33,8 +33,9 @@ def test_joining_sharded_rows_needs_no_communication():
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding
 from rc3_jax.objectives.rows import join, split
-from rc3_jax.parallel.mesh import BATCH, make_mesh
-rows = NamedSharding(make_mesh(), BATCH)
+from rc3_jax.parallel.mesh import BATCH
+from tests.objectives.tile_cases import mesh_of
+rows = NamedSharding(mesh_of(8), BATCH)
 shapes = [jax.ShapeDtypeStruct((n, 3), jnp.float32, sharding=rows) for n in (16, 8)]
 f = jax.jit(lambda a, b: split(2 * join([a, b]), (16, 8)), out_shardings=rows)
 text = f.lower(*shapes).compile().as_text()

@@ -11,10 +11,10 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
-from rc3_jax.parallel.mesh import make_mesh, to_global
-from rc3_jax.parallel import rules
+from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.run import prepare_run
 from rc3_jax.training.step import make_step
+from tests.objectives.tile_cases import mesh_of
 from tests.tiny import tiny_config
 
 # Keeps the last gradient in the optimizer's state, before clipping.
@@ -27,8 +27,7 @@ OBJECTIVES = {
     "xvtcl_weak soft": {"ramp": 0.0, "regularizer": ("soft",)},
     "xvtcl_weak kl mse": {"ramp": 0.0, "regularizer": ("kl", "mse"), "relevance": "ema"},
 }
-rules.FSDP_THRESHOLD = 256  # bytes; every matrix of the tiny model is sharded
-meshes = {"1": make_mesh(devices=jax.devices()[:1]), "8": make_mesh(), "4x2": make_mesh(4, 2)}
+meshes = {"1": mesh_of(1), "8": mesh_of(8), "4x2": mesh_of(4, 2), "2x2x2": mesh_of(2, 2, 2)}
 
 def steps(config, mesh, run):
     run = run._replace(mesh=mesh, optimizer=optax.chain(capture, run.optimizer))
@@ -50,11 +49,12 @@ for name, settings in OBJECTIVES.items():
     config = tiny_config()
     config.steps, config.batch_size = 400, 32  # the first steps of a run: rates still rise
     config.objective.update(settings)
+    config.mesh.fsdp_threshold = 64  # every matrix of the tiny model is sharded
     for term in config.objective.weights:
         config.objective.weights[term] = float(term == name.split()[0])
     run = prepare_run(config)
     one = list(steps(config, meshes["1"], run))
-    for other in ("8", "4x2"):
+    for other in ("8", "4x2", "2x2x2"):
         worst_loss = worst_gradient = 0.0
         for (l1, g1), (l8, g8) in zip(one, steps(config, meshes[other], run), strict=True):
             assert np.any(g1 != 0)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.observe.log import Log
@@ -64,7 +65,11 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     [
         ("itc", {"text", "patch", "roi"}, {"fusion", "matching_head", "masked_lm_head"}),
         ("xtcl", {"text", "text_projection"}, {"patch", "roi", "fusion", "image_projection"}),
-        ("xvtcl", {"fusion", "fused_pool", "patch"}, {"matching_head", "masked_lm_head"}),
+        (
+            "xvtcl",
+            {"fusion", "fused_pool", "patch"},
+            {"matching_head", "masked_lm_head", "word_bias"},
+        ),
         ("itm", {"fusion", "matching_head", "patch"}, {"fused_pool", "masked_lm_head"}),
         ("mclm", {"fusion", "masked_lm_head", "patch"}, {"matching_head", "fused_pool"}),
     ],
@@ -125,3 +130,10 @@ def test_temperatures_stay_in_their_range():
     assert float(clamped["temperature_fused"]) == pytest.approx(0.001)
     assert float(clamped["text"]["bias"]) == -3
     assert clamp_temperatures({"temperature_fused": jnp.float32(3)})["temperature_fused"] == 0.5
+
+
+def test_an_abstract_batch_has_the_shapes_and_types_of_a_read_one():
+    run, _, batch = prepared()
+    rows = {kind: len(fields["groups"]) for kind, fields in batch.items()}
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
+    assert abstract_batch(run.config, rows) == shapes

@@ -1,0 +1,106 @@
+"""What TPU chips can do, and the least time that a step takes on them."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from rc3_jax.config import ConfigError
+
+GIB = 2**30
+
+
+class Chip(NamedTuple):
+    """One chip; JAX sees it as one device.
+
+    Attributes:
+      sides: dimensions of the torus that the chips form.
+      hbm: bytes of main memory that the maker states. Programs get a little less.
+      flops: bfloat16 operations a second.
+      bandwidth: bytes a second from and to main memory.
+      interconnect: bytes a second that it can send to its neighbours over all links together, half
+        of the bidirectional figure that the maker states.
+    """
+
+    sides: int
+    hbm: float
+    flops: float
+    bandwidth: float
+    interconnect: float
+
+
+# Google Cloud's documentation, "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
+# It states the interconnect of v5e, v5p and v6e in both directions: 400, 1200 and 800 GB/s. That of
+# v4 is from Jouppi et al., "TPU v4" (arXiv 2304.01433): six links of 50 GB/s.
+CHIPS = {
+    "v4": Chip(3, 32 * GIB, 275e12, 1200e9, 300e9),
+    "v5e": Chip(2, 16 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(3, 95 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(2, 32 * GIB, 918e12, 1638e9, 400e9),
+}
+
+
+class Roofline(NamedTuple):
+    """Least seconds of a step for each thing that can bind, and model FLOPs' share of the peak.
+
+    Attributes:
+      compute: the program's matrix products at the bfloat16 peak, recomputation included.
+      memory: traffic with the main memory.
+      interconnect: what the collectives must send, all links in use at once.
+    """
+
+    compute: float
+    memory: float
+    interconnect: float
+    mfu: float
+
+    @property
+    def step(self) -> float:
+        """Lower bound: the three overlap perfectly."""
+        return max(self.compute, self.memory, self.interconnect)
+
+    @property
+    def serial(self) -> float:
+        """The same without any overlap."""
+        return self.compute + self.memory + self.interconnect
+
+    @property
+    def binding(self) -> str:
+        """The name of the largest."""
+        names = ("compute", "memory", "interconnect")
+        return max(names, key=lambda name: getattr(self, name))
+
+
+def roofline(chip: Chip, model: float, flops: float, traffic: float, sent: float) -> Roofline:
+    """The bounds of a step.
+
+    Args:
+      model: model FLOPs of a step, divided by the number of chips.
+      flops, traffic, sent: operations and bytes of a step on one chip.
+    """
+    times = flops / chip.flops, traffic / chip.bandwidth, sent / chip.interconnect
+    # The formula is the definition; a program that claims to need less has products hidden in it.
+    times = (max(times[0], model / chip.flops), *times[1:])
+    return Roofline(*times, mfu=model / chip.flops / max(times))
+
+
+def find_chip(topology: str) -> Chip:
+    """The chip of a topology such as `v5e:16x16`.
+
+    Raises:
+      ConfigError: for a chip that the table lacks, or a form that it is not built in.
+    """
+    name, _, form = topology.partition(":")
+    if name not in CHIPS:
+        raise ConfigError(
+            f"--topology={topology}: chip {name!r} is unknown; use one of {', '.join(CHIPS)}, "
+            "such as v5e:16x16"
+        )
+    chip = CHIPS[name]
+    if not re.fullmatch("x".join([r"[1-9]\d*"] * chip.sides), form):
+        example = {2: "16x16", 3: "8x8x8"}[chip.sides]
+        raise ConfigError(
+            f"--topology={topology}: {name} chips form a torus of {chip.sides} dimensions; name "
+            f"the chips along each, such as {name}:{example}"
+        )
+    return chip

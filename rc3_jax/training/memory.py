@@ -1,0 +1,115 @@
+"""What a step takes of a device's memory, and what to change where that is too much."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+
+from rc3_jax.data.stream import KINDS, batch_rows
+from rc3_jax.parallel.mesh import batch_devices
+from rc3_jax.training.run import Run
+
+GIB = 2**30
+
+
+class OutOfMemory(RuntimeError):
+    """A device's memory did not suffice; the message says what to change, and to what effect."""
+
+
+def describe_memory(compiled: Any) -> str:
+    """One line: what the compiled step takes of each device, and what a device has."""
+    analysis = compiled.memory_analysis()
+    if analysis is None:
+        return "memory a device: the backend does not tell"
+    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    new = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    parts = f"state and batch {_size(arguments)}, temporaries {_size(temporaries)}"
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    of = f" of {_size(limit)}" if limit else ""
+    return f"memory a device: {_size(arguments + temporaries + new)}{of} ({parts})"
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(run: Run) -> Iterator[None]:
+    """Turns a device's lack of memory into `OutOfMemory` with advice."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        first = str(error).strip().splitlines()[0][:300]
+        raise OutOfMemory("\n  ".join([f"out of memory: {first}", *advice(run)])) from error
+
+
+def advice(run: Run) -> list[str]:
+    """Settings that take less memory, each with what it would leave, per device."""
+    config, fsdp = run.config, run.mesh.shape["fsdp"]
+    state = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(run.abstract_state())
+    )
+    parts = config.microbatches
+    now = activation_bytes(config, run.mesh)
+    more = activation_bytes(config, run.mesh, microbatches=2 * parts)
+    full = activation_bytes(config, run.mesh, remat="full")
+    lines = [f"state {_size(state)} and activations, by estimate, {_size(now)} a device; change:"]
+    lines.append(
+        f"--config.microbatches={2 * parts}: activations to {_size(more)}, one forward pass more"
+    )
+    if config.model.remat != "full":
+        lines.append(
+            f"--config.model.remat=full: activations to {_size(full)}, one forward pass more"
+        )
+    if run.mesh.size > fsdp:
+        lines.append(
+            f"--config.mesh.fsdp={2 * fsdp}: state to about {_size(state / 2)}, parameters "
+            "collected for each layer"
+        )
+    lines.append("--config.batch_size: activations shrink with it; fewer negatives")
+    return lines
+
+
+def activation_bytes(
+    config: ml_collections.ConfigDict,
+    mesh: jax.sharding.Mesh,
+    microbatches: int | None = None,
+    remat: str | None = None,
+) -> float:
+    """Estimate of the activations that a step keeps on a device for its backward pass.
+
+    Per layer, row and token 17 numbers of the width and 2.5 for each pair of tokens and head, or
+    the layer's input alone where it is recomputed (Korthikanti et al., arXiv 2205.05198, section
+    4); with micro-batches also what the towers give for all rows.
+    """
+    parts = microbatches or config.microbatches
+    remat = remat or config.model.remat
+    rows = batch_rows(config.batch_size, config.shares, KINDS)
+    images = rows.get("strict", 0) + rows.get("weak", 0)
+    model = config.model
+    patches = (model.patch.image_size // model.patch.patch) ** 2 + 1
+    length, regions = config.data.max_length, model.roi.regions
+    stacks = [  # rows, tokens, keys beyond them, settings, depth
+        (3 * images + 2 * rows.get("parallel", 0), length, 0, model.text, model.text.depth),
+        (images, patches, 0, model.patch, model.patch.depth),
+        (images if regions else 0, regions, 0, model.patch, model.roi.depth),
+        (5 * images, length, patches + regions, model.text, model.fusion.depth),
+    ]
+    itemsize = 2 if model.dtype == "bfloat16" else 4
+    kept = outputs = 0.0
+    for count, tokens, keys, size, depth in stacks:
+        numbers = count * tokens * size.width
+        layer = count * tokens * (17 * size.width + 2.5 * size.heads * (tokens + keys))
+        layer += count * 4 * keys * size.width  # keys and values of the other view
+        layers = depth * numbers + layer if remat == "full" else depth * layer
+        kept += layers if remat != "dots" else 0.6 * layers
+        outputs += numbers if parts > 1 else 0
+    return itemsize * (kept / parts + outputs) / batch_devices(mesh)
+
+
+def _size(count: float) -> str:
+    return f"{count / GIB:.2f} GiB"

@@ -1,0 +1,91 @@
+"""The loss of a run does not depend on how many devices and processes compute it."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.processes import FAST_COMPILATION, ROOT
+from tests.test_launch import tiny_file
+
+STEPS = 20
+LAYOUTS = {
+    "data=8": (8, dict(data=8)),
+    "data=4 fsdp=2": (8, dict(data=4, fsdp=2)),
+    "data=2 fsdp=2 tensor=2": (8, dict(data=2, fsdp=2, tensor=2)),
+}
+
+
+def start(tmp_path, name, devices, axes, *arguments):
+    settings = dict(steps=STEPS, batch_size=32, log_every=1)
+    settings |= {"mesh.fsdp_threshold": 64, "evaluation.images": 0, "checkpoint.every": 0}
+    settings |= {"evaluation.dependence_rows": 0} | {f"mesh.{k}": v for k, v in axes.items()}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "32",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "train.py"),
+        f"--config={tiny_file(tmp_path, 'rc3_demo')}",
+        f"--workdir={tmp_path / name}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+        *arguments,
+    ]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, env=environment)
+
+
+def curve(folder: pathlib.Path, *processes) -> np.ndarray:
+    outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert len(losses) == STEPS
+    return np.array(losses)
+
+
+@pytest.fixture(scope="module")
+def of_one_device(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one")
+    return curve(folder / "one", start(folder, "one", 1, {}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_devices(tmp_path, of_one_device, layout):
+    devices, axes = LAYOUTS[layout]
+    losses = curve(tmp_path / "run", start(tmp_path, "run", devices, axes))
+    difference = np.abs(losses / of_one_device - 1).max()
+    print(f"{layout}: the loss of {STEPS} steps differs by {difference:.1e} of it")
+    assert difference <= 1e-5
+
+
+@pytest.mark.slow
+def test_two_processes_with_four_devices_each(tmp_path, of_one_device):
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    both = [
+        start(
+            tmp_path,
+            "run",
+            4,
+            dict(replica=2, data=2, fsdp=2),
+            f"--coordinator=localhost:{port}",
+            "--processes=2",
+            f"--process={number}",
+        )
+        for number in range(2)
+    ]
+    losses = curve(tmp_path / "run", *both)
+    difference = np.abs(losses / of_one_device - 1).max()
+    print(f"two processes: the loss of {STEPS} steps differs by {difference:.1e} of it")
+    assert difference <= 1e-5
