@@ -88,7 +88,7 @@ def default_config() -> ml_collections.ConfigDict:
                 same_image_negatives=True,
                 # "gather", "ring" or "dense": how all pairs of a batch are gone through, and
                 # how many columns at a time; see objectives/tiles.py
-                pairs=dict(transport="gather", tile=1024),
+                pairs=dict(transport="gather", tile=512),
             ),
             optimizer=dict(
                 lr=1e-4,

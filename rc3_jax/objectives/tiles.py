@@ -40,7 +40,7 @@ class Tiling(NamedTuple):
     """
 
     transport: str = "dense"
-    tile: int = 1024
+    tile: int = 512
     mesh: Mesh | None = None
 
 

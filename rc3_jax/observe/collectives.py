@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rc3_jax.observe.hlo import Instruction, Program, executions
+from rc3_jax.observe.hlo import Instruction, Program
+from rc3_jax.observe.runs import executions
 
 KINDS = (
     "all-gather",
@@ -33,7 +34,7 @@ class Collective(NamedTuple):
     Attributes:
       group: devices that take part together.
       axes: the mesh axes that they differ along; empty if the text does not tell.
-      times: executions in a step, and `known` as in `hlo.Runs`.
+      times: executions in a step, and `known` as in `runs.Runs`.
       bytes: of the whole array on each device, all executions: the gathered one, or the one that
         is reduced, exchanged or passed on.
       sent: bytes that each device must send at least, all executions.
@@ -56,6 +57,8 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
     """
     found = []
     for name, runs in executions(program).items():
+        if _continues(program, name):
+            continue
         for instruction in program.computations[name].values():
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
@@ -77,6 +80,17 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
                 )
             )
     return found
+
+
+def _continues(program: Program, computation: str) -> bool:
+    """Whether a computation only goes on with a collective that another one began.
+
+    TPU programs let a collective run along several fusions; each repeats it.
+    """
+    return computation.startswith("async_collective_fusion") or any(
+        "AsyncCollectiveDone" in instruction.attributes
+        for instruction in program.computations[computation].values()
+    )
 
 
 def combined(found: Iterable[Collective]) -> list[Collective]:

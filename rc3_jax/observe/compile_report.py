@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from rc3_jax.observe import chips, pairs
 from rc3_jax.observe.collectives import Collective, collectives, combined
 from rc3_jax.observe.costs import matrix_flops, traffic
 from rc3_jax.observe.flops import Part, step_flops
-from rc3_jax.observe.hlo import Buffer, buffers, parse
+from rc3_jax.observe.hlo import parse
+from rc3_jax.observe.runs import Buffer, buffers
 from rc3_jax.parallel.mesh import batch_devices
 from rc3_jax.parallel.rules import path_name
 
@@ -65,7 +67,7 @@ def compile_report(
         _memory(compiled.memory_analysis(), chip),
         _flops(parts, mesh.size, work[0], compiled.cost_analysis()),
         _collectives(combined(sent)),
-        _times(chip, model / mesh.size, *work) if chip else [],
+        _times(chip, sum(rows.values()), model / mesh.size, *work) if chip else [],
         _largest(stored),
         _pairs(looked_for, notes, offenders),
     ]
@@ -209,7 +211,9 @@ def _collectives(found: Sequence[Collective]) -> list[str]:
     return lines
 
 
-def _times(chip: chips.Chip, model: float, flops: float, touched: float, sent: float) -> list[str]:
+def _times(
+    chip: chips.Chip, batch: int, model: float, flops: float, touched: float, sent: float
+) -> list[str]:
     line = chips.roofline(chip, model, flops, touched, sent)
     rows = [
         (
@@ -224,7 +228,8 @@ def _times(chip: chips.Chip, model: float, flops: float, touched: float, sent: f
     summary = (
         f"A step takes at least {1e3 * line.step:,.1f} ms ({line.binding} binds), "
         f"{1e3 * line.serial:,.1f} ms if nothing overlaps. MFU is at most {line.mfu:.1%}, "
-        f"{line.mfu * line.step / line.serial:.1%} if nothing overlaps."
+        f"{line.mfu * line.step / line.serial:.1%} if nothing overlaps. That is at most "
+        f"{batch / line.step:,.0f} rows a second."
     )
     return [
         "## Least time of a step",
@@ -243,11 +248,11 @@ def _times(chip: chips.Chip, model: float, flops: float, touched: float, sent: f
 def _largest(stored: Sequence[Buffer]) -> list[str]:
     groups = collections.defaultdict(list)
     for buffer in stored:
-        groups[buffer.shape].append(buffer)
-    largest = sorted(groups, key=lambda shape: -shape.stored)[:SHOWN]
+        groups[str(buffer.shape)].append(buffer)
+    largest = sorted(groups.items(), key=lambda group: -group[1][0].shape.stored)[:SHOWN]
     rows = [
-        (f"`{shape}`", _size(shape.stored), str(len(groups[shape])), _origin(groups[shape][0]))
-        for shape in largest
+        (f"`{shape}`", _size(alike[0].shape.stored), str(len(alike)), _origin(alike))
+        for shape, alike in largest
     ]
     return [
         "## Largest arrays of the program",
@@ -258,9 +263,11 @@ def _largest(stored: Sequence[Buffer]) -> list[str]:
     ]
 
 
-def _origin(buffer: Buffer) -> str:
-    """The last parts of where an array comes from."""
-    return f"{buffer.opcode} `{'/'.join(buffer.source.split('/')[-3:])}`".replace("|", "/")
+def _origin(alike: Sequence[Buffer]) -> str:
+    """Where the first of some arrays comes from that tells it, by the last parts of its path."""
+    buffer = next((buffer for buffer in alike if buffer.source), alike[0])
+    path = re.sub(r"\W*'\W*", "/", buffer.source).strip("/").split("/")[-3:]
+    return f"{buffer.opcode} `{'/'.join(path)}`".replace("|", "/")
 
 
 def _allowed(
@@ -284,9 +291,12 @@ def _pairs(
     lines = ["## Pairs", ""]
     names = ", ".join(one.name for one in looked_for) or "nothing"
     if offenders:
-        lines += ["These arrays should not be stored, they hold something for all pairs:", ""]
+        lines += [
+            "These arrays have the sizes of something for all pairs, and should not be stored:",
+            "",
+        ]
         rows = [
-            (f"`{buffer.shape}`", _size(buffer.shape.stored), what, _origin(buffer))
+            (f"`{buffer.shape}`", _size(buffer.shape.stored), what, _origin([buffer]))
             for buffer, what in offenders
         ]
         lines += _table(("shape", "bytes", "pairs", "made by"), rows)

@@ -9,14 +9,8 @@ from __future__ import annotations
 import math
 import re
 
-from rc3_jax.observe.hlo import (
-    UNSTORED,
-    Instruction,
-    Program,
-    Shape,
-    executions,
-    running,
-)
+from rc3_jax.observe.hlo import Instruction, Program, Shape
+from rc3_jax.observe.runs import UNSTORED, executions, running
 
 SLICES = ("dynamic-slice", "slice", "gather")
 
@@ -100,50 +94,83 @@ def traffic(program: Program) -> float:
 def _touched(program: Program, name: str, instruction: Instruction) -> int:
     known = program.computations[name]
     operands = [known[operand].shapes for operand in instruction.operands if operand in known]
+    if instruction.opcode == "slice-start":  # (array, part, context): the part leaves its memory
+        return instruction.shapes[1].stored + _stored(instruction.shapes[1:2])
+    if instruction.opcode.endswith("-start"):  # results repeat the operands
+        return _stored(instruction.shapes)
     if instruction.opcode in SLICES:
         return 2 * _stored(instruction.shapes)
     if instruction.opcode == "dynamic-update-slice":
         return 2 * _stored(operands[1])
     if instruction.opcode == "scatter":
         return 2 * _stored(operands[2]) + _stored(operands[1])
-    if instruction.opcode.endswith("-start"):  # results repeat the operands
-        return _stored(instruction.shapes)
     if instruction.opcode != "fusion":
         return _stored(instruction.shapes) + sum(map(_stored, operands))
-    inner = program.computations[instruction.called("calls")[0]]
-    read = sum(_read_by_fusion(inner, number, shapes) for number, shapes in enumerate(operands))
-    return read + _written_by_fusion(inner, instruction.shapes)
-
-
-def _read_by_fusion(inner: dict[str, Instruction], number: int, shapes: tuple[Shape, ...]) -> int:
-    """Bytes of an operand that a fusion reads; `inner` are its instructions."""
-    names = [
-        i.name for i in inner.values() if i.opcode == "parameter" and i.operands == (str(number),)
-    ]
-    users = [i for i in inner.values() if set(names) & set(i.operands)]
-    if users and all(user.opcode in SLICES for user in users):
-        return sum(_stored(user.shapes) for user in users)
-    if users and all(_updates(user, names) for user in users):
-        return 0
-    return _stored(shapes)
-
-
-def _updates(user: Instruction, names: list[str]) -> bool:
-    """Whether an instruction writes a part of the array into its place."""
-    return user.opcode == "dynamic-update-slice" and user.operands[0] in names
-
-
-def _written_by_fusion(inner: dict[str, Instruction], shapes: tuple[Shape, ...]) -> int:
-    root = next(i for i in inner.values() if i.root)
-    results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
-    if len(results) != len(shapes):
-        return _stored(shapes)
-    return sum(
-        _stored(inner[result.operands[1]].shapes)
-        if result.opcode == "dynamic-update-slice"
-        else _stored((shape,))
-        for result, shape in zip(results, shapes, strict=True)
+    inner = instruction.called("calls")[0]
+    read = sum(
+        min(_stored(shapes), _read(program, inner, _parameter(program, inner, number)))
+        for number, shapes in enumerate(operands)
     )
+    root = next(i for i in program.computations[inner].values() if i.root)
+    results = root.operands if root.opcode == "tuple" else [root.name]
+    if len(results) != len(instruction.shapes):
+        return read + _stored(instruction.shapes)
+    return read + sum(
+        min(_stored((shape,)), _written(program, inner, result))
+        for result, shape in zip(results, instruction.shapes, strict=True)
+    )
+
+
+def _parameter(program: Program, computation: str, number: int) -> str:
+    return next(
+        i.name
+        for i in program.computations[computation].values()
+        if i.opcode == "parameter" and i.operands == (str(number),)
+    )
+
+
+def _read(program: Program, computation: str, name: str) -> int:
+    """Bytes of an array that the instructions of a fused computation read."""
+    known, total = program.computations[computation], 0
+    for user in known.values():
+        if name not in user.operands:
+            continue
+        if user.opcode in SLICES:
+            total += _all_stored(user.shapes)
+        elif user.opcode == "bitcast":
+            total += _read(program, computation, user.name)
+        elif user.opcode == "fusion":
+            inner = user.called("calls")[0]
+            total += sum(
+                _read(program, inner, _parameter(program, inner, number))
+                for number, operand in enumerate(user.operands)
+                if operand == name
+            )
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue  # written in part, in its place
+        elif user.opcode != "tuple":  # which only hands it on
+            return _all_stored(known[name].shapes)
+    return min(total, _all_stored(known[name].shapes))
+
+
+def _written(program: Program, computation: str, name: str) -> int:
+    """Bytes that a result of a fused computation writes."""
+    result = program.computations[computation][name]
+    if result.opcode == "dynamic-update-slice":
+        return _all_stored(program.computations[computation][result.operands[1]].shapes)
+    if result.opcode == "parameter":
+        return 0
+    if result.opcode == "bitcast":
+        return _written(program, computation, result.operands[0])
+    if result.opcode == "fusion":
+        inner = result.called("calls")[0]
+        root = next(i for i in program.computations[inner].values() if i.root)
+        return _written(program, inner, root.name)
+    return _all_stored(result.shapes)
+
+
+def _all_stored(shapes: tuple[Shape, ...]) -> int:
+    return sum(shape.stored for shape in shapes)
 
 
 def _stored(shapes: tuple[Shape, ...]) -> int:

@@ -64,7 +64,8 @@ def roi_flops(model: ml_collections.ConfigDict) -> float:
     roi, patch = model.roi, model.patch
     side = patch.image_size // patch.patch
     features = 2 * roi.regions * roi.feature_size * patch.width
-    aligned = 2 * roi.regions * patch.width * (patch.width + side**2 + side)
+    # Weights of all cells as products of those of rows and columns, their sum over the grid, W.
+    aligned = 2 * roi.regions * (side**2 * (1 + patch.width) + patch.width**2)
     place = 2 * roi.regions * int(roi.geometry[0]) * patch.width
     layers = roi.depth * block_flops(patch.width, patch.mlp_width, roi.regions)
     return features + aligned + place + layers

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (HLO): instructions, how often each runs, what is stored.
+"""Reads the text of a compiled program (HLO).
 
 The text is `compiled.as_text()`: the program of one device, after partitioning and optimization.
 Only what the other modules of `observe` ask for is read.
@@ -6,34 +6,13 @@ Only what the other modules of `observe` ask for is read.
 
 from __future__ import annotations
 
-import collections
 import math
 import re
-from collections.abc import Iterator
 from typing import NamedTuple
-
-UNSTORED = {
-    "parameter",
-    "get-tuple-element",
-    "tuple",
-    "bitcast",
-    "constant",
-    "while",
-    "call",
-    "conditional",
-    "opt-barrier",
-    "after-all",
-    "partition-id",
-    "replica-id",
-    "async-done",
-    "async-update",
-}
-"""Instructions whose result is no array of its own."""
 
 _ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _NAME = re.compile(r"%?([\w.\-]+) = ")
 _OPCODE = re.compile(r"\s*([\w\-]+)\(")
-_TRIPS = re.compile(r'known_trip_count"?\s*[:=]\s*\{"?n"?\s*[:=]\s*"?(\d+)')
 _OP_NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -57,8 +36,8 @@ class Shape(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """Attributes: shapes: the arrays of its result; operands: names, or a parameter's number;
-    attributes: the text after them.
+    """Attributes: shapes: the arrays of its result; operands: names, or the number of a parameter
+    or constant; attributes: the text after them.
     """
 
     name: str
@@ -94,23 +73,6 @@ class Program(NamedTuple):
         """The arrays that an instruction of a computation reads."""
         known = self.computations[computation]
         return [s for name in instruction.operands if name in known for s in known[name].shapes]
-
-
-class Runs(NamedTuple):
-    """How often a computation runs in a step: `times`, where loops whose number of iterations the
-    text does not tell count once; `known` is False if there are such.
-    """
-
-    times: int
-    known: bool
-
-
-class Buffer(NamedTuple):
-    """An array that is stored; where it is made, and by what."""
-
-    shape: Shape
-    opcode: str
-    source: str
 
 
 def parse(text: str) -> Program:
@@ -152,7 +114,8 @@ def _instruction(line: str) -> Instruction | None:
         return None
     last = _closing(rest, opcode.end() - 1)
     given = rest[opcode.end() : last]
-    operands = (given,) if opcode[1] == "parameter" else tuple(re.findall(r"%([\w.\-]+)", given))
+    names = tuple(re.findall(r"%([\w.\-]+)", given))
+    operands = (given,) if opcode[1] in ("parameter", "constant") else names
     attributes = rest[last + 1 :].lstrip(", ")
     return Instruction(name[1], opcode[1], shapes(rest[:end]), operands, attributes, root)
 
@@ -191,88 +154,3 @@ def _bits(dtype: str) -> int:
         return 8
     number = re.search(r"\d+", dtype)
     return int(number[0]) if number else 0  # a token or an opaque handle
-
-
-def executions(program: Program) -> dict[str, Runs]:
-    """How often each computation that a step runs is run; see `Runs`.
-
-    Functions that a reduction or a sort applies to single numbers are left out. Either branch of a
-    conditional counts.
-    """
-    counts: dict[str, Runs] = collections.defaultdict(lambda: Runs(0, True))
-
-    def visit(name: str, times: int, known: bool) -> None:
-        before = counts[name]
-        counts[name] = Runs(before.times + times, before.known and known)
-        for instruction in program.computations[name].values():
-            trips = trip_count(instruction) if instruction.opcode == "while" else 1
-            for inner in callees(instruction):
-                visit(inner, times * (trips or 1), known and trips is not None)
-
-    visit(program.entry, 1, True)
-    return dict(counts)
-
-
-def callees(instruction: Instruction) -> list[str]:
-    """The computations that an instruction runs."""
-    names = {
-        "while": ("condition", "body"),
-        "fusion": ("calls",),
-        "call": ("to_apply",),
-        "async-start": ("calls",),
-        "conditional": ("branch_computations", "true_computation", "false_computation"),
-    }
-    return instruction.called(*names.get(instruction.opcode, ()))
-
-
-def trip_count(loop: Instruction) -> int | None:
-    """The iterations of a while instruction, where its text tells them."""
-    found = _TRIPS.search(loop.attributes)
-    return int(found[1]) if found else None
-
-
-def fused(program: Program, libraries: bool = True) -> set[str]:
-    """The computations inside fusions, whose arrays are not stored.
-
-    Args:
-      libraries: counts those that a library of the CPU backend runs, too; what it stores on the
-        way cannot be seen.
-    """
-    return {
-        name
-        for instructions in program.computations.values()
-        for instruction in instructions.values()
-        if instruction.opcode == "fusion"
-        and (libraries or "__ynn_fusion" not in instruction.attributes)
-        for name in instruction.called("calls")
-    }
-
-
-def running(program: Program, libraries: bool = True) -> Iterator[tuple[str, Runs, Instruction]]:
-    """(computation, how often it runs, instruction) of all that is not inside a fusion."""
-    hidden = fused(program, libraries)
-    for name, runs in executions(program).items():
-        if name not in hidden:
-            for instruction in program.computations[name].values():
-                yield name, runs, instruction
-
-
-def buffers(program: Program) -> list[Buffer]:
-    """The arrays that the program stores, the arguments first; on CPUs also those that it may.
-
-    Their sizes do not add up to the program's memory: not all of them live at the same time, and
-    some take over the place of others.
-    """
-    entry = program.computations[program.entry].values()
-    found = [
-        Buffer(shape, "argument", instruction.source)
-        for instruction in entry
-        if instruction.opcode == "parameter"
-        for shape in instruction.shapes
-    ]
-    return found + [
-        Buffer(shape, instruction.opcode, instruction.source)
-        for _, _, instruction in running(program, libraries=False)
-        if instruction.opcode not in UNSTORED and not instruction.opcode.endswith("-done")
-        for shape in instruction.shapes
-    ]

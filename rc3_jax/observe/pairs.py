@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from rc3_jax.objectives.masked_lm import TILE
 from rc3_jax.objectives.rc3 import ALIGNED, WITH_IMAGE
-from rc3_jax.observe.hlo import Buffer
+from rc3_jax.observe.runs import Buffer
 from rc3_jax.parallel.mesh import batch_devices
 
 Dims = tuple[int, ...]

@@ -36,8 +36,10 @@ def topology_devices(name: str) -> list[jax.Device]:
             f"--topology={name} needs the package libtpu, which is not installed; make an "
             "environment with: pip install -r requirements.txt -e '.[tpu]'"
         )
+    # The two cores of a v4 chip can be two devices or one; later chips leave no choice.
+    cores = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
     try:
-        return list(topologies.get_topology_desc(name, platform="tpu").devices)
+        return list(topologies.get_topology_desc(name, platform="tpu", **cores).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(

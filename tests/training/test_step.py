@@ -107,7 +107,7 @@ def test_same_image_negatives_can_be_left_out():
     assert flops[0] < flops[1]
 
 
-def test_the_step_is_compiled_without_host_callbacks_and_moves_the_state():
+def test_the_step_stays_on_its_devices_and_moves_the_state():
     run, _, batch = prepared()
     state = run.create_state()
     before = jax.tree.map(np.array, state.params)
