@@ -23,6 +23,7 @@ COORDINATOR = flags.DEFINE_string(
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
 PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
 RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint in the folder.")
 
 
@@ -55,7 +56,8 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
     try:
-        join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
+        if DISTRIBUTED.value:
+            join_processes(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         train(config, folder, RESUME.value)
     except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
         sys.exit(f"error: {error}")

@@ -1,5 +1,6 @@
 """The ahead-of-time compiler as a user meets it, on simulated devices."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -99,3 +100,20 @@ def test_mistakes_end_with_the_reason_in_one_line(tiny, arguments, message):
     assert message in last
     assert last.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
+def test_a_missing_libtpu_is_named(tiny):
+    done = launch(f"--config={tiny}", "--topology=v5e:4x4")
+    assert done.returncode != 0
+    assert "needs the package libtpu" in done.stderr.strip().splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
+def test_a_step_on_tpus_that_are_not_there(tiny):
+    done = launch(f"--config={tiny}", "--topology=v5e:2x4", "--config.mesh.fsdp=2")
+    assert done.returncode == 0, done.stderr[-3000:] + done.stdout
+    assert "| devices | 8 x TPU v5 lite |" in done.stdout
+    assert "15.75 GiB: fits" in done.stdout
+    assert "A step takes at least" in done.stdout

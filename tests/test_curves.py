@@ -16,15 +16,15 @@ from tests.test_launch import tiny_file
 STEPS = 20
 LAYOUTS = {
     "data=8": (8, dict(data=8)),
-    "data=4 fsdp=2": (8, dict(data=4, fsdp=2)),
+    "data=4 fsdp=2 microbatches=2": (8, dict(data=4, fsdp=2)),
     "data=2 fsdp=2 tensor=2": (8, dict(data=2, fsdp=2, tensor=2)),
 }
 
 
 def start(tmp_path, name, devices, axes, *arguments):
-    settings = dict(steps=STEPS, batch_size=32, log_every=1)
-    settings |= {"mesh.fsdp_threshold": 64, "evaluation.images": 0, "checkpoint.every": 0}
-    settings |= {"evaluation.dependence_rows": 0} | {f"mesh.{k}": v for k, v in axes.items()}
+    settings = dict(steps=STEPS, batch_size=64, log_every=1)
+    settings |= {"mesh.fsdp_threshold": 64, "checkpoint.every": 0}
+    settings |= {f"mesh.{axis}": size for axis, size in axes.items()}
     environment = os.environ | {
         "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
@@ -52,18 +52,24 @@ def curve(folder: pathlib.Path, *processes) -> np.ndarray:
     return np.array(losses)
 
 
+def scores_of(folder: pathlib.Path) -> dict:
+    return json.loads((folder / "scores.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def of_one_device(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
-    return curve(folder / "one", start(folder, "one", 1, {}))
+    return curve(folder / "one", start(folder, "one", 1, {})), scores_of(folder / "one")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_devices(tmp_path, of_one_device, layout):
     devices, axes = LAYOUTS[layout]
-    losses = curve(tmp_path / "run", start(tmp_path, "run", devices, axes))
-    difference = np.abs(losses / of_one_device - 1).max()
+    nothing = ("--config.evaluation.images=0", "--config.evaluation.dependence_rows=0")
+    parts = "--config.microbatches=" + ("2" if "microbatches" in layout else "1")
+    losses = curve(tmp_path / "run", start(tmp_path, "run", devices, axes, parts, *nothing))
+    difference = np.abs(losses / of_one_device[0] - 1).max()
     print(f"{layout}: the loss of {STEPS} steps differs by {difference:.1e} of it")
     assert difference <= 1e-5
 
@@ -86,6 +92,9 @@ def test_two_processes_with_four_devices_each(tmp_path, of_one_device):
         for number in range(2)
     ]
     losses = curve(tmp_path / "run", *both)
-    difference = np.abs(losses / of_one_device - 1).max()
+    difference = np.abs(losses / of_one_device[0] - 1).max()
     print(f"two processes: the loss of {STEPS} steps differs by {difference:.1e} of it")
     assert difference <= 1e-5
+    scores = scores_of(tmp_path / "run")
+    assert scores["dependence"] == pytest.approx(of_one_device[1]["dependence"], abs=1e-4)
+    assert scores["retrieval"].keys() == of_one_device[1]["retrieval"].keys()

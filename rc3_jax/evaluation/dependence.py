@@ -19,7 +19,8 @@ def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Arr
 
     Args:
       model: bound to its parameters.
-      rows: those of `RC3.encode_visual` with `ids_a` and `ids_b`.
+      rows: those of `RC3.encode_visual` with `ids_a`, `ids_b` and `other`, for each row the
+        number of the one whose text and image it is compared with.
     """
     visual = model.encode_visual(rows)
     ids_a, ids_b = rows["ids_a"], rows["ids_b"]
@@ -31,8 +32,8 @@ def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Arr
 
     z_a, text_a = z(ids_a, visual.tokens, visual.mask)
     z_b, text_b = z(ids_b, visual.tokens, visual.mask)
-    other_text, _ = z(jnp.roll(ids_a, 1, axis=0), visual.tokens, visual.mask)
-    rolled = (jnp.roll(x, 1, axis=0) for x in (visual.tokens, visual.mask))
+    other_text, _ = z(ids_a[rows["other"]], visual.tokens, visual.mask)
+    rolled = (x[rows["other"]] for x in (visual.tokens, visual.mask))
     other_image, _ = z(ids_a, *rolled)
 
     def dot(x, y):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.text import draw_texts, language_pairs
 from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval, visual_rows
-from rc3_jax.parallel.mesh import BATCH
+from rc3_jax.parallel.mesh import batch_devices, from_host
 from rc3_jax.training.run import Run
 
 Scores = dict[str, Any]
@@ -23,17 +24,16 @@ Scores = dict[str, Any]
 class Evaluator:
     """Compiles its functions once and scores any parameters of a model."""
 
-    def __init__(self, run: Run):
+    def __init__(self, run: Run, progress: Callable[[], None] = lambda: None):
         self._corpus, self._tokenizer, self._config = run.corpus, run.tokenizer, run.config
-        self._encoder = Encoder(run.model, run.mesh, run.config.evaluation.batch_size)
+        self._encoder = Encoder(run.model, run.mesh, run.config.evaluation.batch_size, progress)
         whole = NamedSharding(run.mesh, PartitionSpec())  # each process reads all of the results
         self._dependence = jax.jit(
             lambda params, rows: run.model.apply({"params": params}, rows, method=similarities),
             out_shardings=whole,
         )
-        self._rows = NamedSharding(run.mesh, BATCH)
-        weak = run.corpus.heldout_weak
-        self._weak = weak[: len(weak) // run.mesh.size * run.mesh.size]
+        self._mesh, self._progress = run.mesh, progress
+        self._weak = run.corpus.heldout_weak
 
     def scores(self, params) -> Scores:
         """`retrieval` (mode → language → recall) and `dependence`, where there is data for it."""
@@ -48,8 +48,9 @@ class Evaluator:
                 self._config,
             )
         if len(self._weak) > 1:
-            rows = jax.device_put(self._weak_rows, self._rows)
-            values = {k: np.asarray(v) for k, v in self._dependence(params, rows).items()}
+            self._progress()
+            values = self._dependence(params, from_host(self._weak_rows, self._mesh))
+            values = {name: np.asarray(v)[: len(self._weak)] for name, v in values.items()}
             known = [record.relevance for record in self._weak]
             relevance = None if None in known else np.array(known)
             scores["dependence"] = dependence_scores(values, relevance)
@@ -68,6 +69,8 @@ class Evaluator:
             (_, text_a), (_, text_b) = draw_texts(record, pairs[rng.integers(len(pairs))], rng)
             ids_a, ids_b = self._tokenizer.encode([text_a, text_b])
             rows.append(evaluation_row(record, self._config) | {"ids_a": ids_a, "ids_b": ids_b})
+            rows[-1]["other"] = np.int32((number - 1) % len(self._weak))
+        rows += [rows[0]] * (-len(rows) % batch_devices(self._mesh))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

@@ -13,7 +13,7 @@ from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.models.rc3 import RC3
-from rc3_jax.parallel.mesh import BATCH
+from rc3_jax.parallel.mesh import batch_devices, from_host
 
 MODES = {"both": (True, True), "patches": (True, False), "regions": (False, True)}
 """Which visual parts a mode uses: (patches, regions)."""
@@ -25,11 +25,19 @@ class Encoder:
 
     Args:
       batch_size: rows of one call, rounded up to a multiple of the devices.
+      progress: called before each batch.
     """
 
-    def __init__(self, model: RC3, mesh: Mesh, batch_size: int):
-        self._rows = NamedSharding(mesh, BATCH)
-        self._batch_size = math.ceil(batch_size / mesh.size) * mesh.size
+    def __init__(
+        self,
+        model: RC3,
+        mesh: Mesh,
+        batch_size: int,
+        progress: Callable[[], None] = lambda: None,
+    ):
+        self._mesh, self._progress = mesh, progress
+        devices = batch_devices(mesh)
+        self._batch_size = math.ceil(batch_size / devices) * devices
         whole = NamedSharding(mesh, PartitionSpec())
 
         def compiled(method: Callable, pick: Callable) -> Callable:
@@ -58,6 +66,7 @@ class Encoder:
         count = len(jax.tree.leaves(rows)[0])
         results = []
         for start in range(0, count, self._batch_size):
+            self._progress()
             stop = min(start + self._batch_size, count)
             padding = self._batch_size - (stop - start)
             batch = jax.tree.map(
@@ -66,7 +75,7 @@ class Encoder:
                 ),
                 rows,
             )
-            output = function(params, jax.device_put(batch, self._rows))
+            output = function(params, from_host(batch, self._mesh))
             results.append(np.asarray(output)[: stop - start])
         return np.concatenate(results)
 

@@ -204,6 +204,11 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | N
             raise ConfigError(
                 f"model.{name}.width={part.width} is not divisible by its heads={part.heads}"
             )
+        tensor = 1 if mesh is None else mesh.shape["tensor"]
+        if part.heads % tensor:
+            raise ConfigError(
+                f"model.{name}.heads={part.heads} cannot be shared by mesh.tensor={tensor} devices"
+            )
     if config.patch.image_size % config.patch.patch:
         raise ConfigError(
             f"model.patch.image_size={config.patch.image_size} is not a multiple of "

@@ -84,7 +84,6 @@ def _forward(mesh, tile, hidden, embedding, bias, target):
         total = lax.psum(total * jnp.exp(mine - highest), "tensor")
         return highest + jnp.log(total), lax.psum(picked, "tensor"), highest
 
-    # What is gathered along fsdp is the same there, which the compiler cannot know.
     results = _shard_map(mesh, local, (BATCH, WORDS, WORDS, BATCH), BATCH)(
         hidden, embedding, bias, target
     )

@@ -62,7 +62,7 @@ def _noisy_logits(words, temperature, x, y, rows, columns) -> Float[Array, "rows
     shape = (len(x), len(y))
     counters = jnp.stack(jnp.broadcast_arrays(places[0][:, None], places[1][None, :]))
     bits = threefry_2x32(words, counters.ravel().astype(jnp.uint32))[: math.prod(shape)]
-    uniform = ((bits >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    uniform = ((bits >> 9).astype(jnp.float32) + 0.5) * 2.0**-23  # exact: never 0 or 1
     noisy = similarities(x, y) / temperature - jnp.log(-jnp.log(uniform.reshape(shape)))
     return jnp.where(groups[0][:, None] != groups[1][None, :], noisy, LOWEST)
 

@@ -4,8 +4,8 @@ A `Form` turns the similarities of some rows and some columns into matrices; `pa
 gives the log-sum-exps, softmax means and sums of those matrices along both axes. One sweep over the
 tiles serves both directions; the backward sweep computes each tile again instead of keeping it.
 With b rows on each device of B in all, memory is O(b * (size + tile)), and O(B * size) more where
-the columns are gathered. Every tile costs 2 x the operations of a matrix product forward and 6 x
-backward, half of what two one-directional sweeps need.
+the columns are gathered. A tile takes one matrix product forward and three backward; a sweep for
+each direction would take twice as many.
 """
 
 from __future__ import annotations

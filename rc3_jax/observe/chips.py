@@ -15,7 +15,7 @@ class Chip(NamedTuple):
 
     Attributes:
       sides: dimensions of the torus that the chips form.
-      hbm: bytes of main memory that the maker states. Programs get a little less.
+      hbm: bytes of main memory that programs can have, a little less than the maker states.
       flops: bfloat16 operations a second.
       bandwidth: bytes a second from and to main memory.
       interconnect: bytes a second that it can send to its neighbours over all links together, half
@@ -31,12 +31,13 @@ class Chip(NamedTuple):
 
 # Google Cloud's documentation, "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 # It states the interconnect of v5e, v5p and v6e in both directions: 400, 1200 and 800 GB/s. That of
-# v4 is from Jouppi et al., "TPU v4" (arXiv 2304.01433): six links of 50 GB/s.
+# v4 is from Jouppi et al., "TPU v4" (arXiv 2304.01433): six links of 50 GB/s. What programs can have
+# of the memory (32, 16, 95 and 32 GB) is what libtpu 0.0.42 names when it refuses larger ones.
 CHIPS = {
-    "v4": Chip(3, 32 * GIB, 275e12, 1200e9, 300e9),
-    "v5e": Chip(2, 16 * GIB, 197e12, 819e9, 200e9),
-    "v5p": Chip(3, 95 * GIB, 459e12, 2765e9, 600e9),
-    "v6e": Chip(2, 32 * GIB, 918e12, 1638e9, 400e9),
+    "v4": Chip(3, 30.75 * GIB, 275e12, 1200e9, 300e9),
+    "v5e": Chip(2, 15.75 * GIB, 197e12, 819e9, 200e9),
+    "v5p": Chip(3, 95.74 * GIB, 459e12, 2765e9, 600e9),
+    "v6e": Chip(2, 31.25 * GIB, 918e12, 1638e9, 400e9),
 }
 
 

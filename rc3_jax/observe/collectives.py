@@ -24,7 +24,9 @@ KINDS = (
 )
 
 _IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_MESH = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+)
 _LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
 
 
@@ -63,6 +65,8 @@ def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in KINDS:
                 continue
+            if name.startswith("all-reduce-scatter"):  # TPUs fuse the sum with taking a share
+                kind = "reduce-scatter"
             given = sum(shape.bytes for shape in program.operand_shapes(name, instruction))
             group, axes = _group(instruction, mesh)
             if group == 1:
@@ -142,16 +146,14 @@ def device_groups(attributes: str, devices: int) -> np.ndarray | None:
     """
     iota = _IOTA.search(attributes)
     if iota:
-        shape, dims, order = (
-            [int(i) for i in (part or "").split(",") if i] for part in iota.groups()
-        )
-        numbers = np.arange(math.prod(dims)).reshape(dims)
-        return numbers.transpose(order or range(len(dims))).reshape(shape)
+        shape, dims, order = map(_numbers, iota.groups())
+        return _transposed(dims, order).reshape(shape)
     named = _MESH.search(attributes)
-    if named and "device_ids" not in named[1] and "(" not in named[2]:
+    if named and "(" not in named[4]:
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        along = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", named[2])]
-        numbers = np.arange(math.prod(sizes.values())).reshape(*sizes.values())
+        along = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", named[4])]
+        dims = _numbers(named[2]) or [math.prod(sizes.values())]
+        numbers = _transposed(dims, _numbers(named[3])).reshape(*sizes.values())
         numbers = np.moveaxis(numbers, along, range(-len(along), 0))
         return numbers.reshape(-1, math.prod(numbers.shape[numbers.ndim - len(along) :]))
     listed = _LISTED.search(attributes)
@@ -163,3 +165,11 @@ def device_groups(attributes: str, devices: int) -> np.ndarray | None:
     if "replica_groups={}" in attributes:
         return np.arange(devices)[None]
     return None
+
+
+def _numbers(text: str | None) -> list[int]:
+    return [int(number) for number in (text or "").split(",") if number]
+
+
+def _transposed(dims: list[int], order: list[int]) -> np.ndarray:
+    return np.arange(math.prod(dims)).reshape(dims).transpose(order or range(len(dims)))

@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 import re
 
+from rc3_jax.observe.collectives import KINDS
 from rc3_jax.observe.hlo import Instruction, Program, Shape
 from rc3_jax.observe.runs import UNSTORED, executions, running
 
+FREE = ("AllocateBuffer", "ConcatBitcast", "AsyncCollectiveDone")
+"""Custom calls of TPU programs that move nothing."""
 SLICES = ("dynamic-slice", "slice", "gather")
+HANDED_ON = ("parameter", "tuple", *KINDS)
+"""In a fusion: what passes through, collectives that run along it among it."""
 
 
 def matrix_flops(program: Program) -> float:
@@ -104,9 +109,13 @@ def _touched(program: Program, name: str, instruction: Instruction) -> int:
         return 2 * _stored(operands[1])
     if instruction.opcode == "scatter":
         return 2 * _stored(operands[2]) + _stored(operands[1])
+    if any(f'"{target}"' in instruction.attributes for target in FREE):
+        return 0
     if instruction.opcode != "fusion":
         return _stored(instruction.shapes) + sum(map(_stored, operands))
     inner = instruction.called("calls")[0]
+    if any('"AsyncCollectiveDone"' in i.attributes for i in program.computations[inner].values()):
+        return 0
     read = sum(
         min(_stored(shapes), _read(program, inner, _parameter(program, inner, number)))
         for number, shapes in enumerate(operands)
@@ -148,7 +157,7 @@ def _read(program: Program, computation: str, name: str) -> int:
             )
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue  # written in part, in its place
-        elif user.opcode != "tuple":  # which only hands it on
+        elif user.opcode not in HANDED_ON:
             return _all_stored(known[name].shapes)
     return min(total, _all_stored(known[name].shapes))
 
@@ -158,7 +167,7 @@ def _written(program: Program, computation: str, name: str) -> int:
     result = program.computations[computation][name]
     if result.opcode == "dynamic-update-slice":
         return _all_stored(program.computations[computation][result.operands[1]].shapes)
-    if result.opcode == "parameter":
+    if result.opcode in HANDED_ON:
         return 0
     if result.opcode == "bitcast":
         return _written(program, computation, result.operands[0])

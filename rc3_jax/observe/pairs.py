@@ -62,7 +62,12 @@ def forbidden(
     groups |= {count // config.microbatches for count in groups}
     most = config.data.most_masked
     positions = {(count * most,) for count in groups} | {(count, most) for count in groups}
-    return [*found, _pairs("positions x words", positions, _words(vocab_size, mesh))], notes
+    width = config.model.text.width
+    shares = {(width // share,) for share in (1, mesh.shape["fsdp"])} & positions
+    if shares:  # the word embeddings themselves have this size
+        notes.append(f"{' or '.join(str(count) for (count,) in shares)} positions x words")
+    words = _words(vocab_size, mesh)
+    return [*found, _pairs("positions x words", positions - shares, words)], notes
 
 
 def _pairs(name: str, rows: Iterable[Dims], columns: Iterable[Dims]) -> Pairs:

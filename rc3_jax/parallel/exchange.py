@@ -20,10 +20,10 @@ def fetch_rows(mesh: Mesh | None, rows: Any, wanted: Int[Array, " batch"]) -> An
     """`rows[wanted]` of arrays whose rows are spread over a mesh; differentiable in `rows`.
 
     In a round each device asks each other for up to ceil(b / n) of its rows, b rows on each of n
-    devices, and gets them by one all-to-all: about b rows come in and go out, where collecting
-    the batch would bring in n * b. As many rounds follow as the most rows asked of one device by
-    one other need: two or three where draws are spread, n (all of the batch) where a device
-    wants one device's rows alone. The gradient takes the same ways back.
+    devices, and gets them by one all-to-all: a round brings in n * ceil(b / n) rows, b or n,
+    whichever is more, where collecting the batch would bring in n * b. There are as many rounds
+    as the most rows that one device asks of another need: three or four where draws are spread,
+    min(n, b) where a device wants one device's rows alone. The gradient takes the same ways back.
 
     Args:
       mesh: None where one device holds all rows.

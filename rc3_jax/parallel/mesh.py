@@ -42,19 +42,26 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
             f"{given} does not give the {len(devices)} devices present; set mesh.data=-1 and the "
             "others to divisors of the number of devices"
         )
+    local = len(devices) // len({device.process_index for device in devices})
+    if local % sizes["tensor"]:
+        raise ConfigError(
+            f"mesh.tensor={sizes['tensor']} must divide the {local} devices of a process, which "
+            "reads rows of its own"
+        )
     shape = tuple(sizes.values())
-    types = (AxisType.Auto,) * len(AXES)
-    slices = {getattr(device, "slice_index", 0) for device in devices}
+    slices = {getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}
     if len(slices) > 1:
-        within = (shape[0] // len(slices), *shape[1:])
-        across = (len(slices), 1, 1, 1)
         if shape[0] % len(slices):
             raise ConfigError(
                 f"mesh.replica={shape[0]} must be a multiple of the {len(slices)} slices present"
             )
-        grid = mesh_utils.create_hybrid_device_mesh(within, across, devices)
-        return Mesh(grid, AXES, axis_types=types)
-    return jax.make_mesh(shape, AXES, axis_types=types, devices=devices)
+        within, across = (shape[0] // len(slices), *shape[1:]), (len(slices), 1, 1, 1)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            within, across, devices, allow_split_physical_axes=True
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 @functools.cache
@@ -86,8 +93,19 @@ def check_batch(rows: dict[str, int], mesh: Mesh, microbatches: int = 1) -> None
 def to_global(batch, mesh: Mesh):
     """Global arrays, rows sharded over the mesh, from each process's rows (a pytree)."""
     sharding = NamedSharding(mesh, BATCH)
+
+    def spread(rows):
+        shape = (len(rows) * jax.process_count(), *rows.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, rows, shape)
+
+    return jax.tree.map(lambda rows: spread(np.asarray(rows)), batch)
+
+
+def from_host(arrays, mesh: Mesh):
+    """Global arrays, rows sharded over the mesh, where every process holds all rows (a pytree)."""
+    sharding = NamedSharding(mesh, BATCH)
     return jax.tree.map(
-        lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), arrays
     )
 
 

@@ -41,7 +41,7 @@ def partition(
     """
     axes: list[str | None] = [None] * len(shape)
     for pattern, given in config.rules:
-        if not re.fullmatch(f"(.*/)?{pattern}", name):
+        if not re.fullmatch(f"(.*/)?(?:{pattern})", name):
             continue
         unknown = [axis for axis in given if axis is not None and axis not in mesh.shape]
         if unknown or len(given) > len(shape):

@@ -42,10 +42,7 @@ def topology_devices(name: str) -> list[jax.Device]:
         return list(topologies.get_topology_desc(name, platform="tpu", **cores).devices)
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"--topology={name}: libtpu knows none of that name; use the chip's name and the "
-            f"chips along each side, such as v5e:16x16 or v5p:8x8x8 ({reason})"
-        ) from error
+        raise ConfigError(f"--topology={name}: libtpu refuses it: {reason}") from error
 
 
 def abstract_run(

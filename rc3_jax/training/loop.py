@@ -48,7 +48,7 @@ def train(
     is_first = jax.process_index() == 0
     _check_folder(folder, resume)
     folder.mkdir(parents=True, exist_ok=True)
-    if not resume:
+    if is_first and not resume:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
     with (
         Log(folder if is_first else None, console) as log,
@@ -60,8 +60,8 @@ def train(
         try:
             scores = _train(run, folder, log, watchdog)
         finally:
-            if is_first:
-                run.skips.write(folder / "skipped.jsonl")
+            name = "skipped.jsonl" if is_first else f"skipped.{jax.process_index()}.jsonl"
+            run.skips.write(folder / name)
         if is_first:
             text = json.dumps({"step": config.steps, **scores}, indent=2)
             (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
@@ -73,17 +73,21 @@ def train(
 def _train(run: Run, folder: pathlib.Path, log: Log, watchdog: Watchdog) -> dict[str, Any]:
     """From the first state, or the newest checkpoint, to the final scores."""
     config = run.config
-    evaluator = Evaluator(run)
-    with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
+    evaluator = Evaluator(run, lambda: watchdog.beat("evaluating"))
+    checkpoint = config.checkpoint
+    with (
+        explain_out_of_memory(run),
+        Checkpoints(folder, checkpoint.every, checkpoint.keep) as checkpoints,
+    ):
         state = _first_state(run, checkpoints, log)
         if jax.process_index() == 0:
             save_config(config, folder / "config.json")
             (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
         _describe(run, state, log)
-        with explain_out_of_memory(run):
-            state = _steps(run, state, checkpoints, evaluator, log, watchdog)
+        state = _steps(run, state, checkpoints, evaluator, log, watchdog)
+        watchdog.beat("saving")
         checkpoints.save(config.steps, state, force=True)
-    return evaluator.scores(state.params)
+        return evaluator.scores(state.params)
 
 
 def _steps(
@@ -108,6 +112,7 @@ def _steps(
         return state
     stream = iterate(batches, start, config)
     batch = to_global(next(stream), run.mesh)
+    watchdog.beat("compiling")
     compiled = compile_step(run, state, batch, log)
     clock = Clock(start, config.steps, config.batch_size)
     pending = None
@@ -186,10 +191,17 @@ def _check_same_settings(folder: pathlib.Path, config: ml_collections.ConfigDict
     stored_file = folder / "config.json"
     if not stored_file.exists():
         return
-    stored = json.loads(stored_file.read_text(encoding="utf-8"))
-    present = json.loads(json.dumps(config.to_dict()))
-    fixed = ("seed", "steps", "batch_size", "shares", "data", "model", "objective", "optimizer")
-    changed = [name for name in fixed if stored.get(name) != present[name]]
+
+    def fixed(settings):
+        names = ("seed", "steps", "batch_size", "shares", "data", "model", "objective", "optimizer")
+        kept = {name: settings.get(name) for name in names}
+        for part, name in (("model", "remat"), ("model", "unroll"), ("objective", "pairs")):
+            kept[part] = {k: v for k, v in (kept[part] or {}).items() if k != name}
+        return kept
+
+    stored = fixed(json.loads(stored_file.read_text(encoding="utf-8")))
+    present = fixed(json.loads(json.dumps(config.to_dict())))
+    changed = [name for name in present if stored[name] != present[name]]
     if changed:
         raise ConfigError(
             f"--resume: {', '.join(changed)} differ from {stored_file}; take the settings of the "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -53,19 +53,22 @@ def advice(run: Run) -> list[str]:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(run.abstract_state())
     )
-    parts = config.microbatches
-    now = activation_bytes(config, run.mesh)
-    more = activation_bytes(config, run.mesh, microbatches=2 * parts)
-    full = activation_bytes(config, run.mesh, remat="full")
+    kinds = KINDS if run.corpus is None else list(run.corpus.pools)
+    rows, parts = batch_rows(config.batch_size, config.shares, kinds), config.microbatches
+    now = activation_bytes(config, run.mesh, rows)
+    more = activation_bytes(config, run.mesh, rows, microbatches=2 * parts)
+    full = activation_bytes(config, run.mesh, rows, remat="full")
     lines = [f"state {_size(state)} and activations, by estimate, {_size(now)} a device; change:"]
-    lines.append(
-        f"--config.microbatches={2 * parts}: activations to {_size(more)}, one forward pass more"
-    )
+    if not any(count % (2 * parts * batch_devices(run.mesh)) for count in rows.values()):
+        lines.append(
+            f"--config.microbatches={2 * parts}: activations to {_size(more)}; one forward pass "
+            "in all, and collecting sharded parameters for each part, more"
+        )
     if config.model.remat != "full":
         lines.append(
             f"--config.model.remat=full: activations to {_size(full)}, one forward pass more"
         )
-    if run.mesh.size > fsdp:
+    if run.mesh.shape["data"] % 2 == 0:
         lines.append(
             f"--config.mesh.fsdp={2 * fsdp}: state to about {_size(state / 2)}, parameters "
             "collected for each layer"
@@ -77,6 +80,7 @@ def advice(run: Run) -> list[str]:
 def activation_bytes(
     config: ml_collections.ConfigDict,
     mesh: jax.sharding.Mesh,
+    rows: Mapping[str, int],
     microbatches: int | None = None,
     remat: str | None = None,
 ) -> float:
@@ -88,7 +92,6 @@ def activation_bytes(
     """
     parts = microbatches or config.microbatches
     remat = remat or config.model.remat
-    rows = batch_rows(config.batch_size, config.shares, KINDS)
     images = rows.get("strict", 0) + rows.get("weak", 0)
     model = config.model
     patches = (model.patch.image_size // model.patch.patch) ** 2 + 1

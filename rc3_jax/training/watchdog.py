@@ -42,12 +42,14 @@ class Watchdog:
         while not self._ended.wait(min(1.0, self._patience / 4)):
             since, doing = self._last
             if time.monotonic() - since > self._patience:
-                sys.stderr.write(
-                    f"error: no progress for {self._patience / 60:g} minutes at {doing!r}. Another "
-                    "process may have died, or a device or the data hangs; the stacks follow. "
-                    "Start all processes again with --resume, or raise watchdog_minutes if this "
-                    "takes so long\n"
-                )
-                faulthandler.dump_traceback(all_threads=True)
-                sys.stderr.flush()
-                os._exit(EXIT_CODE)  # an ordinary exit would wait for the threads that hang
+                try:
+                    sys.stderr.write(
+                        f"error: no progress for {self._patience / 60:g} minutes at {doing!r}. "
+                        "Another process may have died, or a device or the data hangs; the "
+                        "stacks follow. Start all processes again with --resume, or raise "
+                        "watchdog_minutes if this takes so long\n"
+                    )
+                    faulthandler.dump_traceback(all_threads=True)
+                    sys.stderr.flush()
+                finally:
+                    os._exit(EXIT_CODE)  # an ordinary exit would wait for the threads that hang

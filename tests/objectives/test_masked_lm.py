@@ -70,7 +70,7 @@ def gradient(mesh):
 
 expected = gradient(None)
 worst = 0.0
-for axes in ((8,), (4, 2), (2, 2, 2), (1, 4, 2), (1, 1, 8)):
+for axes in ((8,), (4, 2), (2, 2, 2), (1, 2, 2, 2), (1, 1, 8)):
     for ours, theirs in zip(gradient(mesh_of(*axes)), expected, strict=True):
         worst = max(worst, float(np.abs(ours - theirs).max()))
 

@@ -13,19 +13,19 @@ from rc3_jax.config import default_config
 from rc3_jax.objectives.contrastive import info_nce, sigmoid_loss, soft_cross_entropy
 from rc3_jax.objectives.matching import sample_negatives
 from rc3_jax.objectives.tiles import Tiling
-from rc3_jax.parallel.mesh import BATCH, make_mesh
+from rc3_jax.parallel.mesh import BATCH, BATCH_AXES, make_mesh
 
-LIMIT = {"float32": 2e-6, "bfloat16": 1e-2}
+LIMIT = {"float32": 2e-6, "bfloat16": 2e-2}  # bfloat16 rounds by up to 2^-8, and more than once
 
 
 @functools.cache
-def mesh_of(data: int, fsdp: int = 1, tensor: int = 1):
+def mesh_of(data: int, fsdp: int = 1, tensor: int = 1, replica: int = 1):
     config = default_config().mesh
-    config.update(data=data, fsdp=fsdp, tensor=tensor)
-    return make_mesh(config, jax.devices()[: data * fsdp * tensor])
+    config.update(data=data, fsdp=fsdp, tensor=tensor, replica=replica)
+    return make_mesh(config, jax.devices()[: data * fsdp * tensor * replica])
 
 
-MESHES = st.sampled_from([(1,), (2,), (4,), (8,), (2, 2), (2, 2, 2), (4, 1, 2)])
+MESHES = st.sampled_from([(1,), (2,), (4,), (8,), (2, 2), (2, 2, 2), (2, 1, 2, 2)])
 cases = st.fixed_dictionaries(
     dict(
         mesh=MESHES,
@@ -59,7 +59,7 @@ def unit_rows(rng, rows, size):
 def inputs(case):
     mesh = mesh_of(*case["mesh"])
     rng = np.random.default_rng(case["seed"])
-    batch = int(np.prod([mesh.shape[a] for a in ("data", "fsdp")])) * case["per_device"]
+    batch = int(np.prod([mesh.shape[a] for a in BATCH_AXES])) * case["per_device"]
     x, y, target_x, target_y = (unit_rows(rng, batch, case["size"]) for _ in range(4))
     arrays = dict(
         x=jnp.array(x, case["dtype"]),
@@ -85,10 +85,9 @@ def compare(case, loss, *arguments):
 
     (value, gradient), (expected, reference) = of(tiling), of(Tiling())
     limit = LIMIT[case["dtype"]]
-    largest = max(np.abs(r).max() for r in reference)
-    assert abs(value - expected) <= max(limit, 2e-6) * max(1.0, abs(expected)), (value, expected)
+    assert abs(value - expected) <= limit * max(1.0, abs(expected)), (value, expected)
     for ours, theirs in zip(gradient, reference, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit * largest)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=limit * np.abs(theirs).max())
 
 
 @checked

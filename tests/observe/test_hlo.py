@@ -7,8 +7,9 @@ import pytest
 
 from rc3_jax.observe.collectives import Collective, collectives, combined, device_groups
 from rc3_jax.observe.costs import matrix_flops, traffic
-from rc3_jax.observe.hlo import buffers, executions, parse, shapes
+from rc3_jax.observe.hlo import parse, shapes
 from rc3_jax.observe.pairs import Pairs, pair_buffers
+from rc3_jax.observe.runs import buffers
 from tests.processes import run_python
 
 COMPILED = """
@@ -139,6 +140,8 @@ def test_arrays_of_all_pairs_are_found(programs):
         ("replica_groups=[2,2]<=[2,2]T(1,0), x=1", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a'}, x=1", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['a'=2,'b'=2] {'a','b'}, x=1", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x=1", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=4] {'a':(1)2}, x=1", None),
         ("source_target_pairs={{0,1},{1,0}}, x=1", [[0, 1], [1, 0]]),
         ("replica_groups={}, x=1", [[0, 1, 2, 3]]),
         ("replica_groups={{0,1},{2}}, x=1", None),
@@ -168,12 +171,52 @@ TPU_TEXT = """HloModule step, is_scheduled=true
   ROOT %gathered = f32[1024]{0:T(1024)} all-gather(%q), replica_groups=[2,4]<=[8], dimensions={0}
 }
 
+%all-reduce-scatter (r: f32[64]) -> f32[16] {
+  %r = f32[64]{0:T(256)} parameter(0)
+  %summed = f32[64]{0:T(256)} all-reduce(%r), replica_groups=[2,4]<=[8], to_apply=%add
+  %zero = u32[] constant(0)
+  ROOT %share = f32[16]{0:T(256)} dynamic-slice(%summed, %zero), dynamic_slice_sizes={16}
+}
+
+%async_collective_fusion (s: f32[256], t: f32[64]) -> (f32[64], f32[1024]) {
+  %s = f32[256]{0:T(256)} parameter(0)
+  %t = f32[64]{0:T(256)} parameter(1)
+  %doubled = f32[64]{0:T(256)} add(%t, %t)
+  %again = f32[1024]{0:T(1024)} all-gather(%s), replica_groups=[2,4]<=[8], dimensions={0}
+  ROOT %both = (f32[64]{0:T(256)}, f32[1024]{0:T(1024)}) tuple(%doubled, %again)
+}
+
+%below (n: (s32[], f32[64])) -> pred[] {
+  %n = (s32[], f32[64]{0:T(256)}) parameter(0)
+  %i = s32[] get-tuple-element(%n), index=0
+  %end = s32[] constant(7)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+%body (m: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %m = (s32[], f32[64]{0:T(256)}) parameter(0)
+  %j = s32[] get-tuple-element(%m), index=0
+  %kept = s32[]{:T(128)} copy(%j)
+  %one = s32[] constant(1)
+  %next = s32[] add(%kept, %one)
+  %u = f32[64]{0:T(256)} get-tuple-element(%m), index=1
+  %part = f32[16]{0:T(256)} fusion(%u), kind=kCustom, calls=%all-reduce-scatter
+  %spread = f32[64]{0:T(256)} broadcast(%part), dimensions={}
+  ROOT %out = (s32[], f32[64]{0:T(256)}) tuple(%next, %spread)
+}
+
 ENTRY %main (a: bf16[12,40,64], b: bf16[12,50,64], c: f32[256]) -> f32[1024] {
   %a = bf16[12,40,64]{2,1,0:T(8,128)} parameter(0)
   %b = bf16[12,50,64]{2,1,0:T(8,128)} parameter(1)
   %c = f32[256]{0:T(256)} parameter(2)
   %start = ((f32[256]{0:T(256)}), f32[1024]{0:T(1024)}, u32[]) async-start(%c), calls=%async
   %scores = bf16[12,40,50]{2,1,0:T(8,128)} fusion(%a, %b), kind=kOutput, calls=%fused
+  %from = s32[] constant(1)
+  %d = f32[64]{0:T(256)} slice(%c), slice={[0:64]}
+  %first = (s32[], f32[64]{0:T(256)}) tuple(%from, %d)
+  %loop = (s32[], f32[64]{0:T(256)}) while(%first), condition=%below, body=%body
+  %e = f32[64]{0:T(256)} get-tuple-element(%loop), index=1
+  %along = (f32[64]{0:T(256)}, f32[1024]{0:T(1024)}) fusion(%c, %e), kind=kLoop, calls=%async_collective_fusion
   ROOT %done = f32[1024]{0:T(1024)} async-done(%start), calls=%async
 }
 """
@@ -183,9 +226,15 @@ def test_what_tpu_programs_write_otherwise():
     program = parse(TPU_TEXT)
     # A batched product is a convolution whose batch is a dilated axis.
     assert matrix_flops(program) == 2 * 12 * 40 * 50 * 64
-    (one,) = collectives(program, MESH)
-    assert (one.kind, one.axes, one.times, one.bytes) == ("all-gather", ("fsdp",), 1, 4096)
-    assert executions(program)["async"].times == 1
+    # A collective that runs along other fusions is repeated in each, and counts once; loops tell
+    # their length by their condition (from 1 below 7); a reduce-scatter is a fusion.
+    found = {one.kind: one for one in collectives(program, MESH)}
+    assert found == {
+        "all-gather": Collective("all-gather", 4, ("fsdp",), 1, True, 4096, 4096 * 3 / 4),
+        "reduce-scatter": Collective(
+            "reduce-scatter", 4, ("fsdp",), 6, True, 6 * 256, 6 * 256 * 3 / 4
+        ),
+    }
 
 
 def test_a_text_without_entry_is_refused():

@@ -12,7 +12,7 @@ from tests.objectives.tile_cases import mesh_of
 
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 @given(
-    axes=st.sampled_from([(1,), (2,), (8,), (2, 2), (2, 2, 2)]),
+    axes=st.sampled_from([(1,), (2,), (8,), (2, 2), (2, 2, 1, 2)]),
     per_device=st.integers(1, 5),
     crowd=st.booleans(),
     seed=st.integers(0, 2**31 - 1),
@@ -20,7 +20,7 @@ from tests.objectives.tile_cases import mesh_of
 def check(axes, per_device, crowd, seed):
     mesh = mesh_of(*axes)
     rng = np.random.default_rng(seed)
-    batch = per_device * int(np.prod([mesh.shape[a] for a in ("data", "fsdp")]))
+    batch = per_device * int(np.prod([mesh.shape[a] for a in ("replica", "data", "fsdp")]))
     wanted = rng.integers(min(batch, per_device) if crowd else batch, size=batch)
     rows = {"x": rng.normal(size=(batch, 3, 2)).astype("f"), "mask": rng.random((batch, 3)) < 0.5}
     weights = rng.normal(size=(batch, 3, 2)).astype("f")

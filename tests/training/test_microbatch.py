@@ -5,14 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.stream import KINDS, batch_rows
-from rc3_jax.models.rc3 import build_rc3
-from rc3_jax.parallel.mesh import one_device_mesh
-from rc3_jax.training.optimizer import make_optimizer
-from rc3_jax.training.run import Run
-from rc3_jax.training.state import initial_params
-from rc3_jax.training.step import loss_function, make_step
+from rc3_jax.training.ahead import abstract_run, compile_ahead
+from rc3_jax.training.step import loss_function
 from tests.tiny import load_config
 from tests.training.test_step import prepared
 
@@ -42,30 +37,20 @@ def test_the_gradient_is_that_of_the_whole_batch(parts, regularizer):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6 * largest)
 
 
-def widened(microbatches: int) -> Run:
-    """The demo's model, eight times as wide, without data."""
+def temporaries(microbatches: int) -> int:
+    """Of a step of the demo's model, eight times as wide."""
     config = load_config("rc3_demo")
     for part in (config.model.text, config.model.patch):
         part.update(width=512, mlp_width=2048, heads=8)
     config.microbatches = microbatches
-    mesh = one_device_mesh()
-    model = build_rc3(config.model, config.data.tokenizer.vocab_size, mesh)
-    params = jax.eval_shape(lambda: initial_params(model, config))
-    optimizer = make_optimizer(config.optimizer, config.steps, params)
-    return Run(config, mesh, None, None, model, optimizer, None)
-
-
-def temporaries(run: Run) -> int:
-    config = run.config
-    batch = abstract_batch(config, batch_rows(config.batch_size, config.shares, KINDS))
-    state = run.abstract_state()
-    fast = {"xla_backend_optimization_level": 0}
-    compiled = make_step(run, state).lower(state, batch).compile(compiler_options=fast)
-    analysis = compiled.memory_analysis()
-    print(f"{config.microbatches} parts: {analysis.temp_size_in_bytes / 2**20:.0f} MiB")
-    return analysis.temp_size_in_bytes
+    rows = batch_rows(config.batch_size, config.shares, KINDS)
+    run = abstract_run(config, jax.devices()[:1], rows, config.data.tokenizer.vocab_size)
+    compiled = compile_ahead(run, run.abstract_state(), rows)
+    found = compiled.memory_analysis().temp_size_in_bytes
+    print(f"{microbatches} parts: {found / 2**20:.0f} MiB of temporaries")
+    return found
 
 
 @pytest.mark.slow
 def test_eight_parts_take_less_than_a_third_of_the_memory():
-    assert 3 * temporaries(widened(8)) < temporaries(widened(1))
+    assert 3 * temporaries(8) < temporaries(1)

@@ -1,0 +1,119 @@
+"""Compiles the training step ahead of time, for TPUs that need not be there, and reports on it.
+
+python launch/compile.py --config=configs/rc3_demo.py --devices=8
+python launch/compile.py --config=configs/rc3_base.py:root=/any,batch=8192 --topology=v5e:16x16
+python launch/compile.py --config=... --topology=v5p:8x8x8 --config.mesh.fsdp=8 --print_rules
+
+No data is read and nothing is computed. --topology needs the package libtpu, which the extra `tpu`
+installs. Ends with status 1 if the compiled step stores an array of all pairs of rows.
+"""
+
+import functools
+import importlib.metadata
+import os
+import pathlib
+import shlex
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from rc3_jax.command_line import parse_flags
+from rc3_jax.config import ConfigError
+from rc3_jax.data.record import DataError
+
+XLM_R_VOCABULARY = 250_002
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as in configs/.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs to compile for, such as v5e:16x16.")
+DEVICES = flags.DEFINE_integer("devices", None, "Simulated CPU devices to compile for.")
+KINDS = flags.DEFINE_list("kinds", "strict,weak,parallel", "Kinds of rows that the data offer.")
+VOCABULARY = flags.DEFINE_integer(
+    "vocab_size", None, "The vocabulary's; by default the setting, or XLM-R's where it has a path."
+)
+RULES = flags.DEFINE_bool("print_rules", False, "Prints how parameters are sharded, and ends.")
+OUT = flags.DEFINE_string("out", None, "File to store the report in.")
+HLO = flags.DEFINE_string("hlo", None, "File to store the compiled program's text in.")
+ALLOW = flags.DEFINE_bool("allow_pair_buffers", False, "Arrays of all pairs are only reported.")
+
+
+def prepare_environment() -> None:
+    """Tells JAX which devices to simulate; it reads this when it is imported."""
+    if (TOPOLOGY.value is None) == (DEVICES.value is None):
+        raise ConfigError("name either --topology=v5e:16x16 or --devices=8")
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no TPU is looked for
+    # Nor is libtpu to ask the network what TPUs this machine has.
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    if DEVICES.value is not None:
+        given = os.environ.get("XLA_FLAGS", "")
+        count = f"--xla_force_host_platform_device_count={DEVICES.value}"
+        os.environ["XLA_FLAGS"] = f"{given} {count}".strip()
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
+    try:
+        prepare_environment()
+        from rc3_jax.training.memory import OutOfMemory
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+    try:
+        offends = compile_and_report()
+    except (ConfigError, DataError, OutOfMemory) as error:
+        sys.exit(f"error: {error}")
+    if offends and not ALLOW.value:
+        sys.exit("error: the step stores arrays of all pairs of rows; the report names them")
+
+
+def compile_and_report() -> bool:
+    """Prints what was asked for; True if arrays are stored that should not be."""
+    import jax
+
+    from rc3_jax.observe.chips import find_chip
+    from rc3_jax.observe.compile_report import compile_report, rules_table
+    from rc3_jax.training.ahead import abstract_run, compile_ahead, rows_of_kinds, topology_devices
+
+    config, topology = CONFIG.value, TOPOLOGY.value
+    rows = rows_of_kinds(config, KINDS.value)
+    has_path = config.data.tokenizer.path is not None
+    vocabulary = XLM_R_VOCABULARY if has_path else config.data.tokenizer.vocab_size
+    vocabulary = VOCABULARY.value or vocabulary
+    devices = topology_devices(topology) if topology else jax.devices()
+    run = abstract_run(config, devices, rows, vocabulary)
+    state = run.abstract_state()
+    if RULES.value:
+        print(rules_table(state))
+        return False
+    compiled = compile_ahead(run, state, rows)
+    chip = find_chip(topology) if topology else None
+    report = compile_report(run.config, run.mesh, state, rows, vocabulary, compiled, chip)
+    text = heading() + report.text
+    print(text)
+    store(OUT.value, text)
+    store(HLO.value, compiled.as_text())
+    return bool(report.pairs)
+
+
+def heading() -> str:
+    """Title, command and versions."""
+    where = TOPOLOGY.value or f"{DEVICES.value} simulated devices"
+    packages = ("jax", "jaxlib", "flax", *(("libtpu",) if TOPOLOGY.value else ()))
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    given = [flag for flag in sys.argv[1:] if not flag.startswith(("--out", "--hlo"))]
+    command = shlex.join(["python", "launch/compile.py", *given])
+    return f"# {CONFIG.value.name} on {where}\n\n    {command}\n\n{versions}.\n\n"
+
+
+def store(path: str | None, text: str) -> None:
+    if path:
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=functools.partial(parse_flags, CONFIG))
