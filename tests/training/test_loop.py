@@ -114,7 +114,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     [
         (dict(batch_size=18), "batch_size=18 cannot be shared"),
         (dict(shares=dict(strict=0.0, weak=0.0)), "needs strict or weak rows"),
-        (dict(mesh=dict(fsdp=5)), "mesh.fsdp=5 does not give"),
+        (dict(mesh=dict(fsdp=5)), "mesh.fsdp=5 x mesh.tensor=1 does not give"),
         (dict(objective=dict(regularizer=("hing",))), "name one or more of weighted"),
         (dict(objective=dict(relevance="mine")), "use one of own, ema"),
         (dict(model=dict(patch=dict(width=32))), "must be equal"),
