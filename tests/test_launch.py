@@ -109,7 +109,10 @@ def test_the_flickr_config_runs_on_real_photographs(tmp_path, shared_data):
         (["--config=configs/rc3_demo.py", "--config.optimizer.lrr=1"], 'Did you mean "lr"'),
         (["--config=configs/rc3_demo.py", "--config.steps=many"], "'many'"),
         (["--config=configs/rc3_demo.py", "--config.batch_size=30"], "make it a multiple of 4"),
-        (["--config=configs/rc3_demo.py", "--config.mesh.fsdp=3"], "mesh.fsdp=3 x mesh.tensor=1 does not give"),
+        (
+            ["--config=configs/rc3_demo.py", "--config.mesh.fsdp=3"],
+            "mesh.fsdp=3 x mesh.tensor=1 does not give",
+        ),
         (["--config=configs/rc3_demo.py", "surplus"], "'surplus' is not understood"),
         ([], "name a configuration"),
     ],
