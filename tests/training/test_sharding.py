@@ -11,6 +11,7 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
+from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.run import prepare_run
 from rc3_jax.training.step import make_step
@@ -30,7 +31,8 @@ OBJECTIVES = {
 meshes = {"1": mesh_of(1), "8": mesh_of(8), "4x2": mesh_of(4, 2)}
 
 def steps(config, mesh, run):
-    run = run._replace(mesh=mesh, optimizer=optax.chain(capture, run.optimizer))
+    model = build_rc3(config.model, run.tokenizer.vocab_size, mesh)
+    run = run._replace(mesh=mesh, model=model, optimizer=optax.chain(capture, run.optimizer))
     state = run.create_state()
     step = make_step(run, state)
     batches = make_batches(run.corpus.pools, run.tokenizer, config, Skips())
