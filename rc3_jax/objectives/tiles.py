@@ -128,17 +128,16 @@ def _forward(form, tiling, x, y, parameters, facts):
                 maxima=jax.tree.map(lambda leaf: jnp.full(length, LOWEST), filled.maxima)
             )
 
-        rows, columns = visit(
+        return visit(
             tiling, fold, vary(empty(len(x))), (y, facts[1]), empty, _merge, _merge_devices
         )
-        return _finish(rows), _finish(columns)
 
-    results = on_devices(tiling, local, (BATCH, BATCH, None, BATCH))(x, y, parameters, facts)
-    return results, (x, y, parameters, facts, results)
+    partial = on_devices(tiling, local, (BATCH, BATCH, None, BATCH))(x, y, parameters, facts)
+    return tuple(map(_finish, partial)), (x, y, parameters, facts, partial)
 
 
 def _backward(form, tiling, residuals, cotangents):
-    def local(x, y, parameters, facts, results, cotangents):
+    def local(x, y, parameters, facts, partial, cotangents):
         parameters = vary(parameters)
 
         def fold(carry, columns, valid):
@@ -147,7 +146,7 @@ def _backward(form, tiling, residuals, cotangents):
             matrices, pull = jax.vjp(
                 lambda s, p: form(s, p, facts[0], fact), similarities(x, y), parameters
             )
-            ds, dp = pull(_cotangent(matrices, valid, (results[0], cotangents[0]), column))
+            ds, dp = pull(_cotangent(matrices, valid, (partial[0], cotangents[0]), column))
             ds = ds.astype(x.dtype)
             dx += _einsum("ij,jd->id", ds, y)
             return (dx, jax.tree.map(jnp.add, dparameters, dp)), _einsum("ij,id->jd", ds, x)
@@ -157,7 +156,7 @@ def _backward(form, tiling, residuals, cotangents):
             tiling,
             fold,
             nothing,
-            (y, facts[1], results[1], cotangents[1]),
+            (y, facts[1], partial[1], cotangents[1]),
             lambda length: jnp.zeros((length, y.shape[1]), jnp.float32),
             jnp.add,
             lambda dy: lax.psum_scatter(dy, BATCH_AXES, tiled=True),
@@ -307,10 +306,13 @@ def _cotangent(matrices: Matrices, valid, row, column) -> Matrices:
     softmaxes = []
     for number, (logits, values) in enumerate(matrices.softmaxes):
         d_logits, d_values = 0.0, [0.0] * len(values)
-        for results, cotangents in sides:
-            log_sum, *means = results.softmaxes[number]
+        for partial, cotangents in sides:
+            # From maximum and sum: a log-sum-exp is rounded by more than its weights may be.
+            highest, (total, *sums) = partial.maxima[number], partial.exponentials[number]
+            means = [value / total for value in sums]
             d_log_sum, *d_means = cotangents.softmaxes[number]
-            weights = jnp.where(valid, jnp.exp(jnp.minimum(logits - log_sum, 0.0)), 0.0)
+            weights = jnp.exp(jnp.minimum(logits - highest, 0.0)) / total
+            weights = jnp.where(valid, weights, 0.0)
             pull = d_log_sum
             for i, (value, mean, d_mean) in enumerate(zip(values, means, d_means, strict=True)):
                 pull = pull + d_mean * (value - mean)
