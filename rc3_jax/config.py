@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import ml_collections
@@ -18,15 +19,24 @@ class ConfigError(ValueError):
     """A setting that cannot be; the message names it and the remedy."""
 
 
+def check_choice(setting: str, value: Any, choices: Collection[Any]) -> None:
+    """Raises ConfigError unless a setting is one of the choices."""
+    if value not in choices:
+        names = ", ".join(map(str, choices))
+        raise ConfigError(f"{setting}={value!r}: use one of {names}")
+
+
 def default_config() -> ml_collections.ConfigDict:
     """RC³-base (METHOD.md sections 1 and 2) without data sources; see the comments."""
     return ml_collections.ConfigDict(
         dict(
             name="rc3",
+            system="rc3",  # or "cclm", with `cclm_config`
+            init=config_dict.placeholder(str),  # folder of parameters to start from
             seed=0,
             steps=100_000,
             batch_size=1024,  # rows of a global batch, all kinds together
-            shares=dict(strict=2.0, weak=1.0, parallel=1.0),
+            shares=dict(strict=2.0, weak=1.0, parallel=1.0, captioned=0.0, region=0.0),
             microbatches=1,  # parts that each device computes in turn; the gradient stays the same
             mesh=dict(
                 replica=1,  # across slices or hosts
@@ -47,9 +57,18 @@ def default_config() -> ml_collections.ConfigDict:
                 max_length=40,  # tokens of a text, frame included
                 mask_share=0.4,
                 most_masked=12,
+                mask_eos=False,  # True: as published for CCLM, see data/text.py
+                # of parallel rows, where they differ from those of captions
+                parallel_max_length=config_dict.placeholder(int),
+                parallel_most_masked=config_dict.placeholder(int),
+                clean_captions=False,  # lower case, no punctuation, at most max_words words
+                max_words=40,
                 modality_dropout=0.15,  # chance of each visual part to be dropped whole
                 language_exponent=0.7,  # smooths the frequencies of language pairs
-                image=dict(crop_scale=(0.5, 1.0), jitter=0.2, flip=True),
+                # rand_augment: changes an image, and their strength up to 10
+                image=dict(crop_scale=(0.5, 1.0), jitter=0.2, flip=True, rand_augment=(0, 0)),
+                # of region rows; grid: patches along a side of the vision tower's output
+                regions=dict(per_image=5, grid=14),
                 tokenizer=dict(
                     path=config_dict.placeholder(str),  # file, folder or cached model name
                     vocab_size=8000,  # of the vocabulary that is trained where path is unset
@@ -62,7 +81,16 @@ def default_config() -> ml_collections.ConfigDict:
             ),
             model=dict(
                 text=dict(width=768, depth=12, heads=12, mlp_width=3072, max_positions=514),
-                patch=dict(image_size=224, patch=16, width=768, depth=12, heads=12, mlp_width=3072),
+                # type: "vit", "clip", "beit" or "swin"; see models/towers.py
+                patch=dict(
+                    type="vit",
+                    image_size=224,
+                    patch=16,
+                    width=768,
+                    depth=12,
+                    heads=12,
+                    mlp_width=3072,
+                ),
                 # regions=0 leaves the ROI tower out
                 roi=dict(regions=36, feature_size=2048, depth=2, geometry="7d"),
                 fusion=dict(depth=6),
@@ -111,9 +139,9 @@ def default_config() -> ml_collections.ConfigDict:
                             r"matching_head/.*",
                         ),
                     ),
-                    temperature=dict(factor=2.0, parameters=(r"temperature_.*",)),
+                    temperature=dict(factor=2.0, parameters=(r"temperature.*",)),
                 ),
-                no_decay=(r".*/bias", r".*norm/scale", r"temperature_.*"),
+                no_decay=(r".*/bias", r".*norm/scale", r"temperature.*"),
             ),
             evaluation=dict(
                 every=5000,  # steps

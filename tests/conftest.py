@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import pathlib
 
-# Before JAX is imported: tests compile much and compute little.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+from tests.processes import FAST_COMPILATION
+
+# Before JAX is imported.
+os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")

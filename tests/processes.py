@@ -1,12 +1,24 @@
 """Python code in a process of its own, with simulated devices."""
 
+import importlib.metadata
 import os
 import pathlib
 import subprocess
 import sys
 
-FAST_COMPILATION = "--xla_backend_optimization_level=0"
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def fast_compilation() -> str:
+    """Flags of XLA for tests, which compile much and compute little."""
+    flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+    major, minor, *_ = map(int, importlib.metadata.version("jaxlib").split(".")[:2])
+    if (major, minor) < (0, 11):  # later ones do not know it
+        flags.append("--xla_cpu_use_fusion_emitters=false")
+    return " ".join(flags)
+
+
+FAST_COMPILATION = fast_compilation()
 
 
 def run_python(code: str, devices: int = 1, timeout: int = 600) -> str:

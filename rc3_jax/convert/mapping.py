@@ -8,17 +8,34 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from rc3_jax.convert.names import LEAVES, STACK, Leaf, Table
+from rc3_jax.convert.names import LEAVES, Layers, Leaf, Row, Table
 
 
 class _Entry(NamedTuple):
-    """One parameter of ours and the PyTorch tensor, or tensors by layer, that it comes from."""
+    """One parameter of ours and the PyTorch tensor, or tensors by layer, that it comes from.
+
+    `first` is the number of our first layer, None where the parameter is of no layer.
+    """
 
     path: str
-    stacked: bool
+    first: int | None
     saved: str
     module: str
     leaf: Leaf
+    part: int | None
+
+    def layers(self, shape: tuple[int, ...]) -> range:
+        """The numbers of the layers that the parameter holds, in PyTorch names."""
+        return range(1) if self.first is None else range(self.first, self.first + shape[0])
+
+    def torch_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of this parameter's share in the PyTorch tensor."""
+        one = np.broadcast_to(np.int8(0), shape if self.first is None else shape[1:])
+        return self.leaf.to_torch(one).shape
+
+    def layer_of(self, array: np.ndarray, layer: int) -> np.ndarray:
+        """What is ours of a layer, as PyTorch has it."""
+        return self.leaf.to_torch(array if self.first is None else array[layer - self.first])
 
 
 def to_flax(tensors: Mapping[str, np.ndarray], table: Table, template: Mapping) -> dict:
@@ -37,7 +54,7 @@ def to_flax(tensors: Mapping[str, np.ndarray], table: Table, template: Mapping) 
     """
     wanted = flatten_dict(template, sep="/")
     slots = _slots(table, {path: tuple(leaf.shape) for path, leaf in wanted.items()})
-    saved_names = {e.module.format(layer): name for name, (e, layer) in slots.items()}
+    saved_names = {entry.module.format(layer): name for name, (layer, (entry, *_)) in slots.items()}
     found, problems = {}, []
     for name, tensor in tensors.items():
         short = name.removeprefix(table.prefix)
@@ -48,22 +65,26 @@ def to_flax(tensors: Mapping[str, np.ndarray], table: Table, template: Mapping) 
             found[saved] = np.asarray(tensor)
         elif not saved.startswith(table.ignored):
             problems.append(f"extra: {name} {np.shape(tensor)}")
-    for name, (entry, _) in slots.items():
-        shape = _torch_shape(entry, wanted[entry.path].shape)
+    for name, (_, entries) in slots.items():
+        parts = [entry.torch_shape(wanted[entry.path].shape) for entry in entries]
+        shape = parts[0] if len(parts) == 1 else (sum(p[0] for p in parts), *parts[0][1:])
         if name not in found:
             problems.append(f"missing: {name} {shape}")
         elif found[name].shape != shape:
             problems.append(f"mis-shaped: {name} is {found[name].shape}, must be {shape}")
-    entries = {entry.path: entry for entry in _entries(table) if entry.path in wanted}
-    problems += [f"not in the table: {path}" for path in wanted if path not in entries]
+    named = {entry.path for _, entries in slots.values() for entry in entries}
+    problems += [f"not in the table: {path}" for path in wanted if path not in named]
     _raise_if(problems, "the checkpoint does not fit the model; compare depth and widths")
 
+    pieces: dict[str, list[np.ndarray]] = {}
+    for name, (_, entries) in slots.items():
+        parts = [found[name]] if len(entries) == 1 else np.split(found[name], len(entries))
+        for entry, part in zip(entries, parts, strict=True):
+            pieces.setdefault(entry.path, []).append(entry.leaf.to_flax(part))
     params = {}
-    for path, entry in entries.items():
-        leaf = wanted[path]
-        layers = range(leaf.shape[0] if entry.stacked else 1)
-        arrays = [entry.leaf.to_flax(found[entry.saved.format(i)]) for i in layers]
-        value = arrays if entry.stacked else arrays[0]
+    for path, leaf in wanted.items():
+        stacked = len(leaf.shape) > pieces[path][0].ndim
+        value = pieces[path] if stacked else pieces[path][0]
         params[path] = np.array(value, dtype=leaf.dtype, order="C")
     return unflatten_dict(params, sep="/")
 
@@ -90,51 +111,54 @@ def to_torch(
     entries = {entry.path: entry for entry in _entries(table)}
     problems = [f"missing: {path}" for path in entries if path not in arrays]
     problems += [f"not in the table: {path}" for path in arrays if path not in entries]
-    depths = {path: len(arrays[path]) for path in arrays if path.startswith(STACK)}
-    if len(set(depths.values())) > 1:
-        problems += [f"mis-shaped: {path} holds {depth} layers" for path, depth in depths.items()]
+    for layers in table.layers:
+        depths = {path: len(x) for path, x in arrays.items() if path.startswith(layers.ours)}
+        if len(set(depths.values())) > 1:
+            problems += [f"mis-shaped: {path} holds {n} layers" for path, n in depths.items()]
     _raise_if(problems, "the parameters are not those of this table's tower")
 
     tensors = {}
-    for saved, (entry, layer) in _slots(table, {k: x.shape for k, x in arrays.items()}).items():
-        array = arrays[entry.path][layer] if entry.stacked else arrays[entry.path]
-        name = entry.module.format(layer) if module_names else saved
-        tensors[prefix + name] = np.array(entry.leaf.to_torch(array), order="C")
+    slots = _slots(table, {path: x.shape for path, x in arrays.items()})
+    for saved, (layer, entries) in slots.items():
+        name = entries[0].module.format(layer) if module_names else saved
+        parts = [entry.layer_of(arrays[entry.path], layer) for entry in entries]
+        joined = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        tensors[prefix + name] = np.array(joined, order="C")
     return tensors
 
 
 def _entries(table: Table) -> Iterator[_Entry]:
     """Every parameter that the table names; PyTorch names keep `{}` for the layer."""
     for row in table.outer:
-        yield from _row_entries(row, "", "", "")
-    for row in table.layer:
-        yield from _row_entries(row, STACK, table.saved_layer, table.module_layer)
+        yield from _row_entries(row, Layers("", "", ()), None)
+    for layers in table.layers:
+        for row in layers.rows:
+            yield from _row_entries(row, layers, layers.first)
 
 
-def _row_entries(row, stack: str, saved_layer: str, module_layer: str) -> Iterator[_Entry]:
+def _row_entries(row: Row, layers: Layers, first: int | None) -> Iterator[_Entry]:
+    module = layers.saved if layers.module is None else layers.module
     for leaf in LEAVES[row.kind]:
         yield _Entry(
-            path=f"{stack}{row.ours}{leaf.ours}",
-            stacked=bool(stack),
-            saved=f"{saved_layer}{row.saved}{leaf.torch}",
-            module=f"{module_layer}{row.module or row.saved}{leaf.torch}",
+            path=f"{layers.ours}{row.ours}{leaf.ours}",
+            first=first,
+            saved=f"{layers.saved}{row.saved}{leaf.torch}",
+            module=f"{module}{row.module or row.saved}{leaf.torch}",
             leaf=leaf,
+            part=row.part,
         )
 
 
-def _slots(table: Table, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[_Entry, int]]:
-    """The saved names of the PyTorch tensors that parameters of these shapes come from."""
-    return {
-        entry.saved.format(layer): (entry, layer)
-        for entry in _entries(table)
-        if entry.path in shapes
-        for layer in range(shapes[entry.path][0] if entry.stacked else 1)
-    }
-
-
-def _torch_shape(entry: _Entry, shape: tuple[int, ...]) -> tuple[int, ...]:
-    one = np.broadcast_to(np.int8(0), shape[1:] if entry.stacked else shape)
-    return entry.leaf.to_torch(one).shape
+def _slots(
+    table: Table, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, list[_Entry]]]:
+    """Saved name → layer, and the parameters of these shapes that the tensor holds, in order."""
+    slots: dict[str, tuple[int, list[_Entry]]] = {}
+    for entry in sorted(_entries(table), key=lambda entry: entry.part or 0):
+        layers = entry.layers(shapes[entry.path]) if entry.path in shapes else ()
+        for layer in layers:
+            slots.setdefault(entry.saved.format(layer), (layer, []))[1].append(entry)
+    return slots
 
 
 def _raise_if(problems: list[str], summary: str) -> None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
-from rc3_jax.models.rc3 import RC3
+from rc3_jax.models.pair import PairModel
 from rc3_jax.parallel.mesh import batch_devices, from_host
 
 MODES = {"both": (True, True), "patches": (True, False), "regions": (False, True)}
@@ -30,7 +30,7 @@ class Encoder:
 
     def __init__(
         self,
-        model: RC3,
+        model: PairModel,
         mesh: Mesh,
         batch_size: int,
         progress: Callable[[], None] = lambda: None,
@@ -40,14 +40,14 @@ class Encoder:
         self._batch_size = math.ceil(batch_size / devices) * devices
         whole = NamedSharding(mesh, PartitionSpec())
 
-        def compiled(method: Callable, pick: Callable) -> Callable:
+        def compiled(method: str, pick: Callable) -> Callable:
             def call(params, rows):
                 return pick(model.apply({"params": params}, rows, method=method))
 
             return jax.jit(call, out_shardings=whole)
 
-        self._text = compiled(RC3.encode_text, lambda out: out[1])
-        self._visual = compiled(RC3.encode_visual, lambda out: out.vector)
+        self._text = compiled("encode_text", lambda out: out[1])
+        self._visual = compiled("encode_visual", lambda out: out.vector)
 
     def texts(self, params, ids: np.ndarray) -> np.ndarray:
         """Text vectors, float32 `[texts, size]`, of token ids `[texts, length]`."""

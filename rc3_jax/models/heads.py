@@ -19,16 +19,21 @@ class Projection(nn.Module):
         return l2_normalise(dense(self.size, jnp.float32, "linear")(x.astype(jnp.float32)))
 
 
-class MatchingHead(nn.Module):
-    """Two logits, class 1 = the image and the text belong together; float32."""
+class Perceptron(nn.Module):
+    """A hidden layer, twice as wide as its input, and `outputs` numbers in float32.
 
+    It tells whether an image and a text belong together (two logits, class 1 = yes), where in an
+    image a text belongs, and to which class a pair belongs.
+    """
+
+    outputs: int
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch 2"]:
+    def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch outputs"]:
         y = dense(2 * x.shape[-1], self.dtype, "hidden")(x)
         y = nn.gelu(nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y), approximate=False)
-        return dense(2, jnp.float32, "logits")(y.astype(jnp.float32))
+        return dense(self.outputs, jnp.float32, "logits")(y.astype(jnp.float32))
 
 
 class MaskedLMHead(nn.Module):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
@@ -20,17 +23,23 @@ DENSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "truncated_normal
 """BERT's standard deviation of 0.02 at width 768, and its equal at other widths."""
 TOKEN_INIT = nn.initializers.truncated_normal(0.02)
 
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+}
 
-def dense(width: int, dtype: jnp.dtype, name: str | None = None) -> nn.Dense:
+
+def dense(width: int, dtype: jnp.dtype, name: str | None = None, use_bias: bool = True) -> nn.Dense:
     """A linear map computed in `dtype` with float32 parameters."""
-    return nn.Dense(width, dtype=dtype, kernel_init=DENSE_INIT, name=name)
+    return nn.Dense(width, use_bias, dtype=dtype, kernel_init=DENSE_INIT, name=name)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with biases everywhere; softmax in float32."""
+    """Multi-head attention; softmax in float32. The keys' bias can be left out (BEiT)."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    key_bias: bool = True
 
     @nn.compact
     def __call__(
@@ -38,17 +47,19 @@ class Attention(nn.Module):
         queries: Float[Array, "batch q width"],
         keys: Float[Array, "batch k kv_width"],
         key_mask: Bool[Array, "batch k"] | None = None,
+        bias: Float[Array, "rows heads q k"] | None = None,
     ) -> Float[Array, "batch q width"]:
+        """Args: bias: float32, added to the scaled products, of one row for all or of each."""
         width = queries.shape[-1]
 
         def split_heads(x):
             return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
 
         query = split_heads(dense(width, self.dtype, "query")(queries))
-        key = split_heads(dense(width, self.dtype, "key")(keys))
+        key = split_heads(dense(width, self.dtype, "key", self.key_bias)(keys))
         value = split_heads(dense(width, self.dtype, "value")(keys))
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        attended = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        attended = jax.nn.dot_product_attention(query, key, value, bias, mask)
         return dense(width, self.dtype, "out")(attended.reshape(queries.shape))
 
 
@@ -56,7 +67,7 @@ class Block(nn.Module):
     """Self-attention, optional cross-attention, feed-forward; each with a residual.
 
     `pre_norm` normalises the input of each part (ViT), otherwise its sum with the residual
-    is normalised (BERT, XLM-R).
+    is normalised (BERT, XLM-R). Cross-attention is left out where there is no context.
     """
 
     heads: int
@@ -66,6 +77,7 @@ class Block(nn.Module):
     cross_attention: bool = False
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(self, x, mask, context, context_mask, deterministic: bool):
@@ -76,12 +88,12 @@ class Block(nn.Module):
             return y if self.pre_norm else norm(y)
 
         def feed_forward(y):
-            y = dense(self.mlp_width, self.dtype, "mlp_in")(y)
-            return dense(x.shape[-1], self.dtype, "mlp_out")(nn.gelu(y, approximate=False))
+            y = ACTIVATIONS[self.activation](dense(self.mlp_width, self.dtype, "mlp_in")(y))
+            return dense(x.shape[-1], self.dtype, "mlp_out")(y)
 
         self_attention = Attention(self.heads, self.dtype, name="self_attention")
         x = residual(x, "self_attention", lambda y: self_attention(y, y, mask))
-        if self.cross_attention:
+        if self.cross_attention and context is not None:
             cross = Attention(self.heads, self.dtype, name="cross_attention")
             x = residual(x, "cross_attention", lambda y: cross(y, context, context_mask))
         return residual(x, "mlp", feed_forward)
@@ -97,6 +109,7 @@ class Stack(nn.Module):
         slower and can run faster.
       mesh: rows stay spread over it between the layers, where the compiler might rather collect
         them than parameters; None leaves all to the compiler.
+      activation: of the feed-forward layers, one of `ACTIVATIONS`.
     """
 
     depth: int
@@ -110,6 +123,7 @@ class Stack(nn.Module):
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
     mesh: Mesh | None = None
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -128,7 +142,7 @@ class Stack(nn.Module):
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
         layers = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
             length=self.depth,
@@ -142,6 +156,7 @@ class Stack(nn.Module):
             self.cross_attention,
             self.dropout,
             self.dtype,
+            self.activation,
             name="layers",
         )
         x, _ = layers(block, x, mask, context, context_mask)
@@ -162,6 +177,35 @@ class AttentionPool(nn.Module):
         query = self.param("query", TOKEN_INIT, (1, 1, width)).astype(self.dtype)
         query = jnp.broadcast_to(query, (batch, 1, width))
         return Attention(self.heads, self.dtype, name="attention")(query, tokens, mask)[:, 0]
+
+
+def relative_index(window: int) -> Int[np.ndarray, "area area"]:
+    """Row of a relative-position table for each query and key of a square window, row by row.
+
+    The table has a row for every offset (dy, dx) = query - key, from (-(w - 1), -(w - 1)) on,
+    dx fastest (Swin, arXiv 2103.14030, section 3.2; BEiT).
+    """
+    rows, columns = np.divmod(np.arange(window * window), window)
+    offset_rows = rows[:, None] - rows + window - 1
+    offset_columns = columns[:, None] - columns + window - 1
+    return offset_rows * (2 * window - 1) + offset_columns
+
+
+def drop_path(
+    x: Float[Array, "batch ..."], rate: float | Float[Array, ""], key: PRNGKeyArray
+) -> Float[Array, "batch ..."]:
+    """Sets whole rows to zero with probability `rate`, and scales the others to the same mean.
+
+    Stochastic depth (Huang et al., arXiv 1603.09382), `x` being what a layer adds.
+    """
+    keep = jax.random.bernoulli(key, 1 - rate, (len(x),) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def prepend_mean(tokens: Float[Array, "batch n width"]) -> Float[Array, "batch n+1 width"]:
+    """The mean of each row's tokens, taken in float32, before the tokens."""
+    mean = jnp.mean(tokens, axis=1, keepdims=True, dtype=jnp.float32)
+    return jnp.concatenate([mean.astype(tokens.dtype), tokens], axis=1)
 
 
 def masked_mean(

@@ -19,12 +19,25 @@ def to_patches(
 
 
 class PatchTower(nn.Module):
-    """Images to token states, as `ViTModel` of Hugging Face computes them."""
+    """Images to token states, as `ViTModel` of Hugging Face computes them.
+
+    Attributes:
+      patch_bias, norm_first: without the first, and with a norm of the tokens that enter the
+        encoder, it is CLIP's vision transformer (arXiv 2103.00020), whose encoder has the
+        activation `quick_gelu`; unlike there, the last norm is of all tokens, as in CCLM.
+    """
 
     encoder: Stack
     image_size: int = 224
     patch: int = 16
     width: int = 768
+    patch_bias: bool = True
+    norm_first: bool = False
+
+    @property
+    def grid(self) -> int:
+        """Patches per side of an image."""
+        return self.image_size // self.patch
 
     @nn.compact
     def __call__(
@@ -35,14 +48,16 @@ class PatchTower(nn.Module):
         Args:
           images: normalised pixels, `[batch, image_size, image_size, 3]`.
         """
-        dtype = self.encoder.dtype
+        dtype, epsilon = self.encoder.dtype, self.encoder.epsilon
         patches = to_patches(images.astype(dtype), self.patch)
-        x = dense(self.width, dtype, "patch_embedding")(patches)
+        x = dense(self.width, dtype, "patch_embedding", self.patch_bias)(patches)
         batch, count, _ = x.shape
         class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
         class_token = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, self.width))
         positions = self.param("position_embedding", TOKEN_INIT, (1, count + 1, self.width))
         x = jnp.concatenate([class_token, x], axis=1) + positions.astype(dtype)
+        if self.norm_first:
+            x = nn.LayerNorm(epsilon, dtype, name="embedding_norm")(x)
         x = nn.Dropout(self.encoder.dropout)(x, deterministic=deterministic)
         x = self.encoder(x, deterministic=deterministic)
-        return nn.LayerNorm(self.encoder.epsilon, dtype, name="final_norm")(x)
+        return nn.LayerNorm(epsilon, dtype, name="final_norm")(x)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -11,31 +10,20 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.heads import MaskedLMHead, MatchingHead, Projection
-from rc3_jax.models.layers import REMAT_POLICIES, TOKEN_INIT, AttentionPool, Stack, masked_mean
-from rc3_jax.models.patch import PatchTower
+from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
+from rc3_jax.models.layers import TOKEN_INIT, AttentionPool, Stack, masked_mean
+from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, Visual, normalise_pixels
 from rc3_jax.models.roi import GEOMETRIES, RoiTower
 from rc3_jax.models.text import TextTower
+from rc3_jax.models.towers import VisualTower, build_visual_tower, check_heads, check_model
 
-DTYPES = ("float32", "bfloat16")
 READOUTS = ("attention", "mean")
 CONTRASTS = ("image_text", "text_text", "fused")
-TEMPERATURE_INIT = 0.07
-TEMPERATURE_RANGE = (0.001, 0.5)
-"""The training step keeps the learned temperatures within it (METHOD.md section 1.7)."""
 
 
-class Visual(NamedTuple):
-    """The visual tokens of a row with their mask, and the row's image vector v."""
-
-    tokens: Float[Array, "batch tokens width"]
-    mask: Bool[Array, "batch tokens"]
-    vector: Float[Array, "batch size"]
-
-
-class RC3(nn.Module):
+class RC3(PairModel):
     """The parts of RC³; used through `init` and `apply` with one of the methods below.
 
     Attributes:
@@ -46,7 +34,7 @@ class RC3(nn.Module):
     """
 
     text: TextTower
-    patch: PatchTower
+    patch: VisualTower
     roi: RoiTower | None
     fusion: Stack
     projection_size: int = 256
@@ -63,7 +51,7 @@ class RC3(nn.Module):
             self.fused_pool = AttentionPool(self.fusion.heads, dtype)
         if self.roi is not None:
             self.visual_type = self.param("visual_type", TOKEN_INIT, (2, self.patch.width))
-        self.matching_head = MatchingHead(dtype)
+        self.matching_head = Perceptron(2, dtype)
         self.masked_lm_head = MaskedLMHead(dtype)
         self.word_bias = self.param("word_bias", nn.initializers.zeros, (self.text.vocab_size,))
         init = nn.initializers.constant(TEMPERATURE_INIT)
@@ -72,13 +60,6 @@ class RC3(nn.Module):
     def temperatures(self) -> dict[str, Float[Array, ""]]:
         """The learned scalar, float32, that the logits of each contrast are divided by."""
         return self.temperature
-
-    def encode_text(
-        self, ids: Int[Array, "batch length"], deterministic: bool = True
-    ) -> tuple[Float[Array, "batch length width"], Float[Array, "batch size"]]:
-        """Token states and the text vector t, projected from the first token."""
-        states = self.text(ids, deterministic)
-        return states, self.text_projection(states[:, 0])
 
     def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> Visual:
         """Patch and ROI tokens of images, either part masked out where a row says so.
@@ -89,13 +70,12 @@ class RC3(nn.Module):
             `region_boxes` `[batch, regions, 4]`, `region_mask` `[batch, regions]`,
             `has_features` `[batch]` and `use_regions` `[batch]`.
         """
-        pixels = rows["image"].astype(jnp.float32) / 255.0
-        pixels = (pixels - jnp.array(self.image_mean)) / jnp.array(self.image_std)
+        pixels = normalise_pixels(rows["image"], self.image_mean, self.image_std)
         tokens = self.patch(pixels, deterministic)
         mask = jnp.broadcast_to(rows["use_patches"][:, None], tokens.shape[:2])
         parts = [(tokens, mask)]
         if self.roi is not None:
-            side = self.patch.image_size // self.patch.patch
+            side = self.patch.grid
             grid = tokens[:, 1:].reshape(tokens.shape[0], side, side, -1)
             regions = self.roi(
                 rows["region_features"],
@@ -125,29 +105,6 @@ class RC3(nn.Module):
             else masked_mean(fused, text_mask)
         )
         return self.fused_projection(pooled)
-
-    def match(self, fused: Float[Array, "batch length width"]) -> Float[Array, "batch 2"]:
-        """Matching logits from the first fused token."""
-        return self.matching_head(fused[:, 0])
-
-    def predict_tokens(
-        self,
-        fused: Float[Array, "batch length width"],
-        positions: Int[Array, "batch masked"],
-    ) -> Float[Array, "batch masked vocab"]:
-        """Vocabulary logits, float32, at the given positions of each row."""
-        words, bias = self.vocabulary()
-        hidden = self.token_states(fused, positions)
-        logits = jnp.einsum("...w,vw->...v", hidden, words, preferred_element_type=jnp.float32)
-        return logits + bias
-
-    def token_states(
-        self,
-        fused: Float[Array, "batch length width"],
-        positions: Int[Array, "batch masked"],
-    ) -> Float[Array, "batch masked width"]:
-        """What `vocabulary` is compared with to predict the tokens at the positions."""
-        return self.masked_lm_head(jnp.take_along_axis(fused, positions[..., None], axis=1))
 
     def vocabulary(self) -> tuple[Float[Array, "vocab width"], Float[Array, " vocab"]]:
         """The word embeddings in the type of computation, and the bias of each word's logit."""
@@ -185,55 +142,34 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | N
     Raises:
       ConfigError: if tower widths differ or a width is not divisible by its heads.
     """
-    for setting, value, names in (
-        ("readout", config.readout, READOUTS),
-        ("remat", config.remat, REMAT_POLICIES),
-        ("roi.geometry", config.roi.geometry, GEOMETRIES),
-        ("dtype", config.dtype, DTYPES),
-    ):
-        if value not in names:
-            raise ConfigError(f"model.{setting}={value!r}: use one of {', '.join(names)}")
-    if config.patch.width != config.text.width:
+    check_model(config)
+    check_choice("model.readout", config.readout, READOUTS)
+    check_choice("model.roi.geometry", config.roi.geometry, GEOMETRIES)
+    check_heads("text", config.text, mesh)
+    patch_tower = build_visual_tower(config, mesh)
+    if patch_tower.width != config.text.width:
         raise ConfigError(
-            f"model.patch.width={config.patch.width} and model.text.width={config.text.width} "
-            "must be equal: the fusion encoder reads images and parallel text alike"
+            f"model.patch gives tokens of width {patch_tower.width} and model.text.width="
+            f"{config.text.width}; they must be equal: the fusion encoder reads images and "
+            "parallel text alike"
         )
-    for name in ("text", "patch"):
-        part = config[name]
-        if part.width % part.heads:
-            raise ConfigError(
-                f"model.{name}.width={part.width} is not divisible by its heads={part.heads}"
-            )
-        tensor = 1 if mesh is None else mesh.shape["tensor"]
-        if part.heads % tensor:
-            raise ConfigError(
-                f"model.{name}.heads={part.heads} cannot be shared by mesh.tensor={tensor} devices"
-            )
-    if config.patch.image_size % config.patch.patch:
-        raise ConfigError(
-            f"model.patch.image_size={config.patch.image_size} is not a multiple of "
-            f"model.patch.patch={config.patch.patch}"
-        )
-    text, patch, roi = config.text, config.patch, config.roi
+    text, roi = config.text, config.roi
     dtype = jnp.dtype(config.dtype)
 
-    def encoder(like, depth, **style) -> Stack:
+    def encoder(depth, **style) -> Stack:
         common = dict(dropout=config.dropout, remat=config.remat, unroll=config.unroll)
-        return Stack(depth, like.heads, like.mlp_width, **style, **common, dtype=dtype, mesh=mesh)
+        return Stack(depth, text.heads, text.mlp_width, **style, **common, dtype=dtype, mesh=mesh)
 
     roi_tower = None
     if roi.regions:
-        roi_encoder = encoder(patch, roi.depth, pre_norm=True, epsilon=1e-5)
-        roi_tower = RoiTower(roi_encoder, patch.width, roi.geometry)
-    text_encoder = encoder(text, text.depth, pre_norm=False, epsilon=1e-5)
-    patch_encoder = encoder(patch, patch.depth, pre_norm=True, epsilon=1e-12)
+        roi_encoder = encoder(roi.depth, pre_norm=True, epsilon=1e-5)
+        roi_tower = RoiTower(roi_encoder, text.width, roi.geometry)
+    text_encoder = encoder(text.depth, pre_norm=False, epsilon=1e-5)
     return RC3(
         text=TextTower(text_encoder, vocab_size, text.width, text.max_positions),
-        patch=PatchTower(patch_encoder, patch.image_size, patch.patch, patch.width),
+        patch=patch_tower,
         roi=roi_tower,
-        fusion=encoder(
-            text, config.fusion.depth, pre_norm=False, epsilon=1e-5, cross_attention=True
-        ),
+        fusion=encoder(config.fusion.depth, pre_norm=False, epsilon=1e-5, cross_attention=True),
         projection_size=config.projection_size,
         readout=config.readout,
         image_mean=tuple(config.image_mean),

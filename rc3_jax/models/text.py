@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.layers import TOKEN_INIT, Stack
 
+POSITION_OFFSETS = (0, PAD_ID + 1)
+
 
 class TextTower(nn.Module):
-    """Token ids to token states, as `XLMRobertaModel` of Hugging Face computes them."""
+    """Token ids to token states, as `XLMRobertaModel` of Hugging Face computes them.
+
+    Attributes:
+      position_offset: row of the position table that the first token reads: 2 as XLM-R was
+        trained, padding at row 1; 0 as the published CCLM of 2022 reads XLM-R's table, which also
+        numbers padding (CCLM.md section 1.3).
+    """
 
     encoder: Stack
     vocab_size: int
     width: int = 768
     max_positions: int = 514
+    position_offset: int = PAD_ID + 1
 
     def setup(self):
         def embedding(count):
@@ -30,15 +39,26 @@ class TextTower(nn.Module):
         self.drop = nn.Dropout(self.encoder.dropout)
 
     def __call__(
-        self, ids: Int[Array, "batch length"], deterministic: bool = True
+        self,
+        ids: Int[Array, "batch length"],
+        deterministic: bool = True,
+        mask: Bool[Array, "batch length"] | None = None,
     ) -> Float[Array, "batch length width"]:
-        """Args: ids: int32, padded on the right with `PAD_ID`."""
-        mask = ids != PAD_ID
-        positions = jnp.cumsum(mask, axis=1) * mask + PAD_ID
+        """Token states.
+
+        Args:
+          ids: int32, padded on the right with `PAD_ID`.
+          mask: the tokens that others read; None for all but padding.
+        """
+        known = ids != PAD_ID
+        if self.position_offset:
+            positions = jnp.cumsum(known, axis=1) * known + PAD_ID
+        else:
+            positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         x = (
             self.word_embedding(ids)
             + self.position_embedding(positions)
             + self.type_embedding(jnp.zeros_like(ids))
         )
         x = self.drop(self.embedding_norm(x), deterministic=deterministic)
-        return self.encoder(x, mask, deterministic=deterministic)
+        return self.encoder(x, known if mask is None else mask, deterministic=deterministic)

@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from rc3_jax.config import ConfigError
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.rc3 import RC3, Visual
+from rc3_jax.models.pair import Visual
+from rc3_jax.models.rc3 import RC3
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
 from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives

@@ -14,13 +14,11 @@ from rc3_jax.config import ConfigError
 from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import KINDS, batch_rows
-from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.observe.chips import find_chip
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.training.memory import explain_out_of_memory
-from rc3_jax.training.optimizer import make_optimizer
-from rc3_jax.training.run import Run
-from rc3_jax.training.state import TrainState, initial_params
+from rc3_jax.training.run import Run, model_and_optimizer
+from rc3_jax.training.state import TrainState
 from rc3_jax.training.step import make_step
 
 
@@ -59,9 +57,7 @@ def abstract_run(
     config = ml_collections.FrozenConfigDict(config)
     mesh = make_mesh(config.mesh, list(devices))
     check_batch(rows, mesh, config.microbatches)
-    model = build_rc3(config.model, vocab_size, mesh)
-    params = jax.eval_shape(lambda: initial_params(model, config))
-    optimizer = make_optimizer(config.optimizer, config.steps, params)
+    model, optimizer = model_and_optimizer(config, vocab_size, mesh, rows)
     skips = Skips(config.data.skip_limit)
     return Run(config, mesh, None, None, model, optimizer, skips)
 

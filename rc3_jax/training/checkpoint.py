@@ -1,18 +1,23 @@
 """State to disk and back, through Orbax.
 
 A run's folder holds `checkpoints/<step>/state` and, beside it, `config.json` and
-`tokenizer.json`. The stream of batches needs no file: its state is the step number.
+`tokenizer.json`. The stream of batches needs no file: its state is the step number. A folder of
+converted weights holds `params` in place of checkpoints.
 """
 
 from __future__ import annotations
 
 import pathlib
 import sys
-from typing import Self
+from typing import Any, Self
 
 from orbax.checkpoint import v1 as ocp
 
+from rc3_jax.config import ConfigError
 from rc3_jax.training.state import TrainState
+
+PARAMS = "params"
+"""Folder of parameters alone, within one that conversion made."""
 
 
 class Checkpoints:
@@ -54,3 +59,25 @@ class Checkpoints:
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The state of a step (the newest by default), laid out as `abstract` says."""
         return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+
+
+def save_params(folder: pathlib.Path, params: Any) -> None:
+    """Writes parameters alone, for `config.init` and conversion."""
+    ocp.save((folder / PARAMS).absolute(), params)
+
+
+def load_params(folder: pathlib.Path, abstract: Any) -> Any:
+    """Parameters from a folder of converted weights, laid out as `abstract` says.
+
+    Raises:
+      ConfigError: if the folder holds none, or those of another model.
+    """
+    path = (folder / PARAMS).absolute()
+    if not path.is_dir():
+        raise ConfigError(
+            f"{folder} holds no parameters; name a folder that launch/convert.py made"
+        )
+    try:
+        return ocp.load(path, abstract)
+    except ValueError as error:
+        raise ConfigError(f"{path} does not fit the model: {error}") from error

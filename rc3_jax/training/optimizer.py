@@ -51,13 +51,17 @@ def mask(params: Any, patterns: Sequence[str], setting: str) -> Any:
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, steps: int, params: Any
+    config: ml_collections.ConfigDict, steps: int, params: Any, updates: int = 1
 ) -> optax.GradientTransformation:
     """Clips by global norm, then AdamW; `params` may be abstract.
 
     Parameters that `config.no_decay` names keep their size; those that an entry of
     `config.rates` names learn, and decay, at its factor times the rate.
+
+    Args:
+      updates: how many of them each of the `steps` makes, all at the step's rate.
     """
+    rate_of = schedule(config, steps)
     no_decay = mask(params, config.no_decay, "optimizer.no_decay")
     rates = [
         optax.masked(
@@ -71,6 +75,6 @@ def make_optimizer(
         optax.add_decayed_weights(
             config.weight_decay, mask=jax.tree.map(lambda skip: not skip, no_decay)
         ),
-        optax.scale_by_learning_rate(schedule(config, steps)),
+        optax.scale_by_learning_rate(lambda count: rate_of(count // updates)),
         *rates,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +19,13 @@ from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import batch_rows
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.evaluation.retrieval import MODES
-from rc3_jax.models.rc3 import RC3, build_rc3
-from rc3_jax.objectives.relevance import check_forms
-from rc3_jax.objectives.tiles import TRANSPORTS
+from rc3_jax.models.pair import PairModel
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import shardings
-from rc3_jax.training.checkpoint import Checkpoints
+from rc3_jax.systems import parts_of, system_of
+from rc3_jax.training.checkpoint import Checkpoints, load_params
 from rc3_jax.training.optimizer import make_optimizer
 from rc3_jax.training.state import EMA_PARTS, TrainState, initial_params
-
-RELEVANCE_SOURCES = ("own", "ema")
 
 
 class Run(NamedTuple):
@@ -37,15 +35,17 @@ class Run(NamedTuple):
     mesh: Mesh
     corpus: Corpus
     tokenizer: Tokenizer
-    model: RC3
+    model: PairModel
     optimizer: optax.GradientTransformation
     skips: Skips
 
     def initial_state(self) -> TrainState:
         """The state before the first step; a pure function of `config.seed`."""
-        params = initial_params(self.model, self.config)
+        return self._begin(initial_params(self.model, self.config))
+
+    def _begin(self, params: Any) -> TrainState:
         ema = None
-        if self.config.objective.relevance == "ema":
+        if self.config.objective.get("relevance") == "ema":
             ema = jax.tree.map(jnp.copy, {part: params[part] for part in EMA_PARTS})
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
 
@@ -59,9 +59,19 @@ class Run(NamedTuple):
         )
 
     def create_state(self) -> TrainState:
-        """The initial state, made in place on the devices that keep it."""
-        target = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state())
-        return jax.jit(self.initial_state, out_shardings=target)()
+        """The initial state, made in place on the devices that keep it.
+
+        With `config.init` the parameters are those of that folder.
+
+        Raises:
+          ConfigError: if the folder holds no parameters, or those of another model.
+        """
+        abstract = self.abstract_state()
+        target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        if self.config.init is None:
+            return jax.jit(self.initial_state, out_shardings=target)()
+        params = load_params(pathlib.Path(self.config.init), abstract.params)
+        return jax.jit(self._begin, out_shardings=target, donate_argnums=0)(params)
 
 
 def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None = None) -> Run:
@@ -80,10 +90,19 @@ def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None =
     rows = batch_rows(config.batch_size, config.shares, list(corpus.pools))
     check_batch(rows, mesh, config.microbatches)
     tokenizer = run_tokenizer(config, corpus, folder)
-    model = build_rc3(config.model, tokenizer.vocab_size, mesh)
-    params = jax.eval_shape(lambda: initial_params(model, config))
-    optimizer = make_optimizer(config.optimizer, config.steps, params)
+    model, optimizer = model_and_optimizer(config, tokenizer.vocab_size, mesh, rows)
     return Run(config, mesh, corpus, tokenizer, model, optimizer, skips)
+
+
+def model_and_optimizer(
+    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh, rows: Mapping[str, int]
+) -> tuple[PairModel, optax.GradientTransformation]:
+    """What `config` says, for batches with so many rows of each kind."""
+    system = system_of(config)
+    model = system.build(config.model, vocab_size, mesh)
+    params = jax.eval_shape(lambda: initial_params(model, config))
+    updates = len(parts_of(rows, system.updates(config)))
+    return model, make_optimizer(config.optimizer, config.steps, params, updates)
 
 
 def load_run(
@@ -125,20 +144,11 @@ def _check(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(
             f"evaluation.modes: {', '.join(sorted(unknown))} unknown; use {', '.join(MODES)}"
         )
-    room = config.model.text.max_positions - 2  # XLM-R's positions start at 2
+    text = config.model.text
+    room = text.max_positions - text.get("position_offset", 2)  # XLM-R's positions start at 2
     if config.data.max_length > room:
         raise ConfigError(
             f"data.max_length={config.data.max_length} exceeds the {room} tokens that "
             f"model.text.max_positions={config.model.text.max_positions} leaves; change either"
         )
-    check_forms(config.objective.regularizer)
-    transport = config.objective.pairs.transport
-    if transport not in TRANSPORTS:
-        raise ConfigError(
-            f"objective.pairs.transport={transport!r}: use one of {', '.join(TRANSPORTS)}"
-        )
-    if config.objective.relevance not in RELEVANCE_SOURCES:
-        raise ConfigError(
-            f"objective.relevance={config.objective.relevance!r}: use one of "
-            f"{', '.join(RELEVANCE_SOURCES)}"
-        )
+    system_of(config).check(config)

@@ -9,7 +9,7 @@ import jax
 import ml_collections
 
 from rc3_jax.data.example import example_batch
-from rc3_jax.models.rc3 import RC3
+from rc3_jax.models.pair import PairModel
 
 EMA_PARTS = ("text", "text_projection")
 """The parts whose moving average tells the relevance of weak texts."""
@@ -25,7 +25,7 @@ class TrainState:
     ema: Any
 
 
-def initial_params(model: RC3, config: ml_collections.ConfigDict) -> Any:
+def initial_params(model: PairModel, config: ml_collections.ConfigDict) -> Any:
     """Random parameters, a pure function of `config.seed`."""
     rows, ids = example_batch(config)
     return model.init(jax.random.key(config.seed), rows, ids)["params"]

@@ -12,8 +12,8 @@ from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.observe import flops
 from rc3_jax.observe.costs import matrix_flops
 from rc3_jax.observe.hlo import parse
+from rc3_jax.systems import system_of
 from rc3_jax.training.ahead import abstract_run, compile_ahead
-from rc3_jax.training.step import loss_function
 from tests.tiny import tiny_config
 
 VOCABULARY = 300
@@ -71,7 +71,7 @@ def test_every_objective_as_it_is_traced(settings, rows):
         config.objective.update_from_flattened_dict(settings)
     run = abstract_run(config, jax.devices()[:1], rows, VOCABULARY)
     state = run.abstract_state()
-    traced = jax.make_jaxpr(loss_function(run.model, run.config))(
+    traced = jax.make_jaxpr(system_of(run.config).loss(run.model, run.config, None))(
         state.params, state.ema, state.step, abstract_batch(config, rows)
     )
     parts = flops.step_flops(config, rows, VOCABULARY)

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from rc3_jax.data.stream import KINDS, batch_rows
+from rc3_jax.systems import system_of
 from rc3_jax.training.ahead import abstract_run, compile_ahead
-from rc3_jax.training.step import loss_function
 from tests.tiny import load_config
 from tests.training.test_step import prepared
 
 
 @pytest.mark.parametrize(
-    ("parts", "regularizer"), [(2, ("weighted", "hinge")), (4, ("soft", "mse"))]
+    ("parts", "regularizer"), [(8, ("weighted", "hinge")), (4, ("soft", "mse"))]
 )
 def test_the_gradient_is_that_of_the_whole_batch(parts, regularizer):
-    run, params, batch = prepared()
+    run, params, batch = prepared(batch_size=32)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda p: p + 0.02 * rng.normal(size=p.shape).astype(np.float32), params)
 
@@ -24,7 +24,7 @@ def test_the_gradient_is_that_of_the_whole_batch(parts, regularizer):
         config = run.config.copy_and_resolve_references()
         config.objective.update(regularizer=regularizer, ramp=0.0)
         config.microbatches = microbatches
-        loss = loss_function(run.model, config, run.mesh)
+        loss = system_of(config).loss(run.model, config, run.mesh)
         return jax.jit(jax.value_and_grad(loss, has_aux=True))(params, None, jnp.int32(5), batch)
 
     (whole, terms), expected = gradient(1)

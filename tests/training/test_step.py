@@ -12,17 +12,20 @@ from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.observe.log import Log
 from rc3_jax.parallel.mesh import to_global
+from rc3_jax.systems import system_of
 from rc3_jax.training.loop import compile_step
 from rc3_jax.training.run import prepare_run
-from rc3_jax.training.step import clamp_temperatures, loss_function
+from rc3_jax.training.step import clamp_temperatures
 from tests.tiny import tiny_config
 
 TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "itm", "mclm")
 
 
 @functools.cache
-def prepared():
-    run = prepare_run(tiny_config())
+def prepared(batch_size=16):
+    config = tiny_config()
+    config.batch_size = batch_size
+    run = prepare_run(config)
     batches = make_batches(run.corpus.pools, run.tokenizer, run.config, Skips())
     params = run.create_state().params
     return run, params, to_global(batches[0], run.mesh)
@@ -36,7 +39,9 @@ def compiled_gradient(changes):
     config.objective.ramp = 0.0
     ema = {part: params[part] for part in ("text", "text_projection")}
     ema = ema if config.objective.relevance == "ema" else None
-    gradient = jax.jit(jax.value_and_grad(loss_function(run.model, config), has_aux=True))
+    gradient = jax.jit(
+        jax.value_and_grad(system_of(config).loss(run.model, config, None), has_aux=True)
+    )
     compiled = gradient.lower(params, ema, jnp.int32(5), batch).compile()
     (loss, terms), gradients = compiled(params, ema, jnp.int32(5), batch)
     return compiled, float(loss), {k: float(v) for k, v in terms.items()}, gradients

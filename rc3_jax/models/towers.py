@@ -1,0 +1,108 @@
+"""Visual towers by name: images to one pooled token and a token for each part of the image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.models.beit import BeitTower
+from rc3_jax.models.layers import REMAT_POLICIES, Stack
+from rc3_jax.models.patch import PatchTower
+from rc3_jax.models.swin import SwinTower
+
+DTYPES = ("float32", "bfloat16")
+TYPES = ("vit", "clip", "swin", "beit")
+
+VisualTower = PatchTower | SwinTower | BeitTower
+"""Called with normalised pixels `[batch, image_size, image_size, 3]` (and `deterministic`), it
+returns tokens `[batch, 1 + grid * grid, width]`: the one for the whole image first, the others row
+by row."""
+
+
+def check_model(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for settings that all models have and that cannot be."""
+    check_choice("model.dtype", config.dtype, DTYPES)
+    check_choice("model.remat", config.remat, REMAT_POLICIES)
+
+
+def check_heads(name: str, part: Mapping[str, Any], mesh: Mesh | None) -> None:
+    """Raises ConfigError if heads cannot share a width, or devices the heads."""
+    if part["width"] % part["heads"]:
+        raise ConfigError(
+            f"model.{name}.width={part['width']} is not divisible by its heads={part['heads']}"
+        )
+    tensor = 1 if mesh is None else mesh.shape["tensor"]
+    if part["heads"] % tensor:
+        raise ConfigError(
+            f"model.{name}.heads={part['heads']} cannot be shared by mesh.tensor={tensor} devices"
+        )
+
+
+def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> VisualTower:
+    """The tower that `config.patch` describes.
+
+    Args:
+      config: `config.model`.
+      mesh: see `Stack`.
+
+    Raises:
+      ConfigError: for a setting that cannot be.
+    """
+    patch = config.patch
+    check_choice("model.patch.type", patch.type, TYPES)
+    common = dict(remat=config.remat, dtype=jnp.dtype(config.dtype), mesh=mesh)
+    if patch.type == "swin":
+        for stage, heads in enumerate(patch.heads):
+            check_heads("patch", dict(width=patch.width * 2**stage, heads=heads), mesh)
+        return SwinTower(
+            patch.image_size,
+            patch.patch,
+            patch.width,
+            tuple(patch.depths),
+            tuple(patch.heads),
+            patch.window,
+            drop_path=patch.drop_path,
+            **common,
+        )
+    check_heads("patch", patch, mesh)
+    if patch.image_size % patch.patch:
+        raise ConfigError(
+            f"model.patch.image_size={patch.image_size} is not a multiple of "
+            f"model.patch.patch={patch.patch}"
+        )
+    common["unroll"] = config.unroll
+    if patch.type == "beit":
+        return BeitTower(
+            patch.image_size,
+            patch.patch,
+            patch.width,
+            patch.depth,
+            patch.heads,
+            patch.mlp_width,
+            drop_path=patch.drop_path,
+            **common,
+        )
+    clip = patch.type == "clip"
+    encoder = Stack(
+        patch.depth,
+        patch.heads,
+        patch.mlp_width,
+        pre_norm=True,
+        epsilon=1e-5 if clip else 1e-12,
+        dropout=config.dropout,
+        activation="quick_gelu" if clip else "gelu",
+        **common,
+    )
+    return PatchTower(
+        encoder,
+        patch.image_size,
+        patch.patch,
+        patch.width,
+        patch_bias=not clip,
+        norm_first=clip,
+    )
