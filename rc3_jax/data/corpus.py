@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +16,15 @@ from jax.experimental import multihost_utils
 
 from rc3_jax.data.image import decode
 from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
+from rc3_jax.data.region_rows import record_captions
 from rc3_jax.data.scenes import SceneSource
+from rc3_jax.data.sources.cclm import Layout, read_captions, read_sentences
+from rc3_jax.data.sources.cclm_regions import read_regions
 from rc3_jax.data.sources.folder import read_folder
 from rc3_jax.data.sources.parallel import ParallelSource
 from rc3_jax.data.sources.rows import ImageRow, ImageTextSource, texts_of_kind
 from rc3_jax.data.stream import KINDS, Pool
+from rc3_jax.data.text import clean_caption
 from rc3_jax.data.tokenizer import (
     FILE_NAME,
     Tokenizer,
@@ -29,6 +35,9 @@ from rc3_jax.data.tokenizer import (
 
 Kinds = dict[str, tuple[Source, int]]
 """Kind → its source and the offset of its groups within one configured source."""
+
+ON_REQUEST = ("captioned", "region")
+"""Kinds that sources offer only where the configuration's shares want them."""
 
 
 class Corpus(NamedTuple):
@@ -56,11 +65,15 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
     heldout_weak: list[Record] = []
     groups = 0
     for name, source in config.data.sources.items():
-        train, held = _opener(name, source.type)(source, config, skips)
+        opened = _opener(name, source.type)(source, config, skips)
+        if opened is None:
+            continue
+        train, held = opened
         if not train:
             raise DataError(
-                f"data.sources.{name} offers nothing to train on: images with two texts each, or "
-                "parallel sentences; add them, or leave the source out"
+                f"data.sources.{name} offers nothing to train on: images with two texts each, "
+                "parallel sentences or, where shares want them, captioned images and regions; add "
+                "them, or leave the source out"
             )
         for kind, (part, offset) in train.items():
             pools.setdefault(kind, []).append((part, groups + offset))
@@ -88,18 +101,24 @@ def _first(part: tuple[Source, int] | None, count: int, skips: Skips) -> list[Re
     return records
 
 
-def _opener(name: str, kind: str) -> Callable[..., tuple[Kinds, Kinds]]:
+def _opener(name: str, kind: str) -> Callable[..., tuple[Kinds, Kinds] | None]:
+    """What opens a type of source; it returns None for one whose only kind no share wants."""
     openers = {
         "scenes": _open_scenes,
         "folder": _open_folder,
         "parallel": _open_parallel,
         "tfds": _open_tfds,
+        "cclm": _open_cclm,
     }
     if kind not in openers:
         raise DataError(
             f"data.sources.{name}.type={kind!r} is unknown; use one of {', '.join(openers)}"
         )
     return openers[kind]
+
+
+def _wanted(kinds: Sequence[str], config) -> list[str]:
+    return [kind for kind in kinds if config.shares.get(kind, 0) > 0]
 
 
 def _open_scenes(source, config, skips) -> tuple[Kinds, Kinds]:
@@ -116,11 +135,12 @@ def _open_scenes(source, config, skips) -> tuple[Kinds, Kinds]:
         return made, offset
 
     sizes = {"strict": source.strict, "weak": source.weak, "parallel": source.parallel}
+    sizes |= {kind: source.get(kind, 0) for kind in _wanted(ON_REQUEST, config)}
     train, offset = {}, 0
     for kind, size in sizes.items():
         if size:
             train[kind] = scenes(kind, "train", size, offset)
-            offset += size
+            offset += train[kind][0].groups
     sizes = {"retrieval": config.evaluation.images, "weak": config.evaluation.dependence_rows}
     return train, {kind: scenes(kind, "heldout", size) for kind, size in sizes.items() if size}
 
@@ -129,7 +149,7 @@ def _open_folder(source, config, skips) -> tuple[Kinds, Kinds]:
     def read(split: str | None) -> list[ImageRow]:
         return read_folder(source.captions, source.root, split, skips)
 
-    return _train_and_heldout(source, read)
+    return _train_and_heldout(source, config, read)
 
 
 def _open_parallel(source, config, skips) -> tuple[Kinds, Kinds]:
@@ -142,12 +162,44 @@ def _open_tfds(source, config, skips) -> tuple[Kinds, Kinds]:
     def read(split: str) -> list[ImageRow]:
         return read_tfds(source.builder, source.data_dir, split, source.fields.to_dict(), skips)
 
-    return _train_and_heldout(source, read)
+    return _train_and_heldout(source, config, read)
 
 
-def _train_and_heldout(source, read: Callable[[str], list[ImageRow]]) -> tuple[Kinds, Kinds]:
-    train = _image_text_kinds(read(source.train_split), ("strict", "weak"))
-    return train, _image_text_kinds(read(source.heldout_split), ("retrieval", "strict", "weak"))
+def _open_cclm(source, config, skips) -> tuple[Kinds, Kinds] | None:
+    settings = {name: value for name, value in source.items() if name != "type"}
+    known = {"path", "heldout_path", *(field.name for field in dataclasses.fields(Layout))}
+    if not {"path", "format"} <= settings.keys() <= known:
+        raise DataError(
+            f"a source of type cclm has the settings {sorted(settings)}; give path and format, "
+            f"and no others than {sorted(known)}"
+        )
+    path, heldout_path = settings.pop("path"), settings.pop("heldout_path", None)
+    layout = Layout(**settings)
+    single = {"parallel": ("parallel", read_sentences), "regions": ("region", read_regions)}
+    if layout.format in single:
+        kind, read = single[layout.format]
+        if heldout_path:
+            raise DataError(f"{heldout_path}: format {layout.format} has no held-out part")
+        return ({kind: (read(path, layout, skips), 0)}, {}) if _wanted([kind], config) else None
+    wanted = _wanted(("strict", "weak", "captioned"), config)
+    if not wanted:
+        return None
+    train = _image_text_kinds(read_captions(path, layout, skips), wanted)
+    if not heldout_path:
+        return train, {}
+    return train, _heldout_kinds(read_captions(heldout_path, layout, skips))
+
+
+def _train_and_heldout(
+    source, config, read: Callable[[str], list[ImageRow]]
+) -> tuple[Kinds, Kinds]:
+    wanted = ("strict", "weak", *_wanted(("captioned",), config))
+    train = _image_text_kinds(read(source.train_split), wanted)
+    return train, _heldout_kinds(read(source.heldout_split))
+
+
+def _heldout_kinds(rows: Sequence[ImageRow]) -> Kinds:
+    return _image_text_kinds(rows, ("retrieval", "strict", "weak"))
 
 
 def _image_text_kinds(rows: Sequence[ImageRow], wanted: Sequence[str]) -> Kinds:
@@ -167,7 +219,9 @@ def run_tokenizer(
 
     With several processes the first one finds it and tells the others.
     """
-    length = config.data.max_length
+    length, clean = config.data.max_length, None
+    if config.data.clean_captions:
+        clean = functools.partial(clean_caption, max_words=config.data.max_words)
     text = ""
     if jax.process_index() == 0:
         stored = None if folder is None else folder / FILE_NAME
@@ -177,9 +231,10 @@ def run_tokenizer(
             found = load_tokenizer(config.data.tokenizer.path, length)
         else:
             texts = itertools.islice(_texts(corpus), config.data.tokenizer.texts)
+            texts = map(clean, texts) if clean else texts
             found = train_tokenizer(texts, config.data.tokenizer.vocab_size, length)
         text = found.to_json()
-    return from_json(_from_first_process(text), length)
+    return from_json(_from_first_process(text), length, clean)
 
 
 def _from_first_process(text: str) -> str:
@@ -203,5 +258,6 @@ def _texts(corpus: Corpus) -> Iterator[str]:
                 record, _ = pool[index]
             except BadRecord:  # counted when the stream reads it
                 continue
-            for texts in record.texts.values():
-                yield from texts
+            for by_language in record_captions(record):
+                for texts in by_language.values():
+                    yield from texts

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from rc3_jax.data.rand_augment import rand_augment
 from rc3_jax.data.record import BadRecord, ImageLike
 
 # Pillow can open more, but some of it (EPS) runs other programs.
@@ -96,10 +97,13 @@ def augment(
     size: int,
     rng: np.random.Generator,
     *,
-    crop_scale: tuple[float, float],
+    crop_scale: tuple[float, float] = (1.0, 1.0),
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    crop: tuple[float, float, float, float] | None = None,
     jitter: float | Sequence[float] = 0.0,
     may_flip: bool = False,
+    operations: tuple[int, float] = (0, 0),
+    geometric: bool = False,
     min_visible: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Crops at random, resizes (bicubic, antialiased), jitters colours and maybe mirrors.
@@ -111,9 +115,12 @@ def augment(
       rng: the only source of randomness.
       crop_scale: least and largest share of the area that a crop keeps.
       crop_ratio: least and largest width/height of a crop.
+      crop: x1, y1, x2, y2 in pixels; instead of a random one.
       jitter: brightness, contrast and saturation are multiplied by factors drawn uniformly
         from [1 - jitter, 1 + jitter]; one strength or three. 0 leaves the colours alone.
       may_flip: mirror half of the images. Not where a text speaks of sides (sides.py).
+      operations: number and magnitude of further changes, see `rand_augment`.
+      geometric: these may move what the image shows, for which there must be no boxes.
       min_visible: share of a box that has to be in the crop for it to count as visible.
 
     Returns:
@@ -121,7 +128,8 @@ def augment(
       to it; bool `[regions]`, which boxes are still visible.
     """
     height, width = pixels.shape[:2]
-    crop = _random_crop(width, height, rng, crop_scale, crop_ratio)
+    if crop is None:
+        crop = _random_crop(width, height, rng, crop_scale, crop_ratio)
     factors = 1 + np.broadcast_to(jitter, 3) * rng.uniform(-1, 1, 3)
     flip = bool(rng.random() < 0.5) and may_flip
 
@@ -132,9 +140,10 @@ def augment(
         image = _jittered(image, *np.maximum(factors, 0))
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = rand_augment(image, *operations, rng, geometric)
 
     boxes = np.zeros((0, 4)) if boxes is None else np.asarray(boxes, np.float64)
-    boxes, visible = _crop_boxes(boxes, np.divide(crop, [width, height] * 2), min_visible)
+    boxes, visible = crop_boxes(boxes, np.divide(crop, [width, height] * 2), min_visible)
     if flip:
         boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     return np.array(image), boxes.astype(np.float32), visible
@@ -213,10 +222,10 @@ def _random_crop(
     return x1, y1, min(x1 + crop_width, width), min(y1 + crop_height, height)
 
 
-def _crop_boxes(
+def crop_boxes(
     boxes: np.ndarray, crop: np.ndarray, min_visible: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns boxes as fractions of the crop (itself fractions), and which remain visible."""
+    """Boxes as fractions of the crop (itself fractions), clipped, and which remain visible."""
     origin, extent = np.tile(crop[:2], 2), np.tile(crop[2:] - crop[:2], 2)
     moved = (boxes - origin) / extent
     clipped = np.clip(moved, 0, 1)

@@ -12,17 +12,19 @@ from typing import Literal, Protocol
 import langcodes
 import numpy as np
 
-Kind = Literal["strict", "weak", "parallel", "retrieval"]
+Kind = Literal["strict", "weak", "parallel", "retrieval", "captioned", "region"]
 """`strict`: an image, texts that translate one another. `weak`: an image, texts about it.
 `parallel`: texts that translate one another, no image. `retrieval`: an image and, for
-evaluation, every text that describes it (METHOD.md sections 0 and 4)."""
+evaluation, every text that describes it. `captioned`: an image and texts, of which a row takes
+one. `region`: an image with texts about parts of it (METHOD.md sections 0, 3 and 4)."""
 
 ImageLike = pathlib.Path | bytes | Callable[[], np.ndarray | bytes]
 """A file, an encoded image, or a function that draws one (uint8 `[height, width, 3]`) or
 fetches one (encoded)."""
 
-LanguagePair = tuple[str, str]
-"""Two language codes, sorted; the same one twice for two texts of one language."""
+LanguagePair = tuple[str, ...]
+"""The languages of a row's texts. Two codes, sorted; the same one twice for two texts of one
+language; one code for a row of one text; none where each text draws a language of its own."""
 
 
 class DataError(ValueError):
@@ -33,6 +35,21 @@ class BadRecord(DataError):
     """One record that cannot be used; it is skipped and counted."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Element:
+    """A part of an image that texts speak of.
+
+    Attributes:
+      box: x1, y1, x2, y2 as fractions of the image's width and height, in [0, 1], with area.
+      texts: language code → its captions; at least one language.
+      attributes: language code → what may be put before a caption of this language.
+    """
+
+    box: tuple[float, float, float, float]
+    texts: Mapping[str, tuple[str, ...]]
+    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+
+
 @dataclasses.dataclass(frozen=True)
 class Record:
     """One row of a source, before anything random happens to it.
@@ -40,7 +57,8 @@ class Record:
     Attributes:
       where: file and line (or record) for error messages, such as `captions.jsonl:17`.
       group: identity of the image (or sentence) within its source. Rows of one group are
-        never each other's negatives.
+        never each other's negatives. Of a region record: that of the whole image, which the
+        next `len(elements)` numbers follow, one for each element.
       texts: language code → its texts. Strict and parallel records have one text a
         language, all translations of one another; weak records may have several.
       image: the picture; None for parallel text.
@@ -48,6 +66,8 @@ class Record:
       features: float32 `[regions, feature_size]` of a detector, row for row with `boxes`.
       relevance: true overlap in meaning of a weak record's texts, in [0, 1], where a source
         knows it. For measuring only.
+      elements: of a region record, whose `texts` are about the whole image and may be absent;
+        empty in others.
     """
 
     where: str
@@ -57,14 +77,15 @@ class Record:
     boxes: np.ndarray | None = None
     features: np.ndarray | None = None
     relevance: float | None = None
+    elements: tuple[Element, ...] = ()
 
 
 class Source(Protocol):
     """Random access to the records of one kind.
 
     Attributes:
-      groups: every record's `group` is in `[0, groups)`.
-      pairs: language pair → numbers of the records that offer it.
+      groups: every record's `group` is in `[0, groups)`, and so are those of its elements.
+      pairs: languages of a row → numbers of the records that offer them.
     """
 
     groups: int

@@ -17,8 +17,9 @@ from typing import get_args
 import numpy as np
 
 from rc3_jax.data import grammar
-from rc3_jax.data.record import Kind, Record
+from rc3_jax.data.record import Element, Kind, Record
 from rc3_jax.data.shapes import paint
+from rc3_jax.data.text import row_languages
 
 Fact = tuple[int, str]
 """Position of an object in its scene, and the name of one of its attributes."""
@@ -32,7 +33,8 @@ _KEPT_IN_STRICT_TEXT = 0.85
 _KEPT_IN_WEAK_TEXT = 0.7
 _BOX_JITTER = 0.08  # of the box's own sides
 _DISTRACTORS = 2  # at most
-_SCENE, _FACTS, _FRAMES, _REGIONS = range(4)  # independent random streams of one record
+_SCENE, _FACTS, _FRAMES, _REGIONS, _ELEMENTS = range(5)  # independent random streams of one record
+_SEEN_IN_CROPS = ("shape", "colour")  # attributes that stay true whatever a crop keeps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +173,11 @@ class SceneSource:
         what they choose about the objects they choose; `relevance` is the overlap.
       parallel: English and another language say the same about a scene that is not shown.
       retrieval: every language says everything about every object.
-    Records with an image have regions too. Different kinds, splits and seeds are different
-    scenes. The language pairs take turns, so that all are equally frequent.
+      captioned: every language says the same about every object.
+      region: the same; and of each object as an element, its colour and shape.
+    Records with an image have regions too, those of kind region elements instead. Different
+    kinds, splits and seeds are different scenes. The language pairs take turns, so that all are
+    equally frequent.
 
     Args:
       kind: one of KINDS.
@@ -208,12 +213,13 @@ class SceneSource:
         self._kind, self._split, self._size, self._seed = kind, split, size, seed
         self._projection = feature_projection(feature_size)
         self._feature_noise = feature_noise
-        self.groups = size
+        self._groups_each = 1 + len(grammar.PLACES) if kind == "region" else 1
+        self.groups = size * self._groups_each
         turns = len(self._languages)
         self.pairs = {
             pair: range(turn, size, turns)
             for turn, languages in enumerate(self._languages[:size])
-            for pair in itertools.combinations(sorted(languages), 2)
+            for pair in row_languages(kind, dict.fromkeys(languages, ("one text",)))
         }
 
     def __len__(self) -> int:
@@ -225,10 +231,13 @@ class SceneSource:
         where = f"scenes/{self._kind}:{index}"
         if self._kind == "parallel":
             return Record(where, index, texts)
+        image, group = functools.partial(draw, scene), index * self._groups_each
+        if self._kind == "region":
+            return Record(where, group, texts, image, elements=self._elements(index, scene))
         rng = self._rng(index, _REGIONS)
         boxes, features = random_regions(rng, scene, self._projection, self._feature_noise)
         overlap = relevance(*facts.values()) if self._kind == "weak" else None
-        return Record(where, index, texts, functools.partial(draw, scene), boxes, features, overlap)
+        return Record(where, group, texts, image, boxes, features, overlap)
 
     def scene(self, index: int) -> Scene:
         """The scene behind a record."""
@@ -245,6 +254,17 @@ class SceneSource:
         if self._kind == "retrieval":
             return dict.fromkeys(languages, scene.facts())
         return dict.fromkeys(languages, random_facts(rng, scene, objects, _KEPT_IN_STRICT_TEXT))
+
+    def _elements(self, index: int, scene: Scene) -> tuple[Element, ...]:
+        rng = self._rng(index, _ELEMENTS)
+        (languages,) = self._languages
+        elements = []
+        for item in scene.objects:
+            frames = {c: int(rng.integers(grammar.frame_count(c))) for c in languages}
+            mention = [item.mention(_SEEN_IN_CROPS)]
+            texts = {c: (grammar.caption(c, mention, frame),) for c, frame in frames.items()}
+            elements.append(Element(item.box, texts))
+        return tuple(elements)
 
     def _texts(
         self, index: int, scene: Scene, facts: Mapping[str, frozenset[Fact]]
@@ -285,7 +305,7 @@ def _record_languages(
     elif kind == "parallel":
         turns = [("en", language) for language in every if language != "en"]
         remedy = "name a language other than English, whose translation it is to be"
-    elif kind == "retrieval":
+    elif kind in ("retrieval", "captioned", "region"):
         turns = [every] if every else []
         remedy = "name at least one language"
     else:

@@ -19,11 +19,13 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from rc3_jax.data.example import Row, training_row
+from rc3_jax.data.example import Row, text_sizes, training_row
 from rc3_jax.data.record import BadRecord, DataError, LanguagePair, Record, Skips, Source
+from rc3_jax.data.region_rows import region_row
 from rc3_jax.data.tokenizer import Tokenizer
 
-KINDS = ("strict", "weak", "parallel")
+KINDS = ("strict", "weak", "parallel", "captioned", "region")
+"""Kinds of rows; rows are drawn by a kind's place here, so new ones go to the end."""
 
 
 class Pool:
@@ -63,11 +65,12 @@ def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str
     Raises:
       DataError: if no kind is left, or the shares do not give whole rows.
     """
-    present = {kind: shares[kind] for kind in KINDS if kind in kinds and shares[kind] > 0}
-    if not set(present) & {"strict", "weak"}:
+    present = {kind: shares[kind] for kind in KINDS if kind in kinds and shares.get(kind, 0) > 0}
+    if not set(present) - {"parallel"}:
         raise DataError(
             f"data.sources offer {sorted(kinds) or 'nothing'} with shares {dict(shares)}: training "
-            "needs strict or weak rows, that is images with two texts each"
+            "needs strict or weak rows, that is images with two texts each, or for CCLM captioned "
+            "or region rows"
         )
     total = sum(present.values())
     rows = {kind: batch_size * share / total for kind, share in present.items()}
@@ -102,16 +105,18 @@ class RowMaker:
     def __call__(self, number: int, drawn: tuple[LanguagePair, int]) -> Row:
         pair, place = drawn
         numbers = self.pool.pairs[pair]
+        make_row = region_row if self.kind == "region" else training_row
         for attempt in range(len(numbers)):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             try:
                 record, group = self.pool[numbers[(place + attempt) % len(numbers)]]
-                return training_row(record, group, pair, self.tokenizer, self.config, rng)
+                return make_row(record, group, pair, self.tokenizer, self.config, rng)
             except BadRecord as error:
                 for skips in (self.skips, self.damaged):
                     skips.add(str(error).split(": ")[0], str(error))
                 self.damaged.check(len(self.pool), f"{self.kind} records")
-        raise DataError(f"none of the {len(numbers)} {self.kind} records in {pair} can be used")
+        spoken = f" in {pair}" if pair else ""
+        raise DataError(f"none of the {len(numbers)} {self.kind} records{spoken} can be used")
 
 
 def mixed_pairs(rows: RowMaker) -> grain.MapDataset:
@@ -169,15 +174,11 @@ def make_batches(
                 f"{count} {kind} rows a batch cannot be shared by {process_count} processes; "
                 f"make them a multiple with batch_size or shares"
             )
-    parts = {
-        kind: kind_batches(
-            RowMaker(pools[kind], kind, tokenizer, config, skips, Skips(skips.limit)),
-            count,
-            process_index,
-            process_count,
-        )
-        for kind, count in counts.items()
-    }
+    parts = {}
+    for kind, count in counts.items():
+        of_kind = tokenizer.with_length(text_sizes(config, kind)[0])
+        rows = RowMaker(pools[kind], kind, of_kind, config, skips, Skips(skips.limit))
+        parts[kind] = kind_batches(rows, count, process_index, process_count)
     return grain.MapDataset.range(config.steps).map(
         lambda step: {kind: batches[step] for kind, batches in parts.items()}
     )

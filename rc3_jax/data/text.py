@@ -1,14 +1,15 @@
-"""One row's texts: which two are drawn, and which of their tokens are masked."""
+"""One row's texts: which are drawn, how they are cleaned, and which of their tokens are masked."""
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from rc3_jax.data.record import LanguagePair, Record
-from rc3_jax.data.tokenizer import FRAME_IDS, SPECIAL_TOKENS
+from rc3_jax.data.record import Kind, LanguagePair, Record
+from rc3_jax.data.tokenizer import BOS_ID, FRAME_IDS, PAD_ID, SPECIAL_TOKENS
 
 IGNORED = -1
 """Label of a position that pads a row's list of masked positions."""
@@ -21,16 +22,46 @@ def language_pairs(texts: Mapping[str, Sequence[str]]) -> list[LanguagePair]:
     return list(itertools.combinations(sorted(texts), 2))
 
 
+def row_languages(kind: Kind, texts: Mapping[str, Sequence[str]]) -> list[LanguagePair]:
+    """The languages of the rows of a kind that a record's texts offer."""
+    if kind == "captioned":
+        return [(code,) for code in sorted(texts)]
+    return [()] if kind == "region" else language_pairs(texts)
+
+
 def draw_texts(
     record: Record, pair: LanguagePair, rng: np.random.Generator
-) -> tuple[tuple[str, str], tuple[str, str]]:
-    """Two different (language, text) of a pair that the record offers, in random order."""
-    if pair[0] == pair[1]:
+) -> tuple[tuple[str, str], ...]:
+    """A (language, text) for each language of a pair that the record offers.
+
+    Two are different texts, and in random order.
+    """
+    if len(pair) == 2 and pair[0] == pair[1]:
         texts = record.texts[pair[0]]
         first, second = rng.choice(len(texts), size=2, replace=False)
         return (pair[0], texts[first]), (pair[1], texts[second])
-    drawn = [(code, record.texts[code][rng.integers(len(record.texts[code]))]) for code in pair]
-    return (drawn[0], drawn[1]) if rng.random() < 0.5 else (drawn[1], drawn[0])
+    drawn = tuple((code, draw(record.texts[code], rng)) for code in pair)
+    return drawn if len(pair) == 1 or rng.random() < 0.5 else drawn[::-1]
+
+
+def draw(texts: Sequence[str], rng: np.random.Generator) -> str:
+    """One of the texts, all equally likely."""
+    return texts[rng.integers(len(texts))]
+
+
+def clean_caption(text: str, max_words: int) -> str:
+    """A text in lower case without most punctuation, as CCLM.md section 3.4 has it.
+
+    Chinese and Japanese punctuation stays, and sentences without spaces count as one word.
+
+    Returns:
+      At most `max_words` words with single spaces between them; "" if nothing is left.
+    """
+    bare = _PUNCTUATION.sub(" ", text.lower()).replace("<person>", "person")
+    return " ".join(bare.split()[:max_words])
+
+
+_PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~\-/]")
 
 
 def mask_tokens(
@@ -40,6 +71,7 @@ def mask_tokens(
     share: float = 0.4,
     most: int = 12,
     span_chance: float = 0.2,
+    mask_eos: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Span masking for masked conditional language modelling (METHOD.md section 2, MCLM).
 
@@ -49,26 +81,34 @@ def mask_tokens(
 
     Args:
       ids: int32 `[length]`, padded.
+      mask_eos: as the published CCLM (CCLM.md section 2.4). `</s>` is masked like a word, the
+        share is of the length with `<s>` and `</s>`, a random word is any id, and what is chosen
+        beyond the count is dropped at random instead of at the last span's end.
 
     Returns:
       The masked ids int32 `[length]`; the positions and the original ids of the masked tokens,
       int32 `[most]`, padded with position 0 and `IGNORED`.
     """
-    inner = np.flatnonzero(~np.isin(ids, FRAME_IDS))
+    inner = np.flatnonzero(~np.isin(ids, (BOS_ID, PAD_ID) if mask_eos else FRAME_IDS))
     maskable = set(inner.tolist())
-    count = min(most, max(1, round(share * len(inner))), len(inner))
+    length = len(inner) + mask_eos  # of <s>, which is not maskable
+    count = min(most, max(1, round(share * length)), len(inner))
     chosen: dict[int, None] = {}
     for start in rng.permutation(inner):
+        if mask_eos and start in chosen:
+            continue
         span = rng.integers(2, 4) if rng.random() < span_chance else 1
         chosen.update(dict.fromkeys(p for p in range(start, start + span) if p in maskable))
         if len(chosen) >= count:
             break
-    picked = np.fromiter(chosen, np.int32, len(chosen))[:count]
+    picked = np.fromiter(chosen, np.int32, len(chosen))
+    picked = (rng.permutation(picked) if mask_eos else picked)[:count]
     positions = np.zeros(most, np.int32)
     labels = np.full(most, IGNORED, np.int32)
     positions[:count], labels[:count] = picked, ids[picked]
     masked, mask_id = ids.copy(), vocab_size - 1
     fate = rng.random(count)
-    words = rng.integers(len(SPECIAL_TOKENS), mask_id, count)
+    lowest, end = (0, vocab_size) if mask_eos else (len(SPECIAL_TOKENS), mask_id)
+    words = rng.integers(lowest, end, count)
     masked[picked] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, words, ids[picked]))
     return masked, positions, labels

@@ -7,7 +7,7 @@ import json
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tokenizers
@@ -19,6 +19,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """XLM-R's special tokens in the order of their ids 0 to 3; `<mask>` is the last id."""
 FRAME_IDS = (0, 1, 2)
 """`<s>`, `<pad>`, `</s>`: what frames a text."""
+BOS_ID = 0
 PAD_ID = 1
 """Padding; XLM-R counts positions from the next number on."""
 FILE_NAME = "tokenizer.json"
@@ -29,9 +30,16 @@ class Tokenizer:
 
     Attributes:
       vocab_size: number of ids; the last is `<mask>`.
+      max_length: number of ids of a text.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, max_length: int):
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        max_length: int,
+        clean: Callable[[str], str] | None = None,
+    ):
+        """`clean` is what every text goes through first, such as `clean_caption`."""
         ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         self.vocab_size = backend.get_vocab_size()
         if ids != [0, 1, 2, 3] or backend.token_to_id("<mask>") != self.vocab_size - 1:
@@ -41,12 +49,24 @@ class Tokenizer:
             )
         backend.enable_truncation(max_length)
         backend.enable_padding(length=max_length, pad_id=PAD_ID, pad_token="<pad>")
-        self._backend = backend
+        self.max_length = max_length
+        self._backend, self._clean = backend, clean
+
+    def with_length(self, max_length: int) -> Tokenizer:
+        """The same vocabulary for texts of another length."""
+        if max_length == self.max_length:
+            return self
+        return from_json(self.to_json(), max_length, self._clean)
+
+    def clean(self, text: str) -> str:
+        """The text as it is encoded; may be empty."""
+        return self._clean(text) if self._clean else text
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids, int32 `[len(texts), max_length]`."""
         # One by one: rows are made in threads already, and a batch would start its own.
-        return np.array([self._backend.encode(text).ids for text in texts], np.int32)
+        ids = [self._backend.encode(self.clean(text)).ids for text in texts]
+        return np.array(ids, np.int32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without the special tokens."""
@@ -57,9 +77,9 @@ class Tokenizer:
         return self._backend.to_str()
 
 
-def from_json(text: str, max_length: int) -> Tokenizer:
-    """The tokenizer that `Tokenizer.to_json` wrote."""
-    return Tokenizer(tokenizers.Tokenizer.from_str(text), max_length)
+def from_json(text: str, max_length: int, clean: Callable[[str], str] | None = None) -> Tokenizer:
+    """The tokenizer that `Tokenizer.to_json` wrote; `clean` is not stored with it."""
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), max_length, clean)
 
 
 def load_tokenizer(path: str, max_length: int) -> Tokenizer:

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rc3_jax.data.record import Record
-from rc3_jax.data.text import IGNORED, draw_texts, language_pairs, mask_tokens
+from rc3_jax.data.text import (
+    IGNORED,
+    clean_caption,
+    draw_texts,
+    language_pairs,
+    mask_tokens,
+    row_languages,
+)
 from rc3_jax.data.tokenizer import FRAME_IDS, SPECIAL_TOKENS
 
 UNKNOWN_ID = SPECIAL_TOKENS.index("<unk>")
@@ -135,3 +142,47 @@ def test_every_word_is_masked_equally_often():
     assert counts.sum() == 4 * 3000
     assert counts[[0, 11, 12, 13]].sum() == 0
     assert stats.chisquare(counts[1:11]).pvalue > 1e-3
+
+
+def test_a_row_of_one_text_takes_any_of_its_language():
+    record, rng = _record(en=("a", "b"), de=("c",)), _rng()
+    assert row_languages("captioned", record.texts) == [("de",), ("en",)]
+    assert row_languages("weak", record.texts) == language_pairs(record.texts)
+    assert row_languages("region", record.texts) == row_languages("region", {}) == [()]
+    draws = collections.Counter(draw_texts(record, ("en",), rng) for _ in range(2000))
+    assert set(draws) == {(("en", "a"),), (("en", "b"),)}
+    assert stats.chisquare(list(draws.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("text", "cleaned"),
+    [
+        ("A man's <person> - hat/cap: 3.5, OK?", "a man s person hat cap 3 5 ok"),
+        (" One\ttwo\n three ", "one two three"),
+        ("?! ...", ""),
+        ("", ""),
+        ("Ein Hund; (braun) #1 ~ *so*", "ein hund braun 1 so"),
+        ("一只狗，在草地上。", "一只狗，在草地上。"),
+        ("a_b+c&d@e", "a_b+c&d@e"),
+        ("ÉTÉ", "été"),
+    ],
+)
+def test_captions_are_cleaned_as_published(text, cleaned):
+    assert clean_caption(text, 40) == cleaned
+    assert clean_caption(cleaned, 40) == cleaned
+
+
+def test_cleaned_captions_are_cut_to_so_many_words():
+    assert clean_caption("One, two three-four", 3) == "one two three"
+
+
+def test_the_published_masking_may_replace_by_any_id_and_takes_the_end_of_a_text():
+    ids, rng = np.array([0, 5, 5, 5, 2, 1], np.int32), _rng()
+    seen, ends = set(), 0
+    for _ in range(2000):
+        masked, positions, labels = mask_tokens(ids, 9, rng, share=0.4, mask_eos=True)
+        picked = positions[labels != IGNORED]
+        assert len(picked) == 2 and 0 not in picked and 5 not in picked  # 40 % of 5
+        seen |= set(masked[picked].tolist())
+        ends += 4 in picked
+    assert seen == set(range(9)) and ends > 500

@@ -319,7 +319,7 @@ def _gradients(recording: Recording) -> Outputs:
         return found | {f"{kind}_total": _total(context, x, kind) for kind in ("text", "region")}
 
     # All gradients in one: the backward pass runs over the losses as over a batch.
-    jacobian = jax.jacrev(functools.partial(_apply, recording, losses))(recording.params)
+    jacobian = jax.jit(jax.jacrev(functools.partial(_apply, recording, losses)))(recording.params)
     table = layout_of(recording.settings.model).table
     out = {}
     for name, gradients in jacobian.items():

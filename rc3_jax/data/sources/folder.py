@@ -13,7 +13,6 @@ default the file's own, as `boxes_xyxy` (corners) or `boxes_xywh` (corner and si
 from __future__ import annotations
 
 import functools
-import json
 import os
 import pathlib
 
@@ -22,7 +21,7 @@ import numpy as np
 from rc3_jax.data.image import image_size
 from rc3_jax.data.record import BadRecord, DataError, Skips
 from rc3_jax.data.regions import boxes_as_fractions, load_region_file
-from rc3_jax.data.sources.lines import numbered_lines
+from rc3_jax.data.sources.lines import numbered_lines, parsed_object, path_inside
 from rc3_jax.data.sources.rows import ImageRow, checked_texts
 
 
@@ -53,7 +52,7 @@ def read_folder(
     rows = []
     for where, line in numbered_lines(pathlib.Path(captions_file)):
         try:
-            fields = _parsed(line, where)
+            fields = parsed_object(line, where)
             if fields is not None and split in (None, _split(fields, split, where)):
                 rows.append(_row(fields, where, root, groups, check_images))
         except BadRecord as error:
@@ -68,21 +67,6 @@ def read_folder(
     return rows
 
 
-def _parsed(line: str | BadRecord, where: str) -> dict | None:
-    """Returns the object on a line, None for a blank one."""
-    if isinstance(line, BadRecord):
-        raise line
-    if not line.strip():
-        return None
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord(f"{where}: not JSON ({error}); write one object a line") from error
-    if not isinstance(fields, dict):
-        raise BadRecord(f"{where}: {type(fields).__name__} is not a JSON object; write {{...}}")
-    return fields
-
-
 def _split(fields: dict, split: str | None, where: str) -> str | None:
     if split is not None and not isinstance(fields.get("split"), str):
         raise BadRecord(
@@ -95,7 +79,7 @@ def _split(fields: dict, split: str | None, where: str) -> str | None:
 def _row(
     fields: dict, where: str, root: str, groups: dict[str, int], check_images: bool
 ) -> ImageRow:
-    image = _path_inside(root, "image", fields.get("image"), where)
+    image = path_inside(root, "image", fields.get("image"), where)
     translations = checked_texts("translations", fields.get("translations"), where)
     captions = checked_texts("captions", fields.get("captions"), where)
     several = [language for language, texts in translations.items() if len(texts) > 1]
@@ -117,31 +101,12 @@ def _row(
         size = size or header_size
     boxes = load_regions = None
     if given == ["region_features"]:
-        path = _path_inside(root, given[0], fields[given[0]], where)
+        path = path_inside(root, given[0], fields[given[0]], where)
         load_regions = functools.partial(load_region_file, path, where, size)
     elif given:
         boxes = _boxes(fields[given[0]], given[0] == "boxes_xywh", size, where)
     group = groups.setdefault(str(image), len(groups))
     return ImageRow(where, group, image, translations, captions, boxes, load_regions)
-
-
-def _path_inside(root: str, field: str, name: object, where: str) -> pathlib.Path:
-    """Returns the real path of a file inside of `root`, which symbolic links cannot leave."""
-    if not isinstance(name, str) or not name:
-        raise BadRecord(f"{where}: field {field} is missing or not a text; give a relative path")
-    try:
-        path = os.path.realpath(os.path.join(root, name))
-        is_inside = not os.path.isabs(name) and path.startswith(os.path.join(root, ""))
-    except ValueError:  # a zero byte or half of a surrogate pair
-        is_inside = False
-    if not is_inside:
-        raise BadRecord(
-            f"{where}: {field} {name[:200]!r} leads out of {root}; give paths relative to it, "
-            "or set image_root to the folder that holds all files"
-        )
-    if not os.path.isfile(path):
-        raise BadRecord(f"{where}: {field} {name[:200]!r} is missing in {root}; add the file")
-    return pathlib.Path(path)
 
 
 def _stated_size(fields: dict, where: str) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from rc3_jax.data.record import BadRecord, DataError, ImageLike, Kind, Record, check_language
-from rc3_jax.data.text import language_pairs
+from rc3_jax.data.text import row_languages
 
 Texts = Mapping[str, tuple[str, ...]]
 
@@ -52,6 +52,7 @@ class ImageTextSource:
                 "strict": "`translations` into at least two languages",
                 "weak": "at least two `captions` of the same image, in one record",
                 "retrieval": "`captions` or `translations`",
+                "captioned": "`captions` or `translations`",
             }[kind]
             where = rows[0].where if rows else "no rows"
             raise DataError(
@@ -61,7 +62,7 @@ class ImageTextSource:
         self.groups = 1 + max(row.group for row in rows)
         found = collections.defaultdict(lambda: array.array("i"))
         for number, row in enumerate(self._rows):
-            for pair in language_pairs(self._texts(row)):
+            for pair in row_languages(kind, self._texts(row)):
                 found[pair].append(number)
         self.pairs = {pair: np.frombuffer(numbers, np.int32) for pair, numbers in found.items()}
 
@@ -82,7 +83,8 @@ def texts_of_kind(kind: Kind, translations: Texts, captions: Texts) -> Texts | N
 
     Strict records take the translations, if there are two; weak ones the captions, if there
     are two in whatever languages; retrieval takes everything, where the translation, the text
-    that is comparable across languages, replaces captions of the same language.
+    that is comparable across languages, replaces captions of the same language; captioned ones
+    take everything.
 
     Raises:
       DataError: no kind of record that has an image.
@@ -93,7 +95,15 @@ def texts_of_kind(kind: Kind, translations: Texts, captions: Texts) -> Texts | N
         return captions if sum(map(len, captions.values())) >= 2 else None
     if kind == "retrieval":
         return {**captions, **translations} or None
-    raise DataError(f"images offer records of kind strict, weak and retrieval, not {kind!r}")
+    if kind == "captioned":
+        both = {
+            language: (*translations.get(language, ()), *captions.get(language, ()))
+            for language in {**translations, **captions}
+        }
+        return {language: tuple(dict.fromkeys(texts)) for language, texts in both.items()} or None
+    raise DataError(
+        f"images offer records of kind strict, weak, retrieval and captioned, not {kind!r}"
+    )
 
 
 def checked_texts(field: str, texts: object, where: str) -> Texts:
@@ -108,23 +118,24 @@ def checked_texts(field: str, texts: object, where: str) -> Texts:
     if texts is None:
         return {}
     if not isinstance(texts, Mapping):
-        raise BadRecord(f"{where}: {field} is {_shown(texts)}; write {{language: text}}")
+        raise BadRecord(f"{where}: {field} is {shown(texts)}; write {{language: text}}")
     checked = {}
     for language, given in texts.items():
         check_language(language, where)
         in_language = [given] if isinstance(given, str) else given
         if not isinstance(in_language, Sequence):
-            raise BadRecord(f"{where}: {field}[{language!r}] is {_shown(given)}, not a text")
+            raise BadRecord(f"{where}: {field}[{language!r}] is {shown(given)}, not a text")
         for text in in_language:
-            _check_text(text, f"{where}: {field}[{language!r}]")
+            check_text(text, f"{where}: {field}[{language!r}]")
         if in_language:
             checked[language] = tuple(dict.fromkeys(text.strip() for text in in_language))
     return checked
 
 
-def _check_text(text: object, where: str) -> None:
+def check_text(text: object, where: str) -> None:
+    """Raises BadRecord unless this is a text with words that can be encoded."""
     if not isinstance(text, str):
-        raise BadRecord(f"{where} holds {_shown(text)}, not a text")
+        raise BadRecord(f"{where} holds {shown(text)}, not a text")
     if not text.strip():
         raise BadRecord(f"{where} holds an empty text; remove it, or write it")
     try:
@@ -133,6 +144,6 @@ def _check_text(text: object, where: str) -> None:
         raise BadRecord(f"{where} is not Unicode ({error.reason}); write it anew") from error
 
 
-def _shown(value: object) -> str:
-    """Returns the start of a value's representation; all of it may be a megabyte."""
+def shown(value: object) -> str:
+    """The type and the start of a value's representation; all of it may be a megabyte."""
     return f"{type(value).__name__} {repr(value)[:40]}"
