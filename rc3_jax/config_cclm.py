@@ -6,9 +6,11 @@ and the settings marked "published" bring back what was published.
 
 from __future__ import annotations
 
+import pathlib
+
 import ml_collections
 
-from rc3_jax.config import check_choice, default_config
+from rc3_jax.config import ConfigError, check_choice, default_config, parse_argument
 
 SWIN_B = dict(
     type="swin",
@@ -133,3 +135,63 @@ def visual_grid(patch: ml_collections.ConfigDict) -> int:
     """Patch tokens per side that the tower of `config.model.patch` returns."""
     stride = patch.patch * (2 ** (len(patch.depths) - 1) if patch.type == "swin" else 1)
     return patch.image_size // stride
+
+
+def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
+    """The published recipe of a model on data in the published formats (docs/data.md).
+
+    Args:
+      name: one of `MODELS`.
+      argument: what follows the config file's colon: `root`, a folder that holds `captions`,
+        `parallel` and, for 4M and X²-VLM, `regions`, and `heldout` for evaluation; `vocabulary`,
+        by default XLM-R's; `batch`, `steps`, `fsdp`.
+
+    Raises:
+      ConfigError: without a root; and for an argument that is not understood.
+    """
+    x2vlm, regions = "x2vlm" in name, name != "cclm_3m"
+    steps = {"cclm_3m": 83_160, "cclm_4m": 146_640}.get(name, 406_614)
+    chosen = parse_argument(
+        argument,
+        root="",
+        vocabulary="FacebookAI/xlm-roberta-base",  # the large model has the same one
+        batch=(3 if regions else 2) * (480 if x2vlm else 1024),
+        steps=steps,
+        fsdp=1,
+    )
+    if not chosen.root:
+        raise ConfigError(
+            f"{name} trains on data of your own and has no data root; name its folder: "
+            f"--config=configs/{name}.py:root=/path/to/data (docs/data.md says what it holds). "
+            "configs/cclm_demo.py needs no data"
+        )
+    root = pathlib.Path(chosen.root)
+    config = cclm_config(name)
+    config.batch_size, config.steps, config.mesh.fsdp = chosen.batch, chosen.steps, chosen.fsdp
+    config.shares = dict(config.shares, region=float(regions))
+    config.data.tokenizer.path = chosen.vocabulary
+    config.data.update(
+        clean_captions=True,
+        max_length=30 if x2vlm else 40,
+        most_masked=10 if x2vlm else 12,
+        parallel_max_length=64,
+        parallel_most_masked=16 if x2vlm else 20,
+        language_exponent=1.0,
+    )
+    config.data.image.update(crop_scale=(0.2, 1.0), jitter=0.0, rand_augment=(2, 7))
+    published = dict(type="cclm", path=str(root / "captions"), format="captions")
+    config.data.sources = dict(
+        captions=dict(published, heldout_path=str(root / "heldout")),
+        parallel=dict(published, path=str(root / "parallel"), format="parallel"),
+    )
+    if regions:
+        config.data.sources.regions = dict(published, path=str(root / "regions"), format="regions")
+    if x2vlm:
+        rates = {"cclm_x2vlm_base": (2e-5, 8e-5, 4e-5), "cclm_x2vlm_large": (1e-5, 6e-5, 3e-5)}
+        vision, text, rest = rates[name]
+        config.optimizer.update(lr=rest, warmup=1000 / steps)
+        config.optimizer.rates.vision = dict(factor=vision / rest, parameters=(r"vision/.*",))
+        config.optimizer.rates.text = dict(factor=text / rest, parameters=(r"text/.*",))
+    else:
+        config.optimizer.warmup = 2500 / steps
+    return config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -35,11 +37,19 @@ def dense(width: int, dtype: jnp.dtype, name: str | None = None, use_bias: bool 
 
 
 class Attention(nn.Module):
-    """Multi-head attention; softmax in float32. The keys' bias can be left out (BEiT)."""
+    """Multi-head attention; softmax in float32.
+
+    Attributes:
+      key_bias: False leaves out the keys' bias (BEiT).
+      causal: each query reads the keys up to its own place only.
+      key_value: what projects keys and values; None for projections of its own.
+    """
 
     heads: int
     dtype: jnp.dtype = jnp.float32
     key_bias: bool = True
+    causal: bool = False
+    key_value: tuple[nn.Module, nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -56,10 +66,15 @@ class Attention(nn.Module):
             return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
 
         query = split_heads(dense(width, self.dtype, "query")(queries))
-        key = split_heads(dense(width, self.dtype, "key", self.key_bias)(keys))
-        value = split_heads(dense(width, self.dtype, "value")(keys))
+        project_key, project_value = self.key_value or (
+            dense(width, self.dtype, "key", self.key_bias),
+            dense(width, self.dtype, "value"),
+        )
+        key, value = split_heads(project_key(keys)), split_heads(project_value(keys))
         mask = None if key_mask is None else key_mask[:, None, None, :]
-        attended = jax.nn.dot_product_attention(query, key, value, bias, mask)
+        attended = jax.nn.dot_product_attention(
+            query, key, value, bias, mask, is_causal=self.causal
+        )
         return dense(width, self.dtype, "out")(attended.reshape(queries.shape))
 
 
@@ -68,6 +83,7 @@ class Block(nn.Module):
 
     `pre_norm` normalises the input of each part (ViT), otherwise its sum with the residual
     is normalised (BERT, XLM-R). Cross-attention is left out where there is no context.
+    `causal` and `key_value` are those of the self-attention and of the cross-attention.
     """
 
     heads: int
@@ -78,6 +94,8 @@ class Block(nn.Module):
     dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
     activation: str = "gelu"
+    causal: bool = False
+    key_value: tuple[nn.Module, nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x, mask, context, context_mask, deterministic: bool):
@@ -91,10 +109,14 @@ class Block(nn.Module):
             y = ACTIVATIONS[self.activation](dense(self.mlp_width, self.dtype, "mlp_in")(y))
             return dense(x.shape[-1], self.dtype, "mlp_out")(y)
 
-        self_attention = Attention(self.heads, self.dtype, name="self_attention")
+        self_attention = Attention(
+            self.heads, self.dtype, causal=self.causal, name="self_attention"
+        )
         x = residual(x, "self_attention", lambda y: self_attention(y, y, mask))
         if self.cross_attention and context is not None:
-            cross = Attention(self.heads, self.dtype, name="cross_attention")
+            cross = Attention(
+                self.heads, self.dtype, key_value=self.key_value, name="cross_attention"
+            )
             x = residual(x, "cross_attention", lambda y: cross(y, context, context_mask))
         return residual(x, "mlp", feed_forward)
 
@@ -110,6 +132,7 @@ class Stack(nn.Module):
       mesh: rows stay spread over it between the layers, where the compiler might rather collect
         them than parameters; None leaves all to the compiler.
       activation: of the feed-forward layers, one of `ACTIVATIONS`.
+      causal: tokens read themselves and those before them only.
     """
 
     depth: int
@@ -124,6 +147,7 @@ class Stack(nn.Module):
     dtype: jnp.dtype = jnp.float32
     mesh: Mesh | None = None
     activation: str = "gelu"
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -134,21 +158,15 @@ class Stack(nn.Module):
         context_mask: Bool[Array, "batch keys"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length width"]:
-        def layer(block, x, mask, context, context_mask):
-            x = constrain(x, self.mesh, BATCH_AXES)
-            return block(x, mask, context, context_mask, deterministic), None
+        def step(block, x, mask, context, context_mask):
+            return block(x, mask, context, context_mask, deterministic)
 
-        if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
-        )
-        block = Block(
+        return self.loop(step, self.make_block(name="layers"), x, mask, context, context_mask)
+
+    @nn.nowrap
+    def make_block(self, **more: Any) -> Block:
+        """A layer of the module that asks for it; `more` are attributes of `Block`."""
+        return Block(
             self.heads,
             self.mlp_width,
             self.pre_norm,
@@ -157,9 +175,27 @@ class Stack(nn.Module):
             self.dropout,
             self.dtype,
             self.activation,
-            name="layers",
+            self.causal,
+            **more,
         )
-        x, _ = layers(block, x, mask, context, context_mask)
+
+    def loop(self, step: Callable, block: nn.Module, x: Array, *constants: Any) -> Array:
+        """`x` after `x = step(block, x, *constants)` for each of `depth` such blocks."""
+
+        def layer(block, x, *constants):
+            return step(block, constrain(x, self.mesh, BATCH_AXES), *constants), None
+
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
+        layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(nn.broadcast,) * len(constants),
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )
+        x, _ = layers(block, x, *constants)
         return constrain(x, self.mesh, BATCH_AXES)
 
 

@@ -11,7 +11,12 @@ from typing import Self
 
 from rich.console import Console
 
-SHOWN = ("loss", "itc", "xtcl", "xvtcl", "xvtcl_weak", "soft", "kl", "hinge", "mse", "itm", "mclm")
+RC3_TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "soft", "kl", "hinge", "mse", "itm", "mclm")
+CCLM_TERMS = (
+    *("mlm", "caption_ttc", "ttc", "ttm", "text_mlm"),
+    *("region_itc", "region_itm", "region_mlm", "box", "giou"),
+)
+SHOWN = ("loss", *RC3_TERMS, *CCLM_TERMS)
 
 
 class Clock:

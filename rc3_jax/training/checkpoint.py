@@ -7,17 +7,24 @@ converted weights holds `params` in place of checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any, Self
 
+import jax
+from flax.traverse_util import flatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from rc3_jax.config import ConfigError
 from rc3_jax.training.state import TrainState
 
 PARAMS = "params"
-"""Folder of parameters alone, within one that conversion made."""
+"""Folder of parameters alone, within one that conversion made; their name in a `TrainState`."""
+
+STATE = "state"
+"""Folder of a `TrainState` within that of a checkpoint."""
 
 
 class Checkpoints:
@@ -54,11 +61,11 @@ class Checkpoints:
     def save(self, step: int, state: TrainState, force: bool = False) -> None:
         """Saves if the interval says so, or in any case with `force`."""
         if step != self.latest:
-            self._checkpointer.save_checkpointables(step, {"state": state}, force=force)
+            self._checkpointer.save_checkpointables(step, {STATE: state}, force=force)
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
         """The state of a step (the newest by default), laid out as `abstract` says."""
-        return self._checkpointer.load_checkpointables(step, {"state": abstract})["state"]
+        return self._checkpointer.load_checkpointables(step, {STATE: abstract})[STATE]
 
 
 def save_params(folder: pathlib.Path, params: Any) -> None:
@@ -66,18 +73,87 @@ def save_params(folder: pathlib.Path, params: Any) -> None:
     ocp.save((folder / PARAMS).absolute(), params)
 
 
-def load_params(folder: pathlib.Path, abstract: Any) -> Any:
-    """Parameters from a folder of converted weights, laid out as `abstract` says.
+def load_params(folder: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
+    """Parameters from a folder of converted weights or of a run, laid out as `abstract` says.
+
+    Args:
+      abstract: nested dict of `jax.ShapeDtypeStruct` with shardings.
+      step: of a run's checkpoint; the newest by default.
 
     Raises:
-      ConfigError: if the folder holds none, or those of another model.
+      ConfigError: if the folder holds none, or those of another model; it lists what differs.
     """
-    path = (folder / PARAMS).absolute()
-    if not path.is_dir():
+    path, name = _place_of_params(folder, step)
+    with _readable(path):
+        stored = ocp.metadata(path, name).metadata
+    wanted: Any = abstract
+    if name is not None:
+        # The optimizer's numbers and all else of the state stay on the disk.
+        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, dict(stored)) | {PARAMS: abstract}
+        stored = stored[PARAMS]
+    _check_fit(path, stored, abstract)
+    with _readable(path):
+        loaded = ocp.load(path, wanted, checkpointable_name=name)
+    return loaded if name is None else loaded[PARAMS]
+
+
+def stored_shapes(folder: pathlib.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters that `load_params` would read, by their paths.
+
+    Raises:
+      ConfigError: if the folder holds none.
+    """
+    path, name = _place_of_params(folder, step)
+    with _readable(path):
+        stored = ocp.metadata(path, name).metadata
+    return _shapes(stored if name is None else stored[PARAMS])
+
+
+def _place_of_params(folder: pathlib.Path, step: int | None) -> tuple[pathlib.Path, str | None]:
+    """The Orbax folder with the parameters and, in a run, the name of the state that holds them."""
+    if (folder / PARAMS).is_dir():
+        if step is not None:
+            raise ConfigError(f"{folder} holds converted weights and no checkpoint of step {step}")
+        return (folder / PARAMS).absolute(), None
+    checkpoints = folder / "checkpoints"
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    steps = {int(path.name): path for path in found if path.name.isdecimal()}
+    if not steps:
         raise ConfigError(
-            f"{folder} holds no parameters; name a folder that launch/convert.py made"
+            f"{folder} holds no parameters; name a folder that launch/convert.py made, or that "
+            "of a run which has saved a checkpoint"
         )
+    if step is not None and step not in steps:
+        raise ConfigError(
+            f"{folder} holds no checkpoint of step {step}, but of {', '.join(map(str, sorted(steps)))}"
+        )
+    return steps[max(steps) if step is None else step].absolute(), STATE
+
+
+@contextlib.contextmanager
+def _readable(path: pathlib.Path) -> Iterator[None]:
+    """Turns the many ways in which Orbax fails on a damaged folder into one."""
     try:
-        return ocp.load(path, abstract)
-    except ValueError as error:
-        raise ConfigError(f"{path} does not fit the model: {error}") from error
+        yield
+    except (ValueError, OSError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{path} cannot be read as parameters: {reason}") from error
+
+
+def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+def _check_fit(path: pathlib.Path, stored: Any, abstract: Any) -> None:
+    """Raises ConfigError with every path that differs."""
+    stored, wanted = _shapes(stored), _shapes(abstract)
+    differing = [f"missing: {p} {shape}" for p, shape in wanted.items() if p not in stored]
+    differing += [f"extra: {p} {shape}" for p, shape in stored.items() if p not in wanted]
+    differing += [
+        f"mis-shaped: {p} is {stored[p]}, must be {shape}"
+        for p, shape in wanted.items()
+        if stored.get(p, shape) != shape
+    ]
+    if differing:
+        first = f"{path} does not fit config.model ({len(differing)} differences):"
+        raise ConfigError("\n  ".join([first, *differing]))

@@ -21,7 +21,9 @@ def _config(**changes) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(
         dict(
             text=dict(width=WIDTH, depth=1, heads=3, mlp_width=16, max_positions=12),
-            patch=dict(image_size=SIZE, patch=4, width=WIDTH, depth=1, heads=3, mlp_width=16),
+            patch=dict(
+                type="vit", image_size=SIZE, patch=4, width=WIDTH, depth=1, heads=3, mlp_width=16
+            ),
             roi=dict(regions=REGIONS, depth=1, geometry="7d"),
             fusion=dict(depth=1),
             projection_size=6,
@@ -329,7 +331,7 @@ def test_every_parameter_gets_a_gradient(variables):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"patch.width": 24}, "patch.width=24 and model.text.width=12 must be equal"),
+        ({"patch.width": 24}, "tokens of width 24 and model.text.width=12; they must be equal"),
         ({"text.heads": 5}, "text.width=12 is not divisible by its heads=5"),
         ({"patch.heads": 8}, "patch.width=12 is not divisible by its heads=8"),
         ({"patch.image_size": 10}, "image_size=10 is not a multiple of model.patch.patch=4"),

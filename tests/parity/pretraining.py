@@ -33,6 +33,9 @@ from tests.parity.recordings import Recording, read
 
 Outputs = dict[str, np.ndarray]
 
+DIFFERENTIATED = ("itc", "itc_idx", "itm", "mlm", "image_total", "text_total", "region_total")
+"""The losses whose gradients were recorded."""
+
 
 @functools.cache
 def computed(folder) -> Outputs:
@@ -42,7 +45,7 @@ def computed(folder) -> Outputs:
     outputs |= _apply(recording, _values)
     hot = recording.params | {"temperature": jnp.float32(0.8)}
     clamped = clamp_temperatures(hot)
-    outputs["clamp.loss_itc"] = _apply(recording, _itc, clamped)
+    outputs["clamp.loss_itc"] = _apply(recording, lambda *x: _itc(_Batches(*x)), clamped)
     outputs["clamp.temp_after"] = clamped["temperature"]
     totals = [outputs[f"forward.{kind}.total"] for kind in ("image", "text", "region")]
     outputs["forward.mixed.total"] = sum(totals)
@@ -128,26 +131,13 @@ class _Batches:
         return Masked(text, getattr(self, view), positions, _labels(self.x[f"{prefix}masked_ids"]))
 
 
-def _itc(context: Context, x):
-    return contrast(context, _Batches(context, x).pair("image"))
+def _itc(batches: _Batches, groups=None):
+    pair = batches.pair("image")
+    return contrast(batches.context, pair if groups is None else pair._replace(groups=groups))
 
 
-def _itc_idx(context: Context, x):
-    return contrast(context, _Batches(context, x).pair("image")._replace(groups=x["idx"]))
-
-
-def _itm(context: Context, x):
-    batches = _Batches(context, x)
-    return matching(context, batches.pair("image"), batches.negatives("image"))[0]
-
-
-def _mlm(context: Context, x):
-    return masked_lm(context, _Batches(context, x).masked("image"))[0]
-
-
-def _total(context: Context, x, kind: str):
-    batches = _Batches(context, x)
-    pair = batches.pair(kind)
+def _total(batches: _Batches, kind: str):
+    context, x, pair = batches.context, batches.x, batches.pair(kind)
     parts = [
         contrast(context, pair),
         matching(context, pair, batches.negatives(kind))[0],
@@ -184,7 +174,7 @@ def _values(context: Context, x) -> Outputs:
         "fusion.text_kv.last_hidden": model.fusion(
             text_2.tokens, text_2.mask, text.tokens, text.mask
         ),
-        "itc.loss_idx": _itc_idx(context, x),
+        "itc.loss_idx": _itc(batches, x["idx"]),
     }
     out["fusion.from_ids.last_hidden"] = out["fusion.image_kv.last_hidden"]
 
@@ -224,7 +214,7 @@ def _values(context: Context, x) -> Outputs:
     out |= matching_values("itm_idx", same, negatives)
     out["itm_idx.loss"] = matching(context, same, negatives)[0]
     out |= _region_values(batches, x)
-    out["forward.region.total"] = _total(context, x, "region")
+    out["forward.region.total"] = _total(batches, "region")
 
     second = contrast(context, Pair(image, text_2, jnp.arange(len(image.vector))))
     out |= {
@@ -312,14 +302,25 @@ def _hidden_states(recording: Recording) -> Outputs:
 def _gradients(recording: Recording) -> Outputs:
     """By published names: gradients, the norm of each parameter's, and of all together."""
 
-    def losses(context, x):
-        parts = {"itc": _itc, "itc_idx": _itc_idx, "itm": _itm, "mlm": _mlm}
-        found = {name: loss(context, x) for name, loss in parts.items()}
-        found["image_total"] = found["itc"] + found["itm"] + found["mlm"]
-        return found | {f"{kind}_total": _total(context, x, kind) for kind in ("text", "region")}
+    def chosen(weights, context, x):
+        batches = _Batches(context, x)
+        itm = matching(context, batches.pair("image"), batches.negatives("image"))[0]
+        mlm = masked_lm(context, batches.masked("image"))[0]
+        found = {"itc": _itc(batches), "itc_idx": _itc(batches, x["idx"]), "itm": itm, "mlm": mlm}
+        found["image_total"] = found["itc"] + itm + mlm
+        found |= {f"{kind}_total": _total(batches, kind) for kind in ("text", "region")}
+        return sum(weights[name] * found[name] for name in DIFFERENTIATED)
 
-    # All gradients in one: the backward pass runs over the losses as over a batch.
-    jacobian = jax.jit(jax.jacrev(functools.partial(_apply, recording, losses)))(recording.params)
+    # Compiled once: which of the losses is differentiated is an input.
+    gradient = jax.jit(
+        jax.grad(
+            lambda params, weights: _apply(recording, functools.partial(chosen, weights), params)
+        )
+    )
+    jacobian = {
+        name: gradient(recording.params, {other: float(other == name) for other in DIFFERENTIATED})
+        for name in DIFFERENTIATED
+    }
     table = layout_of(recording.settings.model).table
     out = {}
     for name, gradients in jacobian.items():

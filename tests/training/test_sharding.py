@@ -11,23 +11,25 @@ import json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
-from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.systems import system_of
 from rc3_jax.training.run import prepare_run
 from tests.objectives.tile_cases import mesh_of
-from tests.tiny import tiny_config
+from tests.tiny import tiny_cclm, tiny_config
 
 WEAK, OTHERS = ("soft", "kl", "mse"), ("itc", "xtcl", "xvtcl", "itm", "mclm")
 # Each objective is trained by itself: the weight of its terms is 1, that of all others 0.
+CCLM = ("itc", "itm", "mlm", "ttc", "ttm", "text_mlm", "region_itc", "region_itm", "region_mlm")
 OBJECTIVES = {
+    "cclm": {name: [name] for name in CCLM} | {"boxes": ["box", "giou"]},
     "own": {name: [name] for name in OTHERS} | {"weighted + hinge": ["xvtcl_weak", "hinge"]},
     "ema": {name: ["xvtcl_weak", name] for name in WEAK},
 }
-config = tiny_config()
+config = tiny_cclm() if sys.argv[1] == "cclm" else tiny_config()
 config.steps, config.batch_size = 400, 32  # the first steps of a run: rates still rise
 config.mesh.fsdp_threshold = 64  # every matrix of the tiny model is sharded
-config.objective.update(relevance=sys.argv[1], ramp=0.0)
+if sys.argv[1] != "cclm":
+    config.objective.update(relevance=sys.argv[1], ramp=0.0)
 if sys.argv[1] == "ema":
     config.objective.regularizer = WEAK
     config.objective.weights.update({name: 0.0 for name in OTHERS})
@@ -35,7 +37,7 @@ run = prepare_run(config)
 batches = make_batches(run.corpus.pools, run.tokenizer, config, Skips())
 
 def functions(mesh):
-    model = build_rc3(config.model, run.tokenizer.vocab_size, mesh)
+    model = system_of(config).build(config.model, run.tokenizer.vocab_size, mesh)
     here = run._replace(mesh=mesh, model=model)
     loss = system_of(config).loss(model, config, mesh)
 
@@ -82,9 +84,9 @@ print(json.dumps(report))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("relevance", "objectives"), [("own", 6), ("ema", 3)])
-def test_losses_and_gradients_do_not_depend_on_the_number_of_devices(relevance, objectives):
-    output = run_python(f"import sys; sys.argv = ['', '{relevance}']\n{CODE}", devices=8)
+@pytest.mark.parametrize(("setting", "objectives"), [("own", 6), ("ema", 3), ("cclm", 10)])
+def test_losses_and_gradients_do_not_depend_on_the_number_of_devices(setting, objectives):
+    output = run_python(f"import sys; sys.argv = ['', '{setting}']\n{CODE}", devices=8)
     report = json.loads(output.splitlines()[-1])
     assert len(report) == 2 * objectives
     for name, (loss, gradient) in report.items():

@@ -1,0 +1,103 @@
+"""CCLM small enough for a laptop, on generated scenes or on photographs.
+
+    python launch/train.py --config=configs/cclm_demo.py
+    python launch/train.py --config=configs/cclm_demo.py:regions=1
+    python launch/train.py --config=configs/cclm_demo.py:root=/data/flickr8k,parallel=/data/multi30k
+
+On scenes, pictures have captions in en, de and fr; cs, zh and ja come with parallel sentences only.
+With `regions` a quarter of a batch is parts of pictures, as CCLM-4M trains. `root` and `parallel` are
+as in configs/rc3_flickr.py.
+"""
+
+import pathlib
+
+from rc3_jax.config import parse_argument
+from rc3_jax.config_cclm import cclm_config, visual_grid
+
+
+def get_config(argument: str = ""):
+    chosen = parse_argument(argument, root="", parallel="", regions=0, steps=0, batch=0)
+    config = cclm_config("cclm_3m")
+    config.name = "cclm_flickr" if chosen.root else "cclm_demo"
+    if chosen.root:
+        _photographs(config, pathlib.Path(chosen.root), pathlib.Path(chosen.parallel))
+    else:
+        _scenes(config)
+    config.steps = chosen.steps or config.steps
+    config.batch_size = chosen.batch or config.batch_size
+    if chosen.regions:
+        config.shares = dict(config.shares, captioned=2.0, region=1.0)
+    config.data.regions.grid = visual_grid(config.model.patch)
+    config.model.text.position_offset = 2
+    config.model.fusion.depth = 1
+    config.model.update(dtype="float32", dropout=0.0)
+    config.model.patch.drop_path = 0.0
+    config.model.update(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
+    config.objective.weights.image.contrast = 5.0  # images and words are to meet early
+    # At such rates the temperature would fall to its floor.
+    rates = config.optimizer.rates
+    rates.new.parameters = tuple(p for p in rates.new.parameters if p != "temperature")
+    rates.temperature = dict(factor=0.05, parameters=("temperature",))
+    config.optimizer.no_decay = (*config.optimizer.no_decay, "temperature")
+    config.optimizer.warmup = 0.05
+    config.log_every = 20
+    return config
+
+
+def _scenes(config) -> None:
+    config.steps, config.batch_size = 500, 64
+    config.shares = dict(config.shares, captioned=3.0, parallel=1.0)
+    config.data.sources = dict(
+        scenes=dict(
+            type="scenes",
+            seed=0,
+            strict=0,
+            weak=0,
+            captioned=200_000,
+            region=200_000,
+            parallel=1000,
+            strict_languages=("en", "de", "fr"),
+            weak_languages=("cs", "zh", "ja"),
+        )
+    )
+    config.data.max_length = 44
+    config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
+    config.data.tokenizer.update(vocab_size=600, texts=12_000)
+    config.data.regions.per_image = 3
+    config.model.text.update(width=64, depth=2, heads=2, mlp_width=256, max_positions=48)
+    config.model.patch.update(
+        image_size=64, patch=4, width=32, depths=(2, 2), heads=(2, 2), window=8
+    )
+    config.model.projection_size = 64
+    config.optimizer.lr = 2e-3
+    config.evaluation.update(every=250, batch_size=64, images=256)
+    config.checkpoint.every = 1000
+
+
+def _photographs(config, root: pathlib.Path, parallel: pathlib.Path) -> None:
+    config.steps, config.batch_size = 400, 256
+    config.shares = dict(config.shares, captioned=3.0, parallel=1.0)
+    config.data.sources = dict(
+        flickr=dict(
+            type="folder",
+            captions=str(root / "captions.jsonl.gz"),
+            root=str(root),
+            train_split="train",
+            heldout_split="val",
+        ),
+        multi30k=dict(
+            type="parallel",
+            files={code: str(parallel / f"train.{code}.gz") for code in ("en", "de", "fr", "cs")},
+        ),
+    )
+    config.data.max_length, config.data.most_masked = 24, 5
+    config.data.image.crop_scale = (0.6, 1.0)
+    config.data.tokenizer.update(vocab_size=5000, texts=120_000)
+    config.model.text.update(width=128, depth=2, heads=4, mlp_width=512, max_positions=32)
+    config.model.patch.update(
+        image_size=96, patch=8, width=64, depths=(2, 2), heads=(2, 4), window=6
+    )
+    config.model.projection_size = 128
+    config.optimizer.update(lr=1e-3, weight_decay=0.1)
+    config.evaluation.update(every=100, batch_size=64)
+    config.checkpoint.every = 500

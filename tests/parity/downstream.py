@@ -1,0 +1,230 @@
+"""Every recorded output of the downstream models, computed by our functions."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import load_file
+
+from rc3_jax.convert.cclm_tasks import from_published, from_trunk, to_published
+from rc3_jax.evaluation.ranking import both_ways, matcher, rescore, retrieval_recalls
+from rc3_jax.models.decoder import build_question_answering
+from rc3_jax.models.tasks import (
+    build_pair_classifier,
+    build_two_image_classifier,
+    classification_loss,
+)
+from rc3_jax.objectives.matching import Rule, negative_weights
+from rc3_jax.objectives.microbatch import microbatch
+from rc3_jax.objectives.views import Context, Pair, Text, contrast, matching, matching_logits
+from tests.parity.recordings import Recording, read
+
+Outputs = dict[str, np.ndarray]
+
+METRICS = {
+    "txt_r1": "TR@1",
+    "txt_r5": "TR@5",
+    "txt_r10": "TR@10",
+    "txt_r_mean": "TR",
+    "img_r1": "IR@1",
+    "img_r5": "IR@5",
+    "img_r10": "IR@10",
+    "img_r_mean": "IR",
+    "r_mean": "mean",
+}
+"""The recorded name of each of our recall numbers."""
+
+
+@functools.cache
+def computed(folder: pathlib.Path) -> Outputs:
+    """Recorded name → our value."""
+    recording = read(folder)
+    outputs = _training(recording) | _evaluation(recording)
+    outputs |= _classifier(recording) | _two_images(recording) | _answers(recording)
+    return {name: np.asarray(value) for name, value in outputs.items()}
+
+
+@functools.cache
+def task_params(folder: pathlib.Path, task: str, own: bool) -> dict:
+    """Parameters of a task's model: with its own stored tensors, or as the trunk gives them.
+
+    Class heads are always the stored ones.
+    """
+    recording = read(folder)
+    template = _template(recording, task)
+    given = load_stored(folder, task)
+    stored = from_published(given, recording.settings.model, task, template)
+    return stored if own else from_trunk(recording.params, task, stored)
+
+
+def load_stored(folder: pathlib.Path, task: str) -> dict[str, np.ndarray]:
+    """The tensors of a task's model by its published names, with heads that it does not have."""
+    file = {"classifier": "xvnli", "two_images": "nlvr", "answers": "vqa"}.get(task)
+    tensors = {k.replace(".bert.", "."): v for k, v in read(folder).weights.items()}
+    return tensors | (load_file(folder / f"weights_{file}.safetensors") if file else {})
+
+
+def _model(recording: Recording, task: str) -> nn.Module:
+    settings, vocab = recording.settings.model, recording.config["model"]["text"]["vocab_size"]
+    heads = recording.config["model"]["heads"]
+    if task == "classifier":
+        return build_pair_classifier(settings, vocab, heads["xvnli_labels"])
+    if task == "two_images":
+        return build_two_image_classifier(settings, vocab)
+    return build_question_answering(settings, vocab) if task == "answers" else recording.model
+
+
+def _template(recording: Recording, task: str) -> dict:
+    if task == "retrieval":
+        return recording.params
+    size = recording.settings.model.patch.image_size
+    shape = (1, 2, size, size, 3) if task == "two_images" else (1, size, size, 3)
+    ids = np.zeros((1, 4), np.int32)
+    more = (ids,) if task == "answers" else ()
+    init = functools.partial(_model(recording, task).init, jax.random.key(0))
+    return jax.eval_shape(init, {"image": np.zeros(shape, np.uint8)}, ids, *more)["params"]
+
+
+def _compiled(recording: Recording, task: str, function: Callable) -> Callable:
+    """`function(model, *arguments)` as one of parameters and arguments."""
+    bound = nn.apply(function, _model(recording, task))
+    return jax.jit(lambda params, *arguments: bound({"params": params}, *arguments))
+
+
+def _encoded(model, pixels, ids, mask) -> tuple[Text, Text]:
+    """Images and texts after the towers."""
+    mask = mask.astype(bool)
+    states, vector = model.encode_text(ids, True, mask)
+    return Text(*model.encode_pixels(pixels)), Text(states, mask, vector)
+
+
+def _training(recording: Recording) -> Outputs:
+    """Losses of the retrieval model with rows of equal images, and their gradients."""
+    x = recording.inputs
+    images, texts = x["re.train_image_rows"], x["re.train_text_rows"]
+    batch = x["re.image"][images], x["re.text_ids"][texts], x["re.text_atts"][texts]
+
+    def losses(model):
+        in_parts = functools.partial(microbatch, model, 1, None)
+        context = Context(model, recording.settings.objective, True, None, in_parts)
+        image, text = _encoded(model, *batch)
+        pair = Pair(image, text, x["re.train_idx"])
+        negatives = x["re.image_neg_idx"], x["re.text_neg_idx"]
+        facts = model.temperatures(), pair.groups, Rule(floor=1e-5)
+        out = {
+            "loss_itc": contrast(context, pair),
+            "loss_itm": matching(context, pair, negatives)[0],
+            "itm_logits": jnp.concatenate(matching_logits(context, pair, negatives)),
+            "weights_t2i": negative_weights(text.vector, image.vector, *facts),
+            "weights_i2t": negative_weights(image.vector, text.vector, *facts),
+        }
+        return out["loss_itc"] + out["loss_itm"], out
+
+    apply = _compiled(recording, "retrieval", losses)
+    gradient = jax.jit(jax.grad(apply, has_aux=True))
+    gradients, out = gradient(recording.params)
+    published = to_published(gradients, recording.settings.model, "retrieval")
+    names = recording.config["retrieval_param_order"]
+    norms = np.array([np.linalg.norm(published[name]) for name in names])
+    hot = recording.params | {"temperature": np.float32(0.8)}
+    out |= {
+        "gradnorm.per_param": norms,
+        "gradnorm.global": np.linalg.norm(norms),
+        "loss_itc_temp0.8": gradient(hot)[1]["loss_itc"],
+        "temp0.8_after": hot["temperature"],
+    }
+    return {f"re.train.{name}": value for name, value in out.items()}
+
+
+def _evaluation(recording: Recording) -> Outputs:
+    """Both stages of retrieval."""
+    x, params = recording.inputs, recording.params
+    encode = _compiled(recording, "retrieval", _encoded)
+    image, text = encode(params, x["re.image"], x["re.text_ids"], x["re.text_atts"])
+    similarity = np.asarray(image.vector @ text.vector.T)
+    match = matcher(recording.model, params, (image[:2]), text[:2], 16)
+    scores = rescore(similarity, recording.config["retrieval_eval"]["k_test"], match)
+    image_of_text = np.repeat(np.arange(len(similarity)), np.diff(x["re.img2txt"]))
+
+    def metrics(scores) -> list[float]:
+        found = retrieval_recalls(scores, image_of_text)
+        return [100 * found[METRICS[key]] for key in recording.config["metric_keys"]]
+
+    return {
+        "re.eval.image_feat": image.vector,
+        "re.eval.text_feat": text.vector,
+        "re.eval.sims": similarity,
+        "re.eval.score_i2t": scores.image_to_text,
+        "re.eval.score_t2i": scores.text_to_image,
+        "re.eval.metrics_reranked": metrics(scores),
+        "re.eval.metrics_dual": metrics(both_ways(similarity)),
+    }
+
+
+def _classified(model, pixels, ids, mask, targets):
+    fused = model.read(pixels, ids, mask.astype(bool))
+    logits = model.classify(fused)
+    return {"logits": logits, "loss": classification_loss(logits, targets), "last_hidden": fused}
+
+
+def _task_inputs(recording: Recording, task: str) -> list[np.ndarray]:
+    return [
+        recording.inputs[f"{task}.{name}"] for name in ("image", "text_ids", "text_atts", "targets")
+    ]
+
+
+def _classifier(recording: Recording) -> Outputs:
+    params = task_params(recording.folder, "classifier", True)
+    apply = _compiled(recording, "classifier", _classified)
+    out = apply(params, *_task_inputs(recording, "xvnli"))
+    return {f"xvnli.{name}": value for name, value in out.items()}
+
+
+def _two_images(recording: Recording) -> Outputs:
+    apply = _compiled(recording, "two_images", _classified)
+    image, *texts = _task_inputs(recording, "nlvr")
+    pixels = np.stack(np.split(image, 2), axis=1)
+    outputs = {}
+    for variant in ("as_loaded", "distinct"):
+        params = task_params(recording.folder, "two_images", variant == "distinct")
+        out = apply(params, pixels, *texts)
+        out["logits_images_swapped"] = apply(params, pixels[:, ::-1], *texts)["logits"]
+        outputs |= {f"nlvr.{variant}.{name}": value for name, value in out.items()}
+    return outputs
+
+
+def _answers(recording: Recording) -> Outputs:
+    x = {
+        name.removeprefix("vqa."): value
+        for name, value in recording.inputs.items()
+        if name.startswith("vqa.")
+    }
+    answers, listed = x["train_answer_ids"], x["answer_list_ids"]
+    asked = np.repeat(np.arange(len(x["train_n"])), x["train_n"])
+
+    def answered(model):
+        question = model.ask(x["image"], x["question_ids"], x["question_atts"].astype(bool))
+        their = question.rows(asked)
+        out = {
+            "question_states": question.tokens,
+            "decoder_logits": model.decode(answers, their),
+            "decoder_nll": model.answer_losses(answers, their),
+            "train_loss": model.loss(question, answers, asked, x["train_weights"]),
+        }
+        for suffix, k in (("", int(x["k"])), (f"_k{len(listed)}", len(listed))):
+            ranked = model.rank(question, listed, k, count_first_twice=True)
+            out[f"topk_ids{suffix}"], out[f"topk_probs{suffix}"] = ranked
+        return out
+
+    apply = _compiled(recording, "answers", answered)
+    outputs = {}
+    for variant in ("as_loaded", "distinct"):
+        out = apply(task_params(recording.folder, "answers", variant == "distinct"))
+        outputs |= {f"vqa.{variant}.{name}": value for name, value in out.items()}
+    return outputs
