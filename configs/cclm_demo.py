@@ -45,7 +45,7 @@ def get_config(argument: str = ""):
 
 
 def _scenes(config) -> None:
-    config.steps, config.batch_size = 500, 64
+    config.steps, config.batch_size = 1000, 64
     config.shares = dict(config.shares, captioned=3.0, parallel=1.0)
     config.data.sources = dict(
         scenes=dict(

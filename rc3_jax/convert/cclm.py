@@ -14,7 +14,13 @@ import numpy as np
 
 from rc3_jax.convert.mapping import to_flax, to_torch
 from rc3_jax.convert.names import BERT_EMBEDDINGS, BERT_LAYER, Layers, Row, Table
-from rc3_jax.convert.vision_names import BEIT_LAYER, BEIT_OUTER, BEIT_SAVED_LAYER, PREFIX, swin_rows
+from rc3_jax.convert.vision_names import (
+    BEIT_LAYER,
+    BEIT_OUTER,
+    BEIT_SAVED_LAYER,
+    PREFIX,
+    swin_rows,
+)
 from rc3_jax.models.beit import class_relative_index
 from rc3_jax.models.layers import relative_index
 from rc3_jax.models.swin import shift_bias
@@ -41,6 +47,10 @@ HEADS = (
         )
     ),
 )
+TOWERS = {"swin": "text_encoder.bert.", "beit": "text_encoder."}
+"""What the text tower's names begin with, by the type of the vision tower."""
+
+WORDS = "embeddings.word_embeddings.weight"
 
 
 class Layout(NamedTuple):
@@ -67,14 +77,17 @@ def layout_of(model: ml_collections.ConfigDict) -> Layout:
     patch, text = model.patch, model.text
     if patch.type not in ("swin", "beit"):
         raise ValueError(f"published checkpoints have a Swin or a BEiT tower, not {patch.type!r}")
+    if model.tied_decoder != (patch.type == "swin"):
+        raise ValueError("published models tie the decoder with a Swin tower, and not with BEiT")
+    tower = TOWERS[patch.type]
     if patch.type == "swin":
-        tower, head = "text_encoder.bert.", "text_encoder.cls.predictions."
+        head = "text_encoder.cls.predictions."
         vision, vision_layers, buffers = swin_rows(patch.depths), (), _swin_buffers(patch)
         fusion = Layers(
             "fusion/layers/", f"{tower}encoder.layer.{{}}.", CROSS_LAYER, None, text.depth
         )
     else:
-        tower, head = "text_encoder.", "mlm_head.predictions."
+        head = "mlm_head.predictions."
         vision, buffers = BEIT_OUTER, _beit_buffers(patch)
         vision_layers = (Layers("vision/encoder/layers/", PREFIX + BEIT_SAVED_LAYER, BEIT_LAYER),)
         fusion = Layers("fusion/layers/", "cross_encoder.encoder.layer.{}.", CROSS_LAYER)
@@ -85,7 +98,7 @@ def layout_of(model: ml_collections.ConfigDict) -> Layout:
     )
     copies = {f"{head}decoder.bias": f"{head}bias"}
     if model.tied_decoder:
-        copies[f"{head}decoder.weight"] = f"{tower}embeddings.word_embeddings.weight"
+        copies[f"{head}decoder.weight"] = f"{tower}{WORDS}"
     else:
         words += (Row("array", "decoder", f"{head}decoder.weight"),)
     embeddings = _within("text/", tower, BERT_EMBEDDINGS)
@@ -113,16 +126,32 @@ def from_published(
       ValueError: lists every missing, extra and mis-shaped tensor, and copies that differ.
     """
     layout = layout_of(model)
-    differing = [
+    return to_flax(own_tensors(tensors, layout), layout.table, template)
+
+
+def own_tensors(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+    """The tensors without the layout's copies and buffers.
+
+    Raises:
+      ValueError: lists copies that differ, and tensors that hold no floating-point numbers.
+    """
+    known = {**layout.copies, **layout.buffers}
+    own = {name: tensor for name, tensor in tensors.items() if name not in known}
+    problems = [
         f"{copy} is not equal to {name}, to which the model ties it"
         for copy, name in layout.copies.items()
         if copy in tensors and name in tensors and not np.array_equal(tensors[copy], tensors[name])
     ]
-    if differing:
-        raise ValueError("\n  ".join(["the checkpoint contradicts itself:", *differing]))
-    known = {**layout.copies, **layout.buffers}
-    own = {name: tensor for name, tensor in tensors.items() if name not in known}
-    return to_flax(own, layout.table, template)
+    problems += [
+        f"{name} holds {tensor.dtype}, must hold floating-point numbers"
+        for name, tensor in own.items()
+        if not np.issubdtype(tensor.dtype, np.floating)
+    ]
+    if problems:
+        raise ValueError(
+            "\n  ".join(["the checkpoint contradicts itself or the model:", *problems])
+        )
+    return own
 
 
 def to_published(params: Mapping, model: ml_collections.ConfigDict) -> dict[str, np.ndarray]:

@@ -125,7 +125,7 @@ def from_published(
 def to_published(
     params: Mapping, model: ml_collections.ConfigDict, task: str
 ) -> dict[str, np.ndarray]:
-    """The state dict that the published model loads with `strict=True`: copies, buffers and all."""
+    """The state dict of the published model: copies, buffers and all."""
     (table, copies, buffers), _ = task_layout(model, task)
     params = _parts(params, task)
     if task == "two_images":

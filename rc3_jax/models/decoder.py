@@ -1,7 +1,6 @@
 """Visual question answering with CCLM: a decoder writes answers, or ranks those of a closed list.
 
-The published code of 2022 (CCLM.md section 5), whose way of ranking is that of ALBEF (Li et al.,
-arXiv 2107.07651).
+As the published code of 2022 does it (CCLM.md section 5).
 """
 
 from __future__ import annotations
@@ -127,6 +126,8 @@ class QuestionAnswering(Reader, kw_only=True):
         """The k answers of a closed list whose first tokens are the likeliest, best first.
 
         Args:
+          answers: all begin with the same token; the second tells first choices apart.
+          k: at most the length of the list; of equal first tokens, earlier answers are chosen.
           count_first_twice: an answer's score is its log-likelihood plus once more that of its
             first token, as published; False: its log-likelihood.
 
@@ -142,10 +143,10 @@ class QuestionAnswering(Reader, kw_only=True):
             return carry, model.answer_losses(answers, question)
 
         loop = nn.scan(one_candidate, variable_broadcast="params", split_rngs={"params": False})
-        _, losses = loop(self, (), answers[chosen.T])
+        _, losses = loop(self, (), jnp.take(answers, chosen.T, axis=0))
         scores = -losses.T + (log_first if count_first_twice else 0.0)
-        probabilities, order = jax.lax.top_k(jax.nn.softmax(scores), k)
-        return jnp.take_along_axis(chosen, order, axis=1), probabilities
+        scores, order = jax.lax.top_k(scores, k)
+        return jnp.take_along_axis(chosen, order, axis=1), jax.nn.softmax(scores)
 
     def __call__(
         self,

@@ -169,12 +169,12 @@ def build_pair_classifier(
 
 
 def build_two_image_classifier(
-    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | None = None
+    config: ml_collections.ConfigDict, vocab_size: int, classes: int = 2, mesh: Mesh | None = None
 ) -> TwoImageClassifier:
     """The model of NLVR2 and MaRVL, with a pair of layers for each fusion layer; see `encoders`."""
     parts = encoders(config, vocab_size, mesh)
     parts["fusion"] = PairedStack(**{f: getattr(parts["fusion"], f) for f in _fields(Stack)})
-    return TwoImageClassifier(**parts)
+    return TwoImageClassifier(**parts, classes=classes)
 
 
 def _fields(module: type[nn.Module]) -> list[str]:

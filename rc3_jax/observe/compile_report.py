@@ -16,6 +16,7 @@ from rc3_jax.observe import chips, pairs
 from rc3_jax.observe.collectives import Collective, collectives, combined
 from rc3_jax.observe.costs import matrix_flops, traffic
 from rc3_jax.observe.flops import Part, step_flops
+from rc3_jax.observe.flops_cclm import cclm_flops
 from rc3_jax.observe.hlo import parse
 from rc3_jax.observe.runs import Buffer, buffers
 from rc3_jax.parallel.mesh import batch_devices
@@ -37,6 +38,9 @@ class Report(NamedTuple):
     pairs: list[tuple[Buffer, str]]
 
 
+FLOPS = {"rc3": step_flops, "cclm": cclm_flops}
+
+
 def compile_report(
     config: ml_collections.ConfigDict,
     mesh: Mesh,
@@ -56,7 +60,7 @@ def compile_report(
     """
     program = parse(compiled.as_text())
     stored = buffers(program)
-    parts = step_flops(config, rows, vocab_size)
+    parts = FLOPS[config.system](config, rows, vocab_size)
     model = sum(part.step for part in parts.values())
     sent = collectives(program, mesh.shape)
     work = matrix_flops(program), traffic(program), sum(one.sent for one in sent)

@@ -51,12 +51,27 @@ def text_flops(model: ml_collections.ConfigDict, length: int) -> float:
 
 
 def patch_flops(model: ml_collections.ConfigDict) -> float:
-    """Forward FLOPs of the patch tower and the image projection on one image."""
+    """Forward FLOPs of the visual tower and the image projection on one image."""
     patch = model.patch
+    if patch.type == "swin":
+        return _swin_flops(patch) + 2 * model.text.width * model.projection_size
     count = (patch.image_size // patch.patch) ** 2
     embedding = 2 * count * 3 * patch.patch**2 * patch.width
     layers = patch.depth * block_flops(patch.width, patch.mlp_width, count + 1)
     return embedding + layers + 2 * patch.width * model.projection_size
+
+
+def _swin_flops(patch: ml_collections.ConfigDict) -> float:
+    side, width = patch.image_size // patch.patch, patch.width
+    total = 2 * side**2 * 3 * patch.patch**2 * width
+    for stage, depth in enumerate(patch.depths):
+        window = min(patch.window, side)
+        windows = (side // window) ** 2
+        total += depth * windows * block_flops(width, 4 * width, window**2)
+        if stage < len(patch.depths) - 1:  # four neighbours become one of twice the width
+            total += 2 * (side // 2) ** 2 * 4 * width * 2 * width
+            side, width = side // 2, 2 * width
+    return total
 
 
 def roi_flops(model: ml_collections.ConfigDict) -> float:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import ml_collections
 from jax.sharding import Mesh
 
+from rc3_jax.data.example import text_sizes
 from rc3_jax.objectives.masked_lm import TILE
 from rc3_jax.objectives.rc3 import ALIGNED, WITH_IMAGE
 from rc3_jax.observe.runs import Buffer
@@ -32,7 +33,7 @@ class Pairs(NamedTuple):
 def forbidden(
     config: ml_collections.ConfigDict, rows: Mapping[str, int], vocab_size: int, mesh: Mesh
 ) -> tuple[list[Pairs], list[str]]:
-    """The pairs of a step of RC³: of all rows, of a device's rows with all, whole or by tiles.
+    """The pairs of a step: of all rows, of a device's rows with all, whole or by tiles.
 
     Args:
       rows: rows of each kind in a global batch.
@@ -41,12 +42,15 @@ def forbidden(
       What is looked for, and a note on each that cannot be, because all of it is one tile.
     """
     tile, devices = config.objective.pairs.tile, batch_devices(mesh)
-    images = sum(rows.get(kind, 0) for kind in WITH_IMAGE)
+    images = sum(rows.get(kind, 0) for kind in ("captioned", *WITH_IMAGE))
+    regions = rows.get("region", 0) * config.data.regions.per_image
     contrasts = {
         "images": images,
         "aligned texts": sum(rows.get(kind, 0) for kind in ALIGNED),
         "strict rows": rows.get("strict", 0),
         "weak rows": rows.get("weak", 0),
+        "parallel rows": rows.get("parallel", 0) * (config.system == "cclm"),
+        "regions": regions,
     }
     found, notes = [], []
     for name, count in contrasts.items():
@@ -57,11 +61,12 @@ def forbidden(
             notes.append(f"{name} x {name}: {count} are one tile of {tile}")
     if vocab_size <= TILE * mesh.shape["tensor"]:
         return found, [*notes, f"positions x words: {vocab_size} words are one tile of {TILE}"]
-    groups = {images, rows.get("parallel", 0), images + rows.get("parallel", 0)}
+    groups = {images, regions, rows.get("parallel", 0), images + rows.get("parallel", 0)}
     groups |= {count // devices for count in groups}
     groups |= {count // config.microbatches for count in groups}
-    most = config.data.most_masked
-    positions = {(count * most,) for count in groups} | {(count, most) for count in groups}
+    masked = {text_sizes(config, kind)[1] for kind in rows}
+    positions = {(count * most,) for count in groups for most in masked}
+    positions |= {(count, most) for count in groups for most in masked}
     width = config.model.text.width
     shares = {(width // share,) for share in (1, mesh.shape["fsdp"])} & positions
     if shares:  # the word embeddings themselves have this size

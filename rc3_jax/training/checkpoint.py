@@ -83,18 +83,17 @@ def load_params(folder: pathlib.Path, abstract: Any, step: int | None = None) ->
     Raises:
       ConfigError: if the folder holds none, or those of another model; it lists what differs.
     """
-    path, name = _place_of_params(folder, step)
-    with _readable(path):
-        stored = ocp.metadata(path, name).metadata
+    path, in_run = _place_of_params(folder, step)
+    stored = _stored(path, in_run)
     wanted: Any = abstract
-    if name is not None:
+    if in_run:
         # The optimizer's numbers and all else of the state stay on the disk.
-        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, dict(stored)) | {PARAMS: abstract}
+        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {PARAMS: abstract}
         stored = stored[PARAMS]
     _check_fit(path, stored, abstract)
     with _readable(path):
-        loaded = ocp.load(path, wanted, checkpointable_name=name)
-    return loaded if name is None else loaded[PARAMS]
+        loaded = ocp.load(path, wanted, **_named(in_run))
+    return loaded[PARAMS] if in_run else loaded
 
 
 def stored_shapes(folder: pathlib.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
@@ -103,18 +102,28 @@ def stored_shapes(folder: pathlib.Path, step: int | None = None) -> dict[str, tu
     Raises:
       ConfigError: if the folder holds none.
     """
-    path, name = _place_of_params(folder, step)
+    path, in_run = _place_of_params(folder, step)
+    stored = _stored(path, in_run)
+    return _shapes(stored[PARAMS] if in_run else stored)
+
+
+def _stored(path: pathlib.Path, in_run: bool) -> dict[str, Any]:
+    """What Orbax tells of the arrays in a folder."""
     with _readable(path):
-        stored = ocp.metadata(path, name).metadata
-    return _shapes(stored if name is None else stored[PARAMS])
+        return dict(ocp.metadata(path, **_named(in_run)).metadata)
 
 
-def _place_of_params(folder: pathlib.Path, step: int | None) -> tuple[pathlib.Path, str | None]:
-    """The Orbax folder with the parameters and, in a run, the name of the state that holds them."""
+def _named(in_run: bool) -> dict[str, str]:
+    """Which part of a checkpoint is meant; what `save_params` writes has one, named by Orbax."""
+    return {"checkpointable_name": STATE} if in_run else {}
+
+
+def _place_of_params(folder: pathlib.Path, step: int | None) -> tuple[pathlib.Path, bool]:
+    """The Orbax folder that holds the parameters; whether it is a checkpoint of a run."""
     if (folder / PARAMS).is_dir():
         if step is not None:
             raise ConfigError(f"{folder} holds converted weights and no checkpoint of step {step}")
-        return (folder / PARAMS).absolute(), None
+        return (folder / PARAMS).absolute(), False
     checkpoints = folder / "checkpoints"
     found = checkpoints.iterdir() if checkpoints.is_dir() else ()
     steps = {int(path.name): path for path in found if path.name.isdecimal()}
@@ -124,10 +133,9 @@ def _place_of_params(folder: pathlib.Path, step: int | None) -> tuple[pathlib.Pa
             "of a run which has saved a checkpoint"
         )
     if step is not None and step not in steps:
-        raise ConfigError(
-            f"{folder} holds no checkpoint of step {step}, but of {', '.join(map(str, sorted(steps)))}"
-        )
-    return steps[max(steps) if step is None else step].absolute(), STATE
+        known = ", ".join(map(str, sorted(steps)))
+        raise ConfigError(f"{folder} holds no checkpoint of step {step}, but of {known}")
+    return steps[max(steps) if step is None else step].absolute(), True
 
 
 @contextlib.contextmanager
@@ -135,7 +143,7 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
     """Turns the many ways in which Orbax fails on a damaged folder into one."""
     try:
         yield
-    except (ValueError, OSError, KeyError, TypeError, ocp.errors.InvalidLayoutError) as error:
+    except (ValueError, OSError, KeyError, TypeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{path} cannot be read as parameters: {reason}") from error
 

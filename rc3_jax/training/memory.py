@@ -92,26 +92,55 @@ def activation_bytes(
     """
     parts = microbatches or config.microbatches
     remat = remat or config.model.remat
-    images = rows.get("strict", 0) + rows.get("weak", 0)
     model = config.model
-    patches = (model.patch.image_size // model.patch.patch) ** 2 + 1
-    length, regions = config.data.max_length, model.roi.regions
-    stacks = [  # rows, tokens, keys beyond them, settings, depth
-        (3 * images + 2 * rows.get("parallel", 0), length, 0, model.text, model.text.depth),
-        (images, patches, 0, model.patch, model.patch.depth),
-        (images if regions else 0, regions, 0, model.patch, model.roi.depth),
-        (5 * images, length, patches + regions, model.text, model.fusion.depth),
+    texts, regions = model.text, model.roi.regions
+    pairs = sum(rows.get(kind, 0) for kind in ("strict", "weak", "captioned"))
+    parts_of_images = rows.get("region", 0) * config.data.regions.per_image
+    images, parallel = pairs + rows.get("region", 0), rows.get("parallel", 0)
+    length = config.data.max_length
+    visual = _visual_stacks(model.patch)
+    patches = visual[-1][0]
+    stacks = [  # rows, tokens, keys beyond them, width, heads, depth
+        (3 * pairs + 3 * parallel + 2 * parts_of_images, length, 0, *_sizes(texts), texts.depth),
+        *((images * windows, tokens, 0, *sizes) for tokens, windows, *sizes in visual),
+        (pairs * bool(regions), regions, 0, *_sizes(texts), model.roi.get("depth", 0)),
+        (
+            5 * (pairs + parts_of_images) + parallel,
+            length,
+            patches + regions,
+            *_sizes(texts),
+            model.fusion.depth,
+        ),
     ]
     itemsize = 2 if model.dtype == "bfloat16" else 4
     kept = outputs = 0.0
-    for count, tokens, keys, size, depth in stacks:
-        numbers = count * tokens * size.width
-        layer = count * tokens * (17 * size.width + 2.5 * size.heads * (tokens + keys))
-        layer += count * 4 * keys * size.width  # keys and values of the other view
+    for count, tokens, keys, width, heads, depth in stacks:
+        numbers = count * tokens * width
+        layer = count * tokens * (17 * width + 2.5 * heads * (tokens + keys))
+        layer += count * 4 * keys * width  # keys and values of the other view
         layers = depth * numbers + layer if remat == "full" else depth * layer
         kept += layers if remat != "dots" else 0.6 * layers
         outputs += numbers if parts > 1 else 0
     return itemsize * (kept / parts + outputs) / batch_devices(mesh)
+
+
+def _sizes(part: Mapping[str, int]) -> tuple[int, int]:
+    return part["width"], part["heads"]
+
+
+def _visual_stacks(patch: ml_collections.ConfigDict) -> list[tuple[int, int, int, int, int]]:
+    """Of each part of the visual tower: tokens that attend to one another, how many such groups an
+    image has, width, heads, depth.
+    """
+    side = patch.image_size // patch.patch
+    if patch.type != "swin":
+        return [(side**2 + 1, 1, *_sizes(patch), patch.depth)]
+    stacks = []
+    for stage, (depth, heads) in enumerate(zip(patch.depths, patch.heads, strict=True)):
+        window = min(patch.window, side)
+        stacks.append((window**2, (side // window) ** 2, patch.width * 2**stage, heads, depth))
+        side //= 2
+    return stacks
 
 
 def _size(count: float) -> str:

@@ -10,11 +10,12 @@ import pytest
 from rc3_jax.data.example import abstract_batch, example_batch
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.observe import flops
+from rc3_jax.observe.compile_report import FLOPS
 from rc3_jax.observe.costs import matrix_flops
 from rc3_jax.observe.hlo import parse
 from rc3_jax.systems import system_of
 from rc3_jax.training.ahead import abstract_run, compile_ahead
-from tests.tiny import tiny_config
+from tests.tiny import tiny_cclm, tiny_config
 
 VOCABULARY = 300
 ROWS = {"strict": 8, "weak": 4, "parallel": 4}
@@ -65,7 +66,27 @@ def products(jaxpr) -> float:
     ],
 )
 def test_every_objective_as_it_is_traced(settings, rows):
-    config = tiny_config()
+    compare_traced(tiny_config(), settings, rows)
+
+
+CCLM_ROWS = {"captioned": 8, "parallel": 4, "region": 2}
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, CCLM_ROWS),
+        ({"negative_floor": 1e-5}, CCLM_ROWS),
+        ({"weights.image.matching": 0.0, "weights.text.masked_lm": 0.0}, CCLM_ROWS),
+        ({"weights.region.box": 0.0, "weights.region.giou": 0.0}, CCLM_ROWS),
+        ({}, {"strict": 4, "captioned": 4}),
+    ],
+)
+def test_every_objective_of_cclm_as_it_is_traced(settings, rows):
+    compare_traced(tiny_cclm(), settings, rows)
+
+
+def compare_traced(config, settings, rows):
     config.objective.pairs.transport = "dense"
     with config.unlocked():
         config.objective.update_from_flattened_dict(settings)
@@ -74,7 +95,7 @@ def test_every_objective_as_it_is_traced(settings, rows):
     traced = jax.make_jaxpr(system_of(run.config).loss(run.model, run.config, None))(
         state.params, state.ema, state.step, abstract_batch(config, rows)
     )
-    parts = flops.step_flops(config, rows, VOCABULARY)
+    parts = FLOPS[config.system](config, rows, VOCABULARY)
     expected = sum(part.forward for part in parts.values())
     assert products(traced.jaxpr) == pytest.approx(expected, rel=1e-9)
 

@@ -44,9 +44,8 @@ METRICS = {
 @functools.cache
 def computed(folder: pathlib.Path) -> Outputs:
     """Recorded name → our value."""
-    recording = read(folder)
-    outputs = _training(recording) | _evaluation(recording)
-    outputs |= _classifier(recording) | _two_images(recording) | _answers(recording)
+    outputs = _training(folder) | _evaluation(folder)
+    outputs |= _classifier(folder) | _two_images(folder) | _answers(folder)
     return {name: np.asarray(value) for name, value in outputs.items()}
 
 
@@ -65,9 +64,19 @@ def task_params(folder: pathlib.Path, task: str, own: bool) -> dict:
 
 def load_stored(folder: pathlib.Path, task: str) -> dict[str, np.ndarray]:
     """The tensors of a task's model by its published names, with heads that it does not have."""
+    recording = read(folder)
+    tensors = {name.replace(".bert.", "."): value for name, value in recording.weights.items()}
+    if task == "two_images":
+        # The trunk has these names too, but for layers of another number.
+        tensors = {k: v for k, v in tensors.items() if k not in recording.config["nlvr_tied"]}
+    return tensors | load_own(folder, task)
+
+
+@functools.cache
+def load_own(folder: pathlib.Path, task: str) -> dict[str, np.ndarray]:
+    """Those of them that the trunk does not have."""
     file = {"classifier": "xvnli", "two_images": "nlvr", "answers": "vqa"}.get(task)
-    tensors = {k.replace(".bert.", "."): v for k, v in read(folder).weights.items()}
-    return tensors | (load_file(folder / f"weights_{file}.safetensors") if file else {})
+    return load_file(folder / f"weights_{file}.safetensors") if file else {}
 
 
 def _model(recording: Recording, task: str) -> nn.Module:
@@ -76,7 +85,7 @@ def _model(recording: Recording, task: str) -> nn.Module:
     if task == "classifier":
         return build_pair_classifier(settings, vocab, heads["xvnli_labels"])
     if task == "two_images":
-        return build_two_image_classifier(settings, vocab)
+        return build_two_image_classifier(settings, vocab, heads["nlvr_labels"])
     return build_question_answering(settings, vocab) if task == "answers" else recording.model
 
 
@@ -104,8 +113,9 @@ def _encoded(model, pixels, ids, mask) -> tuple[Text, Text]:
     return Text(*model.encode_pixels(pixels)), Text(states, mask, vector)
 
 
-def _training(recording: Recording) -> Outputs:
+def _training(folder: pathlib.Path) -> Outputs:
     """Losses of the retrieval model with rows of equal images, and their gradients."""
+    recording = read(folder)
     x = recording.inputs
     images, texts = x["re.train_image_rows"], x["re.train_text_rows"]
     batch = x["re.image"][images], x["re.text_ids"][texts], x["re.text_atts"][texts]
@@ -142,13 +152,14 @@ def _training(recording: Recording) -> Outputs:
     return {f"re.train.{name}": value for name, value in out.items()}
 
 
-def _evaluation(recording: Recording) -> Outputs:
+def _evaluation(folder: pathlib.Path) -> Outputs:
     """Both stages of retrieval."""
+    recording = read(folder)
     x, params = recording.inputs, recording.params
     encode = _compiled(recording, "retrieval", _encoded)
     image, text = encode(params, x["re.image"], x["re.text_ids"], x["re.text_atts"])
     similarity = np.asarray(image.vector @ text.vector.T)
-    match = matcher(recording.model, params, (image[:2]), text[:2], 16)
+    match = matcher(recording.model, params, image[:2], text[:2], 16)
     scores = rescore(similarity, recording.config["retrieval_eval"]["k_test"], match)
     image_of_text = np.repeat(np.arange(len(similarity)), np.diff(x["re.img2txt"]))
 
@@ -179,36 +190,40 @@ def _task_inputs(recording: Recording, task: str) -> list[np.ndarray]:
     ]
 
 
-def _classifier(recording: Recording) -> Outputs:
-    params = task_params(recording.folder, "classifier", True)
+def _classifier(folder: pathlib.Path) -> Outputs:
+    recording = read(folder)
+    params = task_params(folder, "classifier", True)
     apply = _compiled(recording, "classifier", _classified)
     out = apply(params, *_task_inputs(recording, "xvnli"))
     return {f"xvnli.{name}": value for name, value in out.items()}
 
 
-def _two_images(recording: Recording) -> Outputs:
+def _two_images(folder: pathlib.Path) -> Outputs:
+    recording = read(folder)
     apply = _compiled(recording, "two_images", _classified)
     image, *texts = _task_inputs(recording, "nlvr")
     pixels = np.stack(np.split(image, 2), axis=1)
     outputs = {}
     for variant in ("as_loaded", "distinct"):
-        params = task_params(recording.folder, "two_images", variant == "distinct")
+        params = task_params(folder, "two_images", variant == "distinct")
         out = apply(params, pixels, *texts)
         out["logits_images_swapped"] = apply(params, pixels[:, ::-1], *texts)["logits"]
         outputs |= {f"nlvr.{variant}.{name}": value for name, value in out.items()}
     return outputs
 
 
-def _answers(recording: Recording) -> Outputs:
+def _answers(folder: pathlib.Path) -> Outputs:
+    recording = read(folder)
     x = {
         name.removeprefix("vqa."): value
         for name, value in recording.inputs.items()
         if name.startswith("vqa.")
     }
-    answers, listed = x["train_answer_ids"], x["answer_list_ids"]
-    asked = np.repeat(np.arange(len(x["train_n"])), x["train_n"])
+    k, listed = int(x.pop("k")), len(x["answer_list_ids"])
+    x["asked"] = np.repeat(np.arange(len(x["train_n"])), x["train_n"])
 
-    def answered(model):
+    def answered(model, x):
+        answers, asked = x["train_answer_ids"], x["asked"]
         question = model.ask(x["image"], x["question_ids"], x["question_atts"].astype(bool))
         their = question.rows(asked)
         out = {
@@ -217,14 +232,14 @@ def _answers(recording: Recording) -> Outputs:
             "decoder_nll": model.answer_losses(answers, their),
             "train_loss": model.loss(question, answers, asked, x["train_weights"]),
         }
-        for suffix, k in (("", int(x["k"])), (f"_k{len(listed)}", len(listed))):
-            ranked = model.rank(question, listed, k, count_first_twice=True)
+        for suffix, count in (("", k), (f"_k{listed}", listed)):
+            ranked = model.rank(question, x["answer_list_ids"], count, count_first_twice=True)
             out[f"topk_ids{suffix}"], out[f"topk_probs{suffix}"] = ranked
         return out
 
     apply = _compiled(recording, "answers", answered)
     outputs = {}
     for variant in ("as_loaded", "distinct"):
-        out = apply(task_params(recording.folder, "answers", variant == "distinct"))
+        out = apply(task_params(folder, "answers", variant == "distinct"), x)
         outputs |= {f"vqa.{variant}.{name}": value for name, value in out.items()}
     return outputs

@@ -1,0 +1,208 @@
+"""Files of tensors: what is read, what is refused, and that no code within them runs."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+import struct
+import sys
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rc3_jax.convert.torch_file import (
+    TensorFileError,
+    check_suffix,
+    read_tensors,
+    stored_bytes,
+    write_tensors,
+)
+from tests.vision_reference import require
+
+WEIGHT = np.arange(6, dtype=np.float32).reshape(2, 3)
+TENSORS = {
+    "temp": np.array(0.07, np.float32),
+    "weight": WEIGHT,
+    "tied": WEIGHT,
+    "index": np.arange(4)[None],
+}
+
+
+@pytest.fixture
+def torch():
+    return require("torch")
+
+
+class Touch:
+    """Unpickled with trust, it writes a file."""
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def assert_equal(left, right):
+    assert left.keys() == right.keys()
+    for name in left:
+        np.testing.assert_array_equal(left[name], right[name], err_msg=name, strict=True)
+
+
+@pytest.mark.parametrize("suffix", [".th", ".pth", ".pt", ".bin", ".safetensors"])
+def test_what_is_written_is_read(tmp_path, suffix):
+    if suffix != ".safetensors":
+        require("torch")
+    path = tmp_path / f"model{suffix}"
+    write_tensors(path, TENSORS)
+    assert_equal(read_tensors(path), TENSORS)
+
+
+def test_tied_tensors_are_one_in_torch_files_and_two_in_safetensors(tmp_path, torch):
+    path, other = tmp_path / "model.th", tmp_path / "model.safetensors"
+    write_tensors(path, TENSORS)
+    write_tensors(other, TENSORS)
+    content = torch.load(path, weights_only=True)
+    assert content.keys() == {"model", "config"} and content["config"] == {}
+    state = content["model"]
+    assert state["tied"].data_ptr() == state["weight"].data_ptr()
+    assert state["index"].dtype == torch.int64
+    assert stored_bytes(other, TENSORS) - stored_bytes(path, TENSORS) == WEIGHT.nbytes
+    assert_equal(load_file(other), TENSORS)
+
+
+def test_forms_of_torch_files(tmp_path, torch):
+    state = {name: torch.from_numpy(x.copy()) for name, x in TENSORS.items()}
+    parallel = OrderedDict((f"module.{name}", x) for name, x in state.items())
+    config = {"image_res": 224, "images": ["a", "b"], "lr": 1e-4}
+    for number, content in enumerate(
+        [
+            state,
+            parallel,
+            {"model": state, "config": config},
+            {"model": parallel, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+            {"model": {name: torch.nn.Parameter(x, False) for name, x in state.items()}},
+        ]
+    ):
+        for zipped in (True, False):
+            path = tmp_path / f"{number}{zipped}.th"
+            torch.save(content, path, _use_new_zipfile_serialization=zipped)
+            assert_equal(read_tensors(path), TENSORS)
+
+
+def test_only_a_prefix_of_all_names_is_removed(tmp_path):
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"module.a": WEIGHT, "b": WEIGHT})
+    assert read_tensors(path).keys() == {"module.a", "b"}
+
+
+def test_bfloat16_is_read_as_float32(tmp_path, torch):
+    torch.save({"a": torch.ones(3, dtype=torch.bfloat16).mul_(0.1)}, tmp_path / "a.th")
+    (array,) = read_tensors(tmp_path / "a.th").values()
+    assert array.dtype == np.float32 and np.all(array == np.float32(0.10009765625))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["config", "model"])
+def test_code_is_refused_and_does_not_run(tmp_path, torch, place, zipped):
+    path, proof = tmp_path / "model.th", tmp_path / "ran"
+    content = {"model": {"a": torch.zeros(2)}, "config": {}}
+    content[place] = {"a": Touch(proof)}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(TensorFileError, match=r"refused: reading it would run code.*system"):
+        read_tensors(path)
+    assert not proof.exists()
+    # The file is as dangerous as it is meant to be.
+    torch.load(path, weights_only=False)
+    assert proof.exists()
+
+
+def test_a_plain_pickle_is_refused_and_does_not_run(tmp_path, torch):
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        path = tmp_path / f"{protocol}.th"
+        path.write_bytes(pickle.dumps({"model": Touch(tmp_path / "ran")}, protocol))
+        with pytest.raises(TensorFileError):
+            read_tensors(path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".th", ".safetensors"])
+def test_damaged_files_are_refused(tmp_path, suffix):
+    if suffix == ".th":
+        require("torch")
+    whole = tmp_path / f"whole{suffix}"
+    write_tensors(whole, TENSORS)
+    content = whole.read_bytes()
+    noise = np.random.default_rng(0)
+    damaged = [content[:cut] for cut in range(0, len(content), len(content) // 20)]
+    damaged += [noise.bytes(size) for size in (1, 10, 1000, 5000)]
+    for number, data in enumerate(damaged):
+        path = tmp_path / f"{number}{suffix}"
+        path.write_bytes(data)
+        with pytest.raises(TensorFileError) as error:
+            read_tensors(path)
+        assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_repeated_name_in_a_header_is_refused_or_harmless(tmp_path):
+    path = tmp_path / "model.safetensors"
+    entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+    header = f"{{{entry % (0, 4)},{entry % (4, 8)}}}".encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+    with pytest.raises(TensorFileError, match="cannot be read as a safetensors file"):
+        read_tensors(path)
+
+
+def test_what_is_no_tensor_is_listed(tmp_path, torch):
+    entries = {
+        "number": 3,
+        "sparse": torch.eye(2).to_sparse(),
+        "repeated": torch.zeros(1).expand(10**9),
+        4: torch.zeros(1),
+    }
+    torch.save({"model": {"a": torch.zeros(2), **entries}}, tmp_path / "a.th")
+    with pytest.raises(TensorFileError) as error:
+        read_tensors(tmp_path / "a.th")
+    assert all(repr(name) in str(error.value) for name in entries)
+    for content in ([torch.zeros(2)], torch.zeros(2), {"model": 3}):
+        torch.save(content, tmp_path / "b.th")
+        with pytest.raises(TensorFileError, match="holds no dict of tensors"):
+            read_tensors(tmp_path / "b.th")
+    torch.save({}, tmp_path / "c.th")
+    with pytest.raises(TensorFileError, match="holds no tensors"):
+        read_tensors(tmp_path / "c.th")
+
+
+def test_a_compressed_archive_is_refused(tmp_path, torch):
+    whole, path = tmp_path / "whole.th", tmp_path / "small.th"
+    write_tensors(whole, TENSORS)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in source.namelist():
+            new.writestr(name, source.read(name))
+    with pytest.raises(TensorFileError, match="compressed"):
+        read_tensors(path)
+
+
+def test_paths_that_are_no_files(tmp_path):
+    with pytest.raises(TensorFileError, match="is a folder"):
+        read_tensors(tmp_path)
+    with pytest.raises(TensorFileError, match="no such file"):
+        read_tensors(tmp_path / "model.th")
+    (tmp_path / "model.ckpt").write_bytes(b"")
+    with pytest.raises(TensorFileError, match=r"must end in one of \.th"):
+        read_tensors(tmp_path / "model.ckpt")
+
+
+def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "model.th").write_bytes(b"")
+    for call in (read_tensors, check_suffix):
+        with pytest.raises(TensorFileError, match="the extra `torch`"):
+            call(tmp_path / "model.th")
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, TENSORS)
+    assert_equal(read_tensors(path), TENSORS)
