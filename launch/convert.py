@@ -67,15 +67,14 @@ def cclm_to_flax(
     _check_target(target, overwrite, folder=True)
     tensors = read_tensors(source)
     _say(f"{source}: {len(tensors)} tensors, {_size(source.stat().st_size)}")
-    model = cclm_model(model_name) if model_name else cclm_sizes.model_of(tensors, text_heads)
     with _reasons(source):
+        model = cclm_model(model_name) if model_name else cclm_sizes.model_of(tensors, text_heads)
         tensors = cclm.own_tensors(tensors, cclm.layout_of(model))
-    if image_size is not None:
-        old = model.patch.image_size
-        tensors, model = cclm_sizes.with_image_size(tensors, model, image_size)
-        _say(f"tables of positions: from images of {old} pixels a side to {image_size}")
-    vocab_size = cclm_sizes.vocabulary_of(tensors, model)
-    with _reasons(source):
+        if image_size is not None:
+            old = model.patch.image_size
+            tensors, model = cclm_sizes.with_image_size(tensors, model, image_size)
+            _say(f"tables of positions: from images of {old} pixels a side to {image_size}")
+        vocab_size = cclm_sizes.vocabulary_of(tensors, model)
         template = cclm_sizes.abstract_params(model, vocab_size)
         params = cclm.from_published(tensors, model, template)
     del tensors
@@ -217,6 +216,8 @@ def _reasons(source: pathlib.Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
         raise ConfigError(f"{source}: {error or 'needs more memory than there is'}") from error
+    except AttributeError as error:  # of a ConfigDict
+        raise ConfigError(f"{source}: config.model lacks a setting: {error}") from error
 
 
 def _sha256(path: pathlib.Path) -> str:

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data import cclm_lines
 from tests.processes import FAST_COMPILATION, ROOT
 
 TINY = """
-from tests.tiny import load_config, shrink
+from tests.tiny import load_config, {shrink}
 
 def get_config(argument=""):
-    return shrink(load_config({name!r}, argument))
+    return {shrink}(load_config({name!r}, argument))
 """
 
 
@@ -67,14 +68,14 @@ def pairs(tmp_path):
 
 def tiny_file(tmp_path, name):
     path = tmp_path / f"tiny_{name}.py"
-    path.write_text(TINY.format(name=name))
+    shrink = "shrink_cclm" if name.startswith("cclm") else "shrink"
+    path.write_text(TINY.format(name=name, shrink=shrink))
     return path
 
 
-def run_tiny(tmp_path, name, argument):
-    done = launch(
-        f"--config={tiny_file(tmp_path, name)}{argument}", f"--workdir={tmp_path / 'run'}"
-    )
+def run_tiny(tmp_path, name, argument, *settings):
+    config = f"--config={tiny_file(tmp_path, name)}{argument}"
+    done = launch(config, f"--workdir={tmp_path / 'run'}", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 4/4" in done.stdout
     return json.loads((tmp_path / "run" / "scores.json").read_text())
@@ -98,6 +99,50 @@ def test_the_flickr_config_runs_on_real_photographs(tmp_path, shared_data):
     assert set(scores["retrieval"]["patches"]) == {"en", "de", "fr", "cs", "zh", "ar"}
 
 
+def test_the_cclm_demo_runs_on_scenes_with_regions(tmp_path):
+    scores = run_tiny(tmp_path, "cclm_demo", ":regions=1")
+    assert set(scores["retrieval"]) == {"patches"}
+    assert set(scores["retrieval"]["patches"]) == {"cs", "de", "en", "fr", "ja", "zh"}
+
+
+@pytest.mark.slow
+def test_the_cclm_demo_runs_on_real_photographs(tmp_path, shared_data):
+    root, parallel = shared_data / "flickr8k", shared_data / "parallel" / "multi30k"
+    scores = run_tiny(tmp_path, "cclm_demo", f":root={root},parallel={parallel}")
+    assert set(scores["retrieval"]["patches"]) == {"en", "de", "fr", "cs", "zh", "ar"}
+
+
+def test_a_published_recipe_runs_on_the_published_formats(tmp_path):
+    root = tmp_path / "data"
+    texts = [{"source_text": f"sentence {i}", "target_text": f"věta {i}"} for i in range(20)]
+    lines = {
+        "captions": [cclm_lines.captioned(red=i) for i in range(20)],
+        "heldout": [cclm_lines.captioned(red=100 + i) for i in range(8)],
+        "parallel": texts,
+        "regions": [cclm_lines.regions(red=i) for i in range(20)],
+    }
+    for name, rows in lines.items():
+        (root / name).mkdir(parents=True)
+        cclm_lines.write(root / name / "part-0.jsonl", *rows)
+    # Two updates a step, negatives of the same device and all else as published.
+    published = (
+        *("step=separate", "negatives=local", "negative_floor=1e-5", "group_positives=False"),
+        "itc_grad_scale=0.125",
+    )
+    settings = [f"--config.objective.{setting}" for setting in published]
+    scores = run_tiny(
+        tmp_path,
+        "cclm_4m",
+        f":root={root},vocabulary=",
+        "--config.shares.captioned=2.0",
+        "--config.data.mask_eos=True",
+        *settings,
+    )
+    assert set(scores["retrieval"]["patches"]) == {"en", "de"}
+    metrics = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {"itc", "ttm", "region_mlm", "giou"} <= metrics[-1].keys()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -114,6 +159,8 @@ def test_the_flickr_config_runs_on_real_photographs(tmp_path, shared_data):
             "mesh.fsdp=3 x mesh.tensor=1 does not give",
         ),
         (["--config=configs/rc3_demo.py", "surplus"], "'surplus' is not understood"),
+        (["--config=configs/cclm_4m.py"], "cclm_4m trains on data of your own"),
+        (["--config=configs/cclm_demo.py", "--config.objective.step=both"], "use one of summed"),
         ([], "name a configuration"),
     ],
 )

@@ -34,22 +34,30 @@ def shrink(config):
     return config
 
 
-def tiny_cclm(regions: int = 1):
-    """The CCLM demo on generated scenes, shrunk: 8 captioned, 4 parallel and 4 region rows."""
-    config = load_config("cclm_demo", f"regions={regions}")
+def shrink_cclm(config):
+    """Same structure, smallest sizes; 16 rows."""
     config.steps, config.batch_size = 4, 16
-    config.data.sources.scenes.update(captioned=64, region=64, parallel=64)
     config.data.max_length = 24
+    config.data.parallel_max_length = config.data.parallel_most_masked = None
     config.data.tokenizer.update(vocab_size=3000, texts=2000)
     config.data.update(threads=2, prefetch=2)
-    config.data.regions.per_image = 2
+    config.data.regions.update(per_image=2, grid=4)
     config.model.text.update(width=16, depth=1, heads=2, mlp_width=32, max_positions=32)
-    config.model.patch.update(image_size=32, width=8, depths=(1, 2), heads=(1, 2), window=2)
-    config.data.regions.grid = 4
+    config.model.patch.update(image_size=32, patch=4, width=8, depths=(1, 2), heads=(1, 2))
+    config.model.patch.window = 2
+    config.model.fusion.depth = 1
     config.model.projection_size = 8
+    config.model.update(dtype="float32", dropout=0.0)
     config.evaluation.update(every=0, batch_size=8, images=8)
     config.checkpoint.every = 2
     config.log_every = 1
+    return config
+
+
+def tiny_cclm(regions: int = 1):
+    """The CCLM demo on generated scenes, shrunk: 8 captioned, 4 parallel and 4 region rows."""
+    config = shrink_cclm(load_config("cclm_demo", f"regions={regions}"))
+    config.data.sources.scenes.update(captioned=64, region=64, parallel=64)
     return config
 
 

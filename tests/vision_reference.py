@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
-import pathlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from safetensors.numpy import load_file
 
 from rc3_jax.convert.mapping import to_flax
-from rc3_jax.convert.names import Table
-from rc3_jax.convert.vision_names import PREFIX
 
 LAYERS = "encoder/layers/"
 
@@ -28,59 +23,6 @@ def require(name: str):
     if os.environ.get("CI") and sys.version_info[:2] == (3, 11):
         return importlib.import_module(name)
     return pytest.importorskip(name, reason=f"{name} gives the reference values")
-
-
-def parity_folder(name: str) -> pathlib.Path:
-    """A folder of recordings: skipped where absent, failed in CI."""
-    given = os.environ.get("RC3_PARITY_DIRS")
-    if given:
-        folders = [pathlib.Path(folder) for folder in given.split(":")]
-    else:
-        folders = [pathlib.Path(__file__).resolve().parents[2] / "shared" / "parity" / name]
-    for folder in folders:
-        if folder.name == name and (folder / "config.json").is_file():
-            return folder
-    reason = f"no folder {name} in RC3_PARITY_DIRS or ../shared/parity; it holds recorded outputs"
-    if os.environ.get("CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-class Recording(NamedTuple):
-    """Weights by the names after `vision_encoder.`, images as ours, and outputs."""
-
-    weights: dict[str, np.ndarray]
-    images: np.ndarray
-    outputs: dict[str, np.ndarray]
-
-
-def read_recording(name: str) -> Recording:
-    folder = parity_folder(name)
-    weights = load_file(folder / "weights.safetensors")
-    weights = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
-    images = np.load(folder / "inputs.npz")["image"].transpose(0, 2, 3, 1)
-    outputs = np.load(folder / "outputs.npz")
-    return Recording(weights, images, {k: outputs[k] for k in outputs if k.startswith("vision.")})
-
-
-def published_tensors(name: str) -> dict[str, np.ndarray]:
-    """Zeros in the shapes of a published checkpoint's vision tower, without buffers."""
-    file = parity_folder("cclm_swin_tiny").parent / "keys" / f"{name}.tsv"
-    tensors = {}
-    for line in file.read_text().splitlines():
-        path, *shape = line.split("\t")
-        if path.startswith(PREFIX) and not path.endswith(("_index", "_mask")):
-            sizes = tuple(int(size) for size in re.findall(r"\d+", shape[0]))
-            tensors[path.removeprefix(PREFIX)] = np.broadcast_to(np.int8(0), sizes)
-    return tensors
-
-
-def assert_names_fit(tower, image_size: int, tensors: Mapping[str, np.ndarray], table: Table):
-    """Asserts that names and shapes are those of the tower, no more and no less."""
-    template = template_of(tower, np.zeros((1, image_size, image_size, 3), np.float32))
-    to_flax(
-        tensors, table, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, np.int8), template)
-    )
 
 
 def published_names(

@@ -147,9 +147,11 @@ def _gumbel_noise(words: Array, rows: Facts, columns: Facts) -> Float[Array, "ro
     return -jnp.log(-jnp.log(uniform.reshape(shape)))
 
 
-def has_negative(groups: Int[Array, " batch"]) -> Bool[Array, " batch"]:
-    """Whether the batch holds a row outside each row's group."""
-    return jnp.broadcast_to(jnp.any(groups != groups[0]), groups.shape)
+def has_negative(groups: Int[Array, " batch"], within: int | None = None) -> Bool[Array, " batch"]:
+    """Whether the batch holds a row outside each row's group; `within` as in `Rule`."""
+    runs = groups.reshape(-1, within or len(groups))
+    found = jnp.any(runs != runs[:, :1], axis=1, keepdims=True)
+    return jnp.broadcast_to(found, runs.shape).reshape(-1)
 
 
 def matching_loss(

@@ -74,6 +74,12 @@ class Context(NamedTuple):
         """How all pairs of a batch are gone through."""
         return Tiling(self.objective.pairs.transport, self.objective.pairs.tile, self.mesh)
 
+    def rule(self, rows: int) -> Rule:
+        """How negatives are drawn from so many rows."""
+        devices = 1 if self.mesh is None else batch_devices(self.mesh)
+        local = self.objective.negatives == "local"
+        return Rule(self.objective.negative_floor, rows // devices if local else None)
+
     def read(self, then: Callable, text: Text, view: View, *rows: Array) -> Array:
         """`then(model, fused, *rows)` of the texts after they read their views."""
 
@@ -100,10 +106,7 @@ def draw_negatives(
     context: Context, pair: Pair, key: PRNGKeyArray
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
     """For each text the row of a wrong view, for each view that of a wrong text."""
-    objective, tau = context.objective, context.model.temperatures()
-    devices = 1 if context.mesh is None else batch_devices(context.mesh)
-    within = len(pair.groups) // devices if objective.negatives == "local" else None
-    rule = Rule(objective.negative_floor, within)
+    tau, rule = context.model.temperatures(), context.rule(len(pair.groups))
 
     def draw(key, anchors, candidates):
         return sample_negatives(key, anchors, candidates, tau, pair.groups, context.tiling, rule)
@@ -121,7 +124,8 @@ def matching(
       negatives: see `draw_negatives`.
     """
     logits = matching_logits(context, pair, negatives)
-    return matching_loss(*logits, has_negative(pair.groups))
+    exists = has_negative(pair.groups, context.rule(len(pair.groups)).within)
+    return matching_loss(*logits, exists)
 
 
 def matching_logits(context: Context, pair: Pair, negatives) -> list[Float[Array, "batch 2"]]:

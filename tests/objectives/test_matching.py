@@ -3,28 +3,46 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
+from rc3_jax.objectives.matching import (
+    Rule,
+    has_negative,
+    matching_loss,
+    negative_weights,
+    sample_negatives,
+)
 
 
-def test_negatives_follow_the_softmax_of_similarity():
+@pytest.mark.parametrize("floor", [0.0, 0.05])
+@pytest.mark.parametrize("within", [None, 3])
+def test_negatives_follow_the_softmax_of_similarity(floor, within):
     rng = np.random.default_rng(0)
     anchors, candidates = (jnp.array(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
     groups = jnp.array([0, 0, 1, 2, 3, 4])
-    draws = 20_000
+    draws, tau, rule = 20_000, jnp.float32(0.7), Rule(floor, within)
     drawn = jax.vmap(
-        lambda key: sample_negatives(key, anchors, candidates, jnp.float32(0.7), groups)
+        lambda key: sample_negatives(key, anchors, candidates, tau, groups, rule=rule)
     )(jax.random.split(jax.random.key(0), draws))
     logits = np.array(anchors @ candidates.T) / 0.7
-    allowed = np.array(groups)[:, None] != np.array(groups)[None, :]
-    expected = np.where(allowed, np.exp(logits), 0)
-    expected /= expected.sum(axis=1, keepdims=True)
+    places = np.arange(6) // (within or 6)
+    near = places[:, None] == places[None, :]
+    chances = np.where(near, np.exp(logits), 0)
+    chances = chances / chances.sum(axis=1, keepdims=True) + floor
+    allowed = (np.array(groups)[:, None] != np.array(groups)[None, :]) & near
+    weights = np.where(allowed, chances, 0)
+    expected = weights / weights.sum(axis=1, keepdims=True)
     measured = np.stack([np.mean(np.array(drawn) == j, axis=0) for j in range(6)], axis=1)
     # Five standard deviations of a frequency over 20,000 draws.
     assert np.all(np.abs(measured - expected) <= 5 * np.sqrt(0.25 / draws))
     assert np.all(measured[~allowed] == 0)
+    ours = np.array(negative_weights(anchors, candidates, tau, groups, rule))
+    if not floor:  # proportional
+        ours /= ours.sum(axis=1, keepdims=True)
+        weights = expected
+    np.testing.assert_allclose(ours, weights, atol=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -42,6 +60,12 @@ def test_a_row_of_the_same_group_is_never_drawn(seed, groups):
         assert bool(exists[row]) == has_other
         if has_other:
             assert groups[drawn[row]] != groups[row]
+
+
+def test_rows_of_one_device_may_lack_a_negative_that_others_have():
+    groups = jnp.array([1, 1, 1, 2])
+    assert has_negative(groups).tolist() == [True] * 4
+    assert has_negative(groups, within=2).tolist() == [False, False, True, True]
 
 
 def test_matching_loss_counts_one_positive_and_the_existing_negatives():

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from rc3_jax.config import default_config
 from rc3_jax.objectives.contrastive import info_nce, sigmoid_loss, soft_cross_entropy
-from rc3_jax.objectives.matching import sample_negatives
+from rc3_jax.objectives.matching import Rule, sample_negatives
 from rc3_jax.objectives.tiles import Tiling
 from rc3_jax.parallel.mesh import BATCH, BATCH_AXES, make_mesh
 
@@ -131,12 +131,13 @@ def check_soft_cross_entropy(case, share):
 
 
 @checked
-@given(case=cases)
-def check_negatives(case):
+@given(case=cases, floor=st.sampled_from([0.0, 1e-2]), local=st.booleans())
+def check_negatives(case, floor, local):
     a, tiling = inputs(case)
+    rule = Rule(floor, case["per_device"] if local else None)
 
     def draw(tiling):
-        function = jax.jit(functools.partial(sample_negatives, tiling=tiling))
+        function = jax.jit(functools.partial(sample_negatives, tiling=tiling, rule=rule))
         temperature = jnp.float32(case["temperature"])
         return function(jax.random.key(case["seed"]), a["x"], a["y"], temperature, a["groups"])
 
