@@ -27,7 +27,9 @@ XLM_R_VOCABULARY = 250_002
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as in configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs to compile for, such as v5e:16x16.")
 DEVICES = flags.DEFINE_integer("devices", None, "Simulated CPU devices to compile for.")
-KINDS = flags.DEFINE_list("kinds", "strict,weak,parallel", "Kinds of rows that the data offer.")
+KINDS = flags.DEFINE_list(
+    "kinds", None, "Kinds of rows that the data offer; by default all that have a share."
+)
 VOCABULARY = flags.DEFINE_integer(
     "vocab_size", None, "The vocabulary's; by default the setting, or XLM-R's where it has a path."
 )
@@ -79,7 +81,8 @@ def compile_and_report() -> bool:
     from rc3_jax.training.ahead import abstract_run, compile_ahead, rows_of_kinds, topology_devices
 
     config, topology = CONFIG.value, TOPOLOGY.value
-    rows = rows_of_kinds(config, KINDS.value)
+    kinds = KINDS.value or [kind for kind, share in config.shares.items() if share]
+    rows = rows_of_kinds(config, kinds)
     has_path = config.data.tokenizer.path is not None
     vocabulary = XLM_R_VOCABULARY if has_path else config.data.tokenizer.vocab_size
     vocabulary = VOCABULARY.value or vocabulary

@@ -155,7 +155,7 @@ def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
         argument,
         root="",
         vocabulary="FacebookAI/xlm-roberta-base",  # the large model has the same one
-        batch=(3 if regions else 2) * (480 if x2vlm else 1024),
+        batch=(19 if regions else 16) * (60 if x2vlm else 128),
         steps=steps,
         fsdp=1,
     )
@@ -168,7 +168,8 @@ def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
     root = pathlib.Path(chosen.root)
     config = cclm_config(name)
     config.batch_size, config.steps, config.mesh.fsdp = chosen.batch, chosen.steps, chosen.fsdp
-    config.shares = dict(config.shares, region=float(regions))
+    # Of regions, as many images as published; each brings data.regions.per_image pairs.
+    config.shares = dict(config.shares, captioned=8.0, parallel=8.0, region=3.0 * regions)
     config.data.tokenizer.path = chosen.vocabulary
     config.data.update(
         clean_captions=True,

@@ -134,7 +134,8 @@ def test_a_published_recipe_runs_on_the_published_formats(tmp_path):
         tmp_path,
         "cclm_4m",
         f":root={root},vocabulary=",
-        "--config.shares.captioned=2.0",
+        *("--config.shares.captioned=2.0", "--config.shares.parallel=1.0"),
+        "--config.shares.region=1.0",
         "--config.data.mask_eos=True",
         *settings,
     )

@@ -146,9 +146,10 @@ def _check(config: ml_collections.ConfigDict) -> None:
         )
     text = config.model.text
     room = text.max_positions - text.get("position_offset", 2)  # XLM-R's positions start at 2
-    if config.data.max_length > room:
-        raise ConfigError(
-            f"data.max_length={config.data.max_length} exceeds the {room} tokens that "
-            f"model.text.max_positions={config.model.text.max_positions} leaves; change either"
-        )
+    for name in ("max_length", "parallel_max_length"):
+        if (config.data[name] or 0) > room:
+            raise ConfigError(
+                f"data.{name}={config.data[name]} exceeds the {room} tokens that "
+                f"model.text.max_positions={text.max_positions} leaves; change either"
+            )
     system_of(config).check(config)
