@@ -11,7 +11,7 @@ as in configs/rc3_flickr.py.
 
 import pathlib
 
-from rc3_jax.config import parse_argument
+from rc3_jax.config import ConfigError, parse_argument
 from rc3_jax.config_cclm import cclm_config, visual_grid
 
 
@@ -25,6 +25,8 @@ def get_config(argument: str = ""):
         _scenes(config)
     config.steps = chosen.steps or config.steps
     config.batch_size = chosen.batch or config.batch_size
+    if chosen.regions and chosen.root:
+        raise ConfigError("regions=1: the photographs have no regions with captions; leave it out")
     if chosen.regions:
         config.shares = dict(config.shares, captioned=2.0, region=1.0)
     config.data.regions.grid = visual_grid(config.model.patch)

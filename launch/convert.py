@@ -147,12 +147,12 @@ def _model_settings(folder: pathlib.Path):
     path = folder / SETTINGS
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        system, model = stored["system"], stored["model"]
+        system, model = stored["system"], ml_collections.ConfigDict(stored["model"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} cannot be read as settings of a model: {error!r}") from error
     if system != "cclm":
         raise ConfigError(f"{folder} is of {system}; only models of cclm have a published layout")
-    return ml_collections.ConfigDict(model)
+    return model
 
 
 def _description(model) -> str:

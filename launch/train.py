@@ -7,12 +7,14 @@ python launch/train.py ... --config.optimizer.lr=2e-4 --resume
 What follows a config's colon are its own arguments; --config.NAME=VALUE changes any setting.
 """
 
+import functools
 import pathlib
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from rc3_jax.command_line import parse_flags
 from rc3_jax.config import ConfigError
 from rc3_jax.data.record import DataError
 
@@ -25,24 +27,6 @@ PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: process
 PROCESS = flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
 RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint in the folder.")
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; what is not understood ends the program with the reason."""
-    try:
-        remaining = flags.FLAGS(argv)
-        if CONFIG.value is None:
-            raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
-        if not CONFIG.value.name:  # a file that is missing shows only when it is read
-            raise ConfigError("config.name is empty; the run's folder is named after it")
-        if len(remaining) > 1:
-            raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
-    except (flags.Error, AttributeError, KeyError, OSError, TypeError, ConfigError) as error:
-        reason = str(error.args[0] if error.args else error)
-        # What fails inside a config file comes with a traceback; its last line holds the reason.
-        last = reason.strip().splitlines()[-1].strip().rpartition("Error: ")[2]
-        sys.exit("error: " + (last if len(reason.splitlines()) > 2 else reason.replace("\n", " ")))
-    return remaining
 
 
 def main(argv: list[str]) -> None:
@@ -64,4 +48,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    app.run(main, flags_parser=functools.partial(parse_flags, CONFIG))

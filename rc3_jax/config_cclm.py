@@ -95,6 +95,7 @@ def cclm_config(name: str = "cclm_3m") -> ml_collections.ConfigDict:
     config.name = name
     config.system = "cclm"
     config.model = cclm_model(name)
+    config.mesh.rules = (*config.mesh.rules, (r"decoder", ("tensor", None)))
     config.shares = dict(captioned=1.0, parallel=1.0, region=0.0, strict=0.0, weak=0.0)
     config.data.regions.grid = visual_grid(config.model.patch)
     config.objective = ml_collections.ConfigDict(
@@ -190,9 +191,9 @@ def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
     if x2vlm:
         rates = {"cclm_x2vlm_base": (2e-5, 8e-5, 4e-5), "cclm_x2vlm_large": (1e-5, 6e-5, 3e-5)}
         vision, text, rest = rates[name]
-        config.optimizer.update(lr=rest, warmup=1000 / steps)
+        config.optimizer.update(lr=rest, warmup=min(0.5, 1000 / chosen.steps))
         config.optimizer.rates.vision = dict(factor=vision / rest, parameters=(r"vision/.*",))
         config.optimizer.rates.text = dict(factor=text / rest, parameters=(r"text/.*",))
     else:
-        config.optimizer.warmup = 2500 / steps
+        config.optimizer.warmup = min(0.5, 2500 / chosen.steps)
     return config

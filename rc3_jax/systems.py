@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -11,11 +11,14 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from rc3_jax.config import check_choice
+from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.config_cclm import visual_grid
+from rc3_jax.data.stream import KINDS
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.heads import Projection
 from rc3_jax.models.pair import PairModel
 from rc3_jax.models.rc3 import build_rc3
+from rc3_jax.models.towers import check_tower
 from rc3_jax.objectives.cclm import UPDATES, cclm_losses
 from rc3_jax.objectives.rc3 import contrasted, rc3_losses
 from rc3_jax.objectives.relevance import check_forms, ramp
@@ -35,7 +38,8 @@ class System(NamedTuple):
     Attributes:
       build: `(config.model, vocabulary size, mesh)` to a model.
       loss: `(model, config, mesh)` to the loss of a step.
-      check: raises ConfigError for objectives that cannot be.
+      check: raises ConfigError for settings that cannot be.
+      kinds: the rows that it can train on.
       updates: `config` to groups of kinds of rows, each with an update of its own, in order; the
         single group None takes all.
     """
@@ -43,6 +47,7 @@ class System(NamedTuple):
     build: Callable[[ml_collections.ConfigDict, int, Mesh | None], PairModel]
     loss: Callable[[PairModel, ml_collections.ConfigDict, Mesh | None], Loss]
     check: Callable[[ml_collections.ConfigDict], None]
+    kinds: tuple[str, ...]
     updates: Callable[[ml_collections.ConfigDict], tuple[tuple[str, ...] | None, ...]]
 
 
@@ -54,6 +59,17 @@ def system_of(config: ml_collections.ConfigDict) -> System:
     """
     check_choice("system", config.system, SYSTEMS)
     return SYSTEMS[config.system]
+
+
+def check_kinds(config: ml_collections.ConfigDict, kinds: Iterable[str]) -> None:
+    """Raises ConfigError for rows that the system cannot train on."""
+    known = system_of(config).kinds
+    for kind in kinds:
+        if kind not in known:
+            raise ConfigError(
+                f"shares.{kind}={config.shares[kind]}: {config.system} has no use for {kind} rows; "
+                f"set it to 0 (it trains on {', '.join(known)})"
+            )
 
 
 def parts_of(batch: Mapping, groups: tuple[tuple[str, ...] | None, ...]) -> list[dict]:
@@ -70,6 +86,10 @@ def _random_keys(config, step) -> tuple[Array, Array]:
     return tuple(jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step)))
 
 
+def _is_deterministic(config) -> bool:
+    return not (config.model.dropout or config.model.patch.get("drop_path", 0.0))
+
+
 def _rc3_loss(model, config, mesh) -> Loss:
     ramp_steps = round(config.objective.ramp * config.steps)
 
@@ -84,7 +104,7 @@ def _rc3_loss(model, config, mesh) -> Loss:
                 config.objective,
                 weak_weight=ramp(step, ramp_steps),
                 relevance_vectors=vectors,
-                deterministic=not config.model.dropout,
+                deterministic=_is_deterministic(config),
                 mesh=mesh,
                 microbatches=config.microbatches,
             )
@@ -110,17 +130,28 @@ def _ema_vectors(model, ema, batch, objective):
 
 
 def _check_rc3(config) -> None:
-    _check_pairs(config)
+    _check_objective(config, "regularizer")
+    for name, same in (
+        ("parallel_max_length", "max_length"),
+        ("parallel_most_masked", "most_masked"),
+    ):
+        if config.data[name] not in (None, config.data[same]):
+            raise ConfigError(
+                f"data.{name}={config.data[name]}: the texts of RC³ have one length; leave it out"
+            )
     check_forms(config.objective.regularizer)
     check_choice("objective.relevance", config.objective.relevance, RELEVANCE_SOURCES)
 
 
 def _cclm_loss(model, config, mesh) -> Loss:
-    deterministic = not (config.model.dropout or config.model.patch.get("drop_path", 0.0))
+    deterministic = _is_deterministic(config)
 
     def loss(params, ema, step, batch):
         del ema
         negatives, dropout = _random_keys(config, step)
+        if config.objective.step == "separate":  # each update drops out anew
+            first = min(KINDS.index(kind) for kind in batch)
+            dropout = jax.random.fold_in(dropout, first)
 
         def losses(model):
             return cclm_losses(
@@ -139,20 +170,43 @@ def _cclm_loss(model, config, mesh) -> Loss:
 
 
 def _check_cclm(config) -> None:
-    _check_pairs(config)
+    _check_objective(config, "step")
+    if config.evaluation.dependence_rows:
+        raise ConfigError(
+            f"evaluation.dependence_rows={config.evaluation.dependence_rows}: CCLM has no fused "
+            "vector whose dependence could be measured; set it to 0"
+        )
+    check_tower(config.model.patch)
+    grid = visual_grid(config.model.patch)
+    if config.shares.region and config.data.regions.grid != grid:
+        raise ConfigError(
+            f"data.regions.grid={config.data.regions.grid}: the visual tower has {grid} x {grid} "
+            f"patches; set it to {grid}"
+        )
     check_choice("objective.step", config.objective.step, STEPS)
     check_choice("objective.negatives", config.objective.negatives, NEGATIVES)
 
 
 def _cclm_updates(config) -> tuple[tuple[str, ...] | None, ...]:
-    return UPDATES if config.objective.step == "separate" else (None,)
+    if config.objective.step == "summed":
+        return (None,)
+    weights = config.objective.weights
+    return tuple(kinds for view, kinds in UPDATES.items() if any(weights[view].values()))
 
 
-def _check_pairs(config) -> None:
+def _check_objective(config, own: str) -> None:
+    if own not in config.objective:
+        raise ConfigError(
+            f"system={config.system!r} needs settings of its own, and these are another system's; "
+            "start from default_config() of rc3_jax/config.py for rc3, from cclm_config() of "
+            "rc3_jax/config_cclm.py for cclm"
+        )
     check_choice("objective.pairs.transport", config.objective.pairs.transport, TRANSPORTS)
 
 
 SYSTEMS = {
-    "rc3": System(build_rc3, _rc3_loss, _check_rc3, lambda config: (None,)),
-    "cclm": System(build_cclm, _cclm_loss, _check_cclm, _cclm_updates),
+    "rc3": System(
+        build_rc3, _rc3_loss, _check_rc3, ("strict", "weak", "parallel"), lambda config: (None,)
+    ),
+    "cclm": System(build_cclm, _cclm_loss, _check_cclm, KINDS, _cclm_updates),
 }

@@ -56,6 +56,7 @@ def test_a_step_on_eight_devices(tiny, tmp_path):
     assert "ENTRY" in hlo.read_text()
 
 
+@pytest.mark.slow
 def test_stored_pairs_are_named_and_end_with_status_1(tiny):
     arguments = (f"--config={tiny}", "--devices=8", "--config.objective.pairs.transport=dense")
     done = launch(*arguments)

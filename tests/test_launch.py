@@ -86,6 +86,7 @@ def test_the_demo_config_runs(tmp_path):
     assert set(scores["retrieval"]) == {"both", "patches", "regions"}
 
 
+@pytest.mark.slow
 def test_the_base_config_runs_on_a_folder_with_boxes(tmp_path, pairs):
     scores = run_tiny(tmp_path, "rc3_base", f":root={pairs}")
     assert set(scores["retrieval"]) == {"both", "patches", "regions"}

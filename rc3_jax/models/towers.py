@@ -43,6 +43,21 @@ def check_heads(name: str, part: Mapping[str, Any], mesh: Mesh | None) -> None:
         )
 
 
+def check_tower(patch: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for an unknown type of tower, or settings that are another type's."""
+    check_choice("model.patch.type", patch.type, TYPES)
+    several = patch.type == "swin"
+    needed = ("depths", "window", "drop_path") if several else ("depth", "mlp_width")
+    needed += ("drop_path",) if patch.type == "beit" else ()
+    missing = [name for name in needed if name not in patch]
+    if missing or isinstance(patch.heads, tuple | list) != several:
+        heads = "one number a stage" if several else "one number"
+        raise ConfigError(
+            f"model.patch.type={patch.type!r} needs the settings {', '.join(needed)}, and heads as "
+            f"{heads}; see docs/configuration.md"
+        )
+
+
 def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> VisualTower:
     """The tower that `config.patch` describes.
 
@@ -54,7 +69,7 @@ def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = No
       ConfigError: for a setting that cannot be.
     """
     patch = config.patch
-    check_choice("model.patch.type", patch.type, TYPES)
+    check_tower(patch)
     common = dict(remat=config.remat, dtype=jnp.dtype(config.dtype), mesh=mesh)
     if patch.type == "swin":
         for stage, heads in enumerate(patch.heads):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+SMALLEST = 1e-9
+"""An area that is divided by; the gradient of its inverse is still a float32."""
+
 
 def box_losses(
     predicted: Float[Array, "batch 4"],
@@ -13,8 +16,8 @@ def box_losses(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of absolute differences, and 1 - GIoU, both the mean over the rows that count.
 
-    A target without extent makes the second 0 for the whole batch, as in the published code
-    (CCLM.md section 2.5); GIoU is that of Rezatofighi et al. (arXiv 1902.09630).
+    A target of negative width or height makes the second 0 for the whole batch, as in the published
+    code (CCLM.md section 2.5); GIoU is that of Rezatofighi et al. (arXiv 1902.09630).
 
     Args:
       predicted, target: (centre x, centre y, width, height), fractions of the image.
@@ -39,8 +42,7 @@ def generalised_iou(
     overlap = area(jnp.maximum(low_a, low_b), jnp.minimum(high_a, high_b))
     union = area(low_a, high_a) + area(low_b, high_b) - overlap
     hull = area(jnp.minimum(low_a, low_b), jnp.maximum(high_a, high_b))
-    tiny = jnp.finfo(jnp.float32).tiny
-    return overlap / jnp.maximum(union, tiny) - (hull - union) / jnp.maximum(hull, tiny)
+    return overlap / jnp.maximum(union, SMALLEST) - (hull - union) / jnp.maximum(hull, SMALLEST)
 
 
 def _corners(box):

@@ -34,8 +34,8 @@ from rc3_jax.objectives.views import (
 Batch = Mapping[str, Mapping[str, Array]]
 
 WITH_IMAGE = ("captioned", "strict", "weak")
-UPDATES = (("parallel",), WITH_IMAGE, ("region",))
-"""The kinds of rows of each update that `objective.step = "separate"` makes, in order."""
+UPDATES = {"text": ("parallel",), "image": WITH_IMAGE, "region": ("region",)}
+"""First view → kinds of rows; `objective.step = "separate"` makes an update of each, in order."""
 NAMES = {
     "image": dict(contrast="itc", matching="itm", masked_lm="mlm", captions="caption_ttc"),
     "text": dict(contrast="ttc", matching="ttm", masked_lm="text_mlm"),

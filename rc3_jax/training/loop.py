@@ -21,7 +21,7 @@ from rc3_jax.observe.log import Clock, Log
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.checkpoint import Checkpoints
 from rc3_jax.training.memory import describe_memory, explain_out_of_memory
-from rc3_jax.training.run import Run, prepare_run
+from rc3_jax.training.run import Run, prepare_run, with_defaults
 from rc3_jax.training.state import TrainState, count_parameters
 from rc3_jax.training.step import make_step
 from rc3_jax.training.watchdog import Watchdog
@@ -50,15 +50,13 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     if is_first and not resume:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
-    with (
-        Log(folder if is_first else None, console) as log,
-        Watchdog(config.watchdog_minutes) as watchdog,
-    ):
+    with Log(folder if is_first else None, console) as log:
         if resume:
             _check_same_settings(folder, config)
-        run = prepare_run(config, folder if resume else None)
+        run = prepare_run(config, folder if resume else None)  # large files take their time
         try:
-            scores = _train(run, folder, log, watchdog)
+            with Watchdog(config.watchdog_minutes) as watchdog:
+                scores = _train(run, folder, log, watchdog)
         finally:
             name = "skipped.jsonl" if is_first else f"skipped.{jax.process_index()}.jsonl"
             run.skips.write(folder / name)
@@ -199,7 +197,7 @@ def _check_same_settings(folder: pathlib.Path, config: ml_collections.ConfigDict
             kept[part] = {k: v for k, v in (kept[part] or {}).items() if k != name}
         return kept
 
-    stored = fixed(json.loads(stored_file.read_text(encoding="utf-8")))
+    stored = fixed(with_defaults(json.loads(stored_file.read_text(encoding="utf-8"))))
     present = fixed(json.loads(json.dumps(config.to_dict())))
     changed = [name for name in present if stored[name] != present[name]]
     if changed:

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, default_config
+from rc3_jax.config_cclm import cclm_config
 from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import batch_rows
@@ -22,10 +24,13 @@ from rc3_jax.evaluation.retrieval import MODES
 from rc3_jax.models.pair import PairModel
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import shardings
-from rc3_jax.systems import parts_of, system_of
+from rc3_jax.systems import check_kinds, parts_of, system_of
 from rc3_jax.training.checkpoint import Checkpoints, load_params
 from rc3_jax.training.optimizer import make_optimizer
 from rc3_jax.training.state import EMA_PARTS, TrainState, initial_params
+
+OPEN = ("sources", "rates")
+"""Settings whose names are the user's."""
 
 
 class Run(NamedTuple):
@@ -70,6 +75,7 @@ class Run(NamedTuple):
         target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if self.config.init is None:
             return jax.jit(self.initial_state, out_shardings=target)()
+        check_init(self.config)
         params = load_params(pathlib.Path(self.config.init), abstract.params)
         return jax.jit(self._begin, out_shardings=target, donate_argnums=0)(params)
 
@@ -99,6 +105,8 @@ def model_and_optimizer(
 ) -> tuple[PairModel, optax.GradientTransformation]:
     """What `config` says, for batches with so many rows of each kind."""
     system = system_of(config)
+    system.check(config)
+    check_kinds(config, rows)
     model = system.build(config.model, vocab_size, mesh)
     params = jax.eval_shape(lambda: initial_params(model, config))
     updates = len(parts_of(rows, system.updates(config)))
@@ -126,7 +134,7 @@ def load_run(
         raise ConfigError(f"{folder} holds no run; name the --workdir of one that has saved")
     if config is None:
         stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        config = ml_collections.FrozenConfigDict(stored)
+        config = ml_collections.FrozenConfigDict(with_defaults(stored))
     with Checkpoints(folder, config.checkpoint.every, config.checkpoint.keep) as checkpoints:
         if checkpoints.latest is None:
             raise ConfigError(
@@ -135,6 +143,43 @@ def load_run(
             )
         run = prepare_run(config, folder)
         return run, checkpoints.restore(run.abstract_state()).params
+
+
+def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, with today's defaults for those that it did not have yet."""
+
+    def fill(settings, defaults):
+        filled = dict(defaults) | settings
+        for name, value in settings.items():
+            if name not in OPEN and isinstance(value, dict) and name in defaults:
+                filled[name] = fill(value, defaults[name])
+        return filled
+
+    defaults = cclm_config() if stored.get("system") == "cclm" else default_config()
+    return fill(stored, json.loads(json.dumps(defaults.to_dict())))
+
+
+def check_init(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError if `config.init` holds the weights of a model that computes otherwise.
+
+    Shapes do not tell of the number of heads, of positions, of an epsilon.
+    """
+    file = pathlib.Path(config.init) / "config.json"
+    if not file.is_file():
+        return
+    ours, theirs = (
+        flatten_dict(json.loads(json.dumps(model)), sep=".")
+        for model in (config.model.to_dict(), json.loads(file.read_text())["model"])
+    )
+    free = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
+    names = [name for name in ours if name not in free and name in theirs]
+    differing = [
+        f"model.{name} is {ours[name]}, there {theirs[name]}"
+        for name in names
+        if ours[name] != theirs[name]
+    ]
+    if differing:
+        raise ConfigError(f"{config.init} holds another model: {'; '.join(differing)}")
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

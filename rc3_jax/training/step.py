@@ -36,13 +36,14 @@ def make_step(
         params, opt_state, metrics, norms, losses = state.params, state.opt_state, {}, [], []
         for part in parts_of(batch, system.updates(config)):
             params = clamp_temperatures(params)
-            metrics |= {k: v for k, v in params.items() if k.startswith("temperature")}
             (loss, terms), gradients = gradient_of(params, state.ema, state.step, part)
             updates, opt_state = run.optimizer.update(gradients, opt_state, params)
             params = optax.apply_updates(params, updates)
             metrics |= terms
             norms.append(optax.tree.norm(gradients))
             losses.append(loss)
+        params = clamp_temperatures(params)
+        metrics |= {k: v for k, v in params.items() if k.startswith("temperature")}
         ema = state.ema
         if ema is not None:
             # Short at first, so that the random start is soon forgotten.

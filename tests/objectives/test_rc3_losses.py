@@ -112,6 +112,7 @@ def slow_losses(model, params, batch, key):
     return terms
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_all_terms_equal_those_of_separate_passes(seed):
     run, params, batch = prepared()

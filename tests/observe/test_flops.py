@@ -142,6 +142,7 @@ def test_forward_passes_as_they_are_compiled(name):
     assert 1.0 <= compiled.cost_analysis()["flops"] / len(ids) / expected < 1.25
 
 
+@pytest.mark.slow
 def test_a_step_as_it_is_compiled():
     config = small_config()
     run = abstract_run(config, jax.devices()[:1], ROWS, VOCABULARY)

@@ -24,6 +24,7 @@ def tolerance(name: str, expected: np.ndarray) -> float:
     return 2e-5 if STATES.match(name) else 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder, name", output_names(PRETRAINING))
 def test_a_recorded_output_is_reproduced(folder, name):
     require_folder(folder)

@@ -102,6 +102,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
     assert last[0]["loss"] == last[1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     config = tiny_config()
     config.optimizer.update(lr=1e30, warmup=0.0)
@@ -129,6 +130,7 @@ def test_settings_that_cannot_be_are_refused_with_the_remedy(tmp_path, change, m
         train(config, tmp_path, console=quiet())
 
 
+@pytest.mark.slow
 def test_weak_rows_alone_and_strict_rows_alone_train(tmp_path):
     for kinds in (dict(weak=0, parallel=0), dict(strict=0, parallel=0)):
         config = tiny_config()
@@ -139,6 +141,7 @@ def test_weak_rows_alone_and_strict_rows_alone_train(tmp_path):
         assert np.isfinite(scores["dependence"]["text_dependence"])
 
 
+@pytest.mark.slow
 def test_bfloat16_with_dropout_and_rematerialisation_trains(tmp_path):
     config = tiny_config()
     config.steps = 3

@@ -12,6 +12,7 @@ from tests.tiny import load_config
 from tests.training.test_step import prepared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parts", "regularizer"), [(8, ("weighted", "hinge")), (4, ("soft", "mse"))]
 )

@@ -65,6 +65,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     assert all("aligned_embedding" in name for name in idle), idle
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("term", "present", "absent"),
     [
