@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -59,17 +59,6 @@ def system_of(config: ml_collections.ConfigDict) -> System:
     """
     check_choice("system", config.system, SYSTEMS)
     return SYSTEMS[config.system]
-
-
-def check_kinds(config: ml_collections.ConfigDict, kinds: Iterable[str]) -> None:
-    """Raises ConfigError for rows that the system cannot train on."""
-    known = system_of(config).kinds
-    for kind in kinds:
-        if kind not in known:
-            raise ConfigError(
-                f"shares.{kind}={config.shares[kind]}: {config.system} has no use for {kind} rows; "
-                f"set it to 0 (it trains on {', '.join(known)})"
-            )
 
 
 def parts_of(batch: Mapping, groups: tuple[tuple[str, ...] | None, ...]) -> list[dict]:
@@ -201,6 +190,13 @@ def _check_objective(config, own: str) -> None:
             "start from default_config() of rc3_jax/config.py for rc3, from cclm_config() of "
             "rc3_jax/config_cclm.py for cclm"
         )
+    known = SYSTEMS[config.system].kinds
+    for kind, share in config.shares.items():
+        if share and kind not in known:
+            raise ConfigError(
+                f"shares.{kind}={share}: {config.system} has no use for {kind} rows; set it to 0 "
+                f"(it trains on {', '.join(known)})"
+            )
     check_choice("objective.pairs.transport", config.objective.pairs.transport, TRANSPORTS)
 
 

@@ -24,7 +24,7 @@ from rc3_jax.evaluation.retrieval import MODES
 from rc3_jax.models.pair import PairModel
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import shardings
-from rc3_jax.systems import check_kinds, parts_of, system_of
+from rc3_jax.systems import parts_of, system_of
 from rc3_jax.training.checkpoint import Checkpoints, load_params
 from rc3_jax.training.optimizer import make_optimizer
 from rc3_jax.training.state import EMA_PARTS, TrainState, initial_params
@@ -106,7 +106,6 @@ def model_and_optimizer(
     """What `config` says, for batches with so many rows of each kind."""
     system = system_of(config)
     system.check(config)
-    check_kinds(config, rows)
     model = system.build(config.model, vocab_size, mesh)
     params = jax.eval_shape(lambda: initial_params(model, config))
     updates = len(parts_of(rows, system.updates(config)))
