@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from rc3_jax.config import ConfigError
+from rc3_jax.config_cclm import CLIP_MEAN, CLIP_STD
 from rc3_jax.convert.cclm import to_published
 from rc3_jax.convert.torch_file import TensorFileError, read_tensors, write_tensors
 from rc3_jax.training.checkpoint import load_params, save_params
@@ -93,6 +94,8 @@ def test_a_run_starts_from_a_converted_folder_and_is_exported(convert, tiny, sou
     folder, workdir = tmp_path / "converted", tmp_path / "run"
     convert.cclm_to_flax(source, folder, text_heads=config.model.text.heads)
     config = tiny_cclm()
+    config.model.update(image_mean=CLIP_MEAN, image_std=CLIP_STD)  # as published
+    config.model.text.position_offset = 0
     config.seed, config.init = 5, str(folder)
     state = prepare_run(config).create_state()
     assert int(state.step) == 0

@@ -75,8 +75,8 @@ class Run(NamedTuple):
         target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         if self.config.init is None:
             return jax.jit(self.initial_state, out_shardings=target)()
-        check_init(self.config)
         params = load_params(pathlib.Path(self.config.init), abstract.params)
+        check_init(self.config)
         return jax.jit(self._begin, out_shardings=target, donate_argnums=0)(params)
 
 
