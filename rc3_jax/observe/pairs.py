@@ -61,7 +61,7 @@ def forbidden(
             notes.append(f"{name} x {name}: {count} are one tile of {tile}")
     if vocab_size <= TILE * mesh.shape["tensor"]:
         return found, [*notes, f"positions x words: {vocab_size} words are one tile of {TILE}"]
-    groups = {images, regions, rows.get("parallel", 0), images + rows.get("parallel", 0)}
+    groups = {images, regions, rows.get("parallel", 0), images + rows.get("parallel", 0)} - {0}
     groups |= {count // devices for count in groups}
     groups |= {count // config.microbatches for count in groups}
     masked = {text_sizes(config, kind)[1] for kind in rows}
