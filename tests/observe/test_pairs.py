@@ -36,6 +36,8 @@ def looked_for():
         ((24, 1024), None),  # a tile
         ((6144, 256), None),  # all vectors
         ((250_002, 768), None),
+        ((250_002,), None),  # a number for each word
+        ((31, 8192), None),  # the same, in tiles
         ((250_008, 96), None),  # word embeddings shared by 8 devices
     ],
 )
