@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -75,8 +76,10 @@ def _random_keys(config, step) -> tuple[Array, Array]:
     return tuple(jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step)))
 
 
-def _is_deterministic(config) -> bool:
-    return not (config.model.dropout or config.model.patch.get("drop_path", 0.0))
+def _options(config, mesh) -> dict[str, Any]:
+    """What the losses of all systems are given."""
+    random = config.model.dropout or config.model.patch.get("drop_path", 0.0)
+    return dict(deterministic=not random, mesh=mesh, microbatches=config.microbatches)
 
 
 def _rc3_loss(model, config, mesh) -> Loss:
@@ -84,22 +87,15 @@ def _rc3_loss(model, config, mesh) -> Loss:
 
     def loss(params, ema, step, batch):
         negatives, dropout = _random_keys(config, step)
-
-        def losses(model):
-            return rc3_losses(
-                model,
-                batch,
-                negatives,
-                config.objective,
-                weak_weight=ramp(step, ramp_steps),
-                relevance_vectors=vectors,
-                deterministic=_is_deterministic(config),
-                mesh=mesh,
-                microbatches=config.microbatches,
-            )
-
-        vectors = _ema_vectors(model, ema, batch, config.objective)
-        return nn.apply(losses, model)({"params": params}, rngs={"dropout": dropout})
+        losses = functools.partial(
+            rc3_losses,
+            objective=config.objective,
+            weak_weight=ramp(step, ramp_steps),
+            relevance_vectors=_ema_vectors(model, ema, batch, config.objective),
+            **_options(config, mesh),
+        )
+        rngs = {"dropout": dropout}
+        return nn.apply(losses, model)({"params": params}, batch, negatives, rngs=rngs)
 
     return loss
 
@@ -133,7 +129,7 @@ def _check_rc3(config) -> None:
 
 
 def _cclm_loss(model, config, mesh) -> Loss:
-    deterministic = _is_deterministic(config)
+    losses = functools.partial(cclm_losses, objective=config.objective, **_options(config, mesh))
 
     def loss(params, ema, step, batch):
         del ema
@@ -141,19 +137,8 @@ def _cclm_loss(model, config, mesh) -> Loss:
         if config.objective.step == "separate":  # each update drops out anew
             first = min(KINDS.index(kind) for kind in batch)
             dropout = jax.random.fold_in(dropout, first)
-
-        def losses(model):
-            return cclm_losses(
-                model,
-                batch,
-                negatives,
-                config.objective,
-                deterministic=deterministic,
-                mesh=mesh,
-                microbatches=config.microbatches,
-            )
-
-        return nn.apply(losses, model)({"params": params}, rngs={"dropout": dropout})
+        rngs = {"dropout": dropout}
+        return nn.apply(losses, model)({"params": params}, batch, negatives, rngs=rngs)
 
     return loss
 

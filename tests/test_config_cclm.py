@@ -75,7 +75,11 @@ def test_the_optimizer_takes_the_settings_of_all_models():
     for name in MODELS:
         config = load_config(name, "root=/data")
         _, template = _template(name)
-        make_optimizer(config.optimizer, config.steps, template, updates=2)
+        optimizer = make_optimizer(config.optimizer, config.steps, template, updates=2)
+        moments = jax.eval_shape(optimizer.init, template)
+        shapes = [leaf.shape for leaf in jax.tree.leaves(moments) if leaf.shape]
+        matrices = [leaf.shape for leaf in jax.tree.leaves(template) if leaf.shape]
+        assert sorted(shapes) == sorted(2 * matrices)
 
 
 def test_a_published_recipe_needs_a_root():

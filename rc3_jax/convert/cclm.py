@@ -57,8 +57,6 @@ class Layout(NamedTuple):
     """How the published code names a model's tensors.
 
     Attributes:
-      text: what the names of the text tower begin with.
-      words: what the names of the masked-language-model head begin with.
       copies: tensors that the published model holds twice: the second name → the first.
       buffers: name → what the published model computes and saves too.
     """
@@ -156,7 +154,11 @@ def own_tensors(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, 
 
 def to_published(params: Mapping, model: ml_collections.ConfigDict) -> dict[str, np.ndarray]:
     """The state dict that the published model loads with `strict=True`: copies, buffers and all."""
-    layout = layout_of(model)
+    return published_tensors(params, layout_of(model))
+
+
+def published_tensors(params: Mapping, layout: Layout) -> dict[str, np.ndarray]:
+    """Our parameters by published names, with the layout's copies and buffers."""
     tensors = to_torch(params, layout.table)
     tensors |= {copy: tensors[name] for copy, name in layout.copies.items()}
     return tensors | layout.buffers

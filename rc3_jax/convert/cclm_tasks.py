@@ -15,8 +15,15 @@ import ml_collections
 import numpy as np
 
 from rc3_jax.config import check_choice
-from rc3_jax.convert.cclm import CROSS_LAYER, HEADS, Layout, layout_of
-from rc3_jax.convert.mapping import to_flax, to_torch
+from rc3_jax.convert.cclm import (
+    CROSS_LAYER,
+    HEADS,
+    Layout,
+    layout_of,
+    own_tensors,
+    published_tensors,
+)
+from rc3_jax.convert.mapping import to_flax
 from rc3_jax.convert.names import Layers, Row, Table
 
 ENCODERS = ("text", "vision", "fusion")
@@ -101,22 +108,13 @@ def from_published(
     Raises:
       ValueError: lists every missing, extra and mis-shaped tensor, and copies that differ.
     """
-    (table, copies, buffers), shared = task_layout(model, task)
-    ties = [*copies.items(), *shared.items()]
-    differing = [
-        f"{copy} is not equal to {name}, to which the model ties it"
-        for copy, name in ties
-        if copy in tensors and name in tensors and not np.array_equal(tensors[copy], tensors[name])
-    ]
-    if differing:
-        raise ValueError("\n  ".join(["the checkpoint contradicts itself:", *differing]))
-    known = {**copies, **buffers}
-    own = {name: tensor for name, tensor in tensors.items() if name not in known}
+    layout, shared = task_layout(model, task)
+    own = own_tensors(tensors, layout._replace(copies={**layout.copies, **shared}))
     own |= {copy: own[name] for copy, name in shared.items() if name in own}
     wanted = _parts(template, task)
     if task == "two_images":
         wanted["fusion"] = jax.eval_shape(join_pairs, wanted["fusion"])
-    params = to_flax(own, table, wanted)
+    params = to_flax(own, layout.table, wanted)
     if task == "two_images":
         params["fusion"] = split_pairs(params["fusion"])
     return {**template, **params}
@@ -126,13 +124,11 @@ def to_published(
     params: Mapping, model: ml_collections.ConfigDict, task: str
 ) -> dict[str, np.ndarray]:
     """The state dict of the published model: copies, buffers and all."""
-    (table, copies, buffers), _ = task_layout(model, task)
+    layout, _ = task_layout(model, task)
     params = _parts(params, task)
     if task == "two_images":
         params["fusion"] = join_pairs(params["fusion"])
-    tensors = to_torch(params, table)
-    tensors |= {copy: tensors[name] for copy, name in copies.items()}
-    return tensors | buffers
+    return published_tensors(params, layout)
 
 
 def from_trunk(trunk: Mapping, task: str, fresh: Mapping) -> dict:

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rc3_jax.evaluation.retrieval import CUTOFFS
+from rc3_jax.evaluation.retrieval import CUTOFFS, ranks_of_right, recalls_of_ranks
 from rc3_jax.models.pair import PairModel
 
 UNSCORED = -100.0
@@ -103,10 +103,7 @@ def recalls(
     Wrong items that tie with the best right one count as ranked before it, and so does what is not
     a number: an item that was not scored is never found.
     """
-    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-    before = np.sum(~(scores < best) & ~right, axis=1)
-    ranks = np.where(right.any(axis=1), before, np.inf)
-    return {k: float(np.mean(ranks < k)) for k in cutoffs}
+    return recalls_of_ranks(ranks_of_right(scores, right), cutoffs)
 
 
 def retrieval_recalls(

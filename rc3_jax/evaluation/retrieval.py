@@ -102,10 +102,25 @@ def recalls(
     for start in range(0, len(queries), chunk):
         similarity = queries[start : start + chunk] @ gallery.T
         right = query_groups[start : start + chunk, None] == gallery_groups[None, :]
-        best = np.where(right, similarity, -np.inf).max(axis=1, keepdims=True)
-        before = np.sum(~(similarity < best) & ~right, axis=1)
-        ranks.append(np.where(right.any(axis=1), before, np.inf))
-    ranks = np.concatenate(ranks)
+        ranks.append(ranks_of_right(similarity, right))
+    return recalls_of_ranks(np.concatenate(ranks), cutoffs)
+
+
+def ranks_of_right(scores: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Wrong items ranked before each query's best right one, infinite where none is right.
+
+    Items that tie with it count as ranked before it, and so does what is not a number.
+
+    Args:
+      scores: float `[queries, items]`; right: bool of that shape.
+    """
+    best = np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
+    before = np.sum(~(scores < best) & ~right, axis=1)
+    return np.where(right.any(axis=1), before, np.inf)
+
+
+def recalls_of_ranks(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[int, float]:
+    """Share of queries with a right item among the first k."""
     return {k: float(np.mean(ranks < k)) for k in cutoffs}
 
 

@@ -26,7 +26,7 @@ from rc3_jax.models.layers import (
     prepend_mean,
     relative_index,
 )
-from rc3_jax.models.patch import to_patches
+from rc3_jax.models.patch import check_images, to_patches
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
 
@@ -162,7 +162,8 @@ class BeitTower(nn.Module):
         Raises:
           ConfigError: if the sizes do not agree.
         """
-        self._check(images.shape)
+        self._check()
+        check_images(images, self.image_size)
         patches = to_patches(images.astype(self.dtype), self.patch)
         x = dense(self.width, self.dtype, "patch_embedding")(patches)
         class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
@@ -181,13 +182,9 @@ class BeitTower(nn.Module):
         x = BeitStack(self.depth, block, *options, name="encoder")(x, deterministic)[:, 1:]
         return prepend_mean(nn.LayerNorm(self.epsilon, self.dtype, name="final_norm")(x))
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def _check(self) -> None:
         if self.image_size % self.patch or self.width % self.heads:
             raise ConfigError(
                 f"patch={self.patch} must divide image_size={self.image_size}, and "
                 f"heads={self.heads} must divide width={self.width}"
-            )
-        if shape[1:] != (self.image_size, self.image_size, 3):
-            raise ConfigError(
-                f"the images are {shape[1:]} and image_size={self.image_size}; they must agree"
             )

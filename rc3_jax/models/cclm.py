@@ -18,7 +18,7 @@ from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
 from rc3_jax.models.layers import TOKEN_INIT, Stack, masked_mean
-from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, Visual, normalise_pixels
+from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, View, normalise_pixels
 from rc3_jax.models.text import POSITION_OFFSETS, TextTower
 from rc3_jax.models.towers import VisualTower, build_visual_tower, check_heads, check_model
 
@@ -63,7 +63,7 @@ class CCLM(PairModel):
         words = self.text.word_embedding.embedding if self.tied_decoder else self.decoder
         return words.astype(self.fusion.dtype), self.word_bias
 
-    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> Visual:
+    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> View:
         """Pooled token and patch tokens of images, and their vectors.
 
         Args:
@@ -75,7 +75,7 @@ class CCLM(PairModel):
 
     def encode_pixels(
         self, pixels: Float[Array, "batch height width 3"], deterministic: bool = True
-    ) -> Visual:
+    ) -> View:
         """`encode_visual` of normalised pixels."""
         tokens = self.vision(pixels, deterministic)
         return self._visual(tokens, jnp.ones(tokens.shape[:2], bool))
@@ -84,7 +84,7 @@ class CCLM(PairModel):
         self,
         tokens: Float[Array, "batch tokens width"],
         inside: Bool[Array, "batch regions tokens"],
-    ) -> Visual:
+    ) -> View:
         """Each region of each image as a row of its own (CCLM.md section 1.8).
 
         Args:
@@ -100,8 +100,8 @@ class CCLM(PairModel):
         pooled = masked_mean(tokens[:, 1:], inside[:, 1:]).astype(tokens.dtype)
         return self._visual(jnp.concatenate([pooled[:, None], tokens[:, 1:]], axis=1), inside)
 
-    def _visual(self, tokens, mask) -> Visual:
-        return Visual(tokens, mask, self.image_projection(tokens[:, 0]))
+    def _visual(self, tokens, mask) -> View:
+        return View(tokens, mask, self.image_projection(tokens[:, 0]))
 
     def predict_box(self, fused: Float[Array, "batch length width"]) -> Float[Array, "batch 4"]:
         """Where in the image the text belongs: (centre x, centre y, width, height) in (0, 1)."""

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.heads import MaskedLMHead
+from rc3_jax.models.heads import MaskedLMHead, word_logits
 from rc3_jax.models.tasks import Reader, encoders
 from rc3_jax.models.text import TextTower
 
@@ -52,17 +52,10 @@ class AnswerDecoder(TextTower):
           ids: from `<s>` on, padded on the right with `PAD_ID`.
         """
         places = jnp.arange(ids.shape[1]) + self.position_offset
-        x = (
-            self.word_embedding(ids)
-            + self.position_embedding(places)
-            + self.type_embedding(jnp.zeros_like(ids))
-        )
-        x = self.drop(self.embedding_norm(x), deterministic=deterministic)
+        x = self.embed(ids, places, deterministic)
         x = self.encoder(x, ids != PAD_ID, question.tokens, question.mask, deterministic)
         words = self.word_embedding.embedding.astype(self.encoder.dtype)
-        hidden = self.masked_lm_head(x)
-        logits = jnp.einsum("...w,vw->...v", hidden, words, preferred_element_type=jnp.float32)
-        return logits + self.word_bias
+        return word_logits(self.masked_lm_head(x), words, self.word_bias)
 
 
 class QuestionAnswering(Reader, kw_only=True):

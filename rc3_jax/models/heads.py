@@ -45,3 +45,13 @@ class MaskedLMHead(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
         y = nn.gelu(dense(x.shape[-1], self.dtype, "hidden")(x), approximate=False)
         return nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)
+
+
+def word_logits(
+    hidden: Float[Array, "*batch width"],
+    words: Float[Array, "vocab width"],
+    bias: Float[Array, " vocab"],
+) -> Float[Array, "*batch vocab"]:
+    """What a masked-language-model head predicts, of every word; float32."""
+    logits = jnp.einsum("...w,vw->...v", hidden, words, preferred_element_type=jnp.float32)
+    return logits + bias

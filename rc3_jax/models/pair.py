@@ -9,13 +9,15 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+from rc3_jax.models.heads import word_logits
+
 TEMPERATURE_INIT = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
 """The training step keeps the learned temperatures within it (METHOD.md section 1.7)."""
 
 
-class Visual(NamedTuple):
-    """The visual tokens of a row with their mask, and the row's image vector v."""
+class View(NamedTuple):
+    """Images or texts after their tower: tokens with their mask, and the contrastive vectors."""
 
     tokens: Float[Array, "batch tokens width"]
     mask: Bool[Array, "batch tokens"]
@@ -29,7 +31,7 @@ class PairModel(nn.Module):
     what its `vocabulary` is.
     """
 
-    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> Visual:
+    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> View:
         """Visual tokens and image vectors of a batch's rows."""
         raise NotImplementedError
 
@@ -57,10 +59,7 @@ class PairModel(nn.Module):
         positions: Int[Array, "batch masked"],
     ) -> Float[Array, "batch masked vocab"]:
         """Vocabulary logits, float32, at the given positions of each row."""
-        words, bias = self.vocabulary()
-        hidden = self.token_states(fused, positions)
-        logits = jnp.einsum("...w,vw->...v", hidden, words, preferred_element_type=jnp.float32)
-        return logits + bias
+        return word_logits(self.token_states(fused, positions), *self.vocabulary())
 
     def token_states(
         self,

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rc3_jax.config import ConfigError
 from rc3_jax.models.layers import TOKEN_INIT, Stack, dense
 
 
@@ -16,6 +17,14 @@ def to_patches(
     batch, height, width, channels = images.shape
     grid = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return grid.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+def check_images(images: Array, size: int) -> None:
+    """Raises ConfigError unless images are `[batch, size, size, 3]`."""
+    if images.shape[1:] != (size, size, 3):
+        raise ConfigError(
+            f"the images are {images.shape[1:]} and image_size={size}; they must agree"
+        )
 
 
 class PatchTower(nn.Module):

@@ -14,7 +14,7 @@ from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
 from rc3_jax.models.layers import TOKEN_INIT, AttentionPool, Stack, masked_mean
-from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, Visual, normalise_pixels
+from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, View, normalise_pixels
 from rc3_jax.models.roi import GEOMETRIES, RoiTower
 from rc3_jax.models.text import TextTower
 from rc3_jax.models.towers import VisualTower, build_visual_tower, check_heads, check_model
@@ -61,7 +61,7 @@ class RC3(PairModel):
         """The learned scalar, float32, that the logits of each contrast are divided by."""
         return self.temperature
 
-    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> Visual:
+    def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> View:
         """Patch and ROI tokens of images, either part masked out where a row says so.
 
         Args:
@@ -89,7 +89,7 @@ class RC3(PairModel):
             types = self.visual_type.astype(tokens.dtype)
             parts = [(t + types[i], m) for i, (t, m) in enumerate(parts)]
         vector = self.image_projection(_pool_parts(parts))
-        return Visual(
+        return View(
             jnp.concatenate([t for t, _ in parts], axis=1),
             jnp.concatenate([m for _, m in parts], axis=1),
             vector,

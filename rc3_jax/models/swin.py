@@ -26,7 +26,7 @@ from rc3_jax.models.layers import (
     prepend_mean,
     relative_index,
 )
-from rc3_jax.models.patch import to_patches
+from rc3_jax.models.patch import check_images, to_patches
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
 EPSILON = 1e-5
@@ -209,7 +209,8 @@ class SwinTower(nn.Module):
         Raises:
           ConfigError: if the windows do not cover every stage, or the sizes do not agree.
         """
-        self._check(images.shape)
+        self._check()
+        check_images(images, self.image_size)
         x = to_patches(images.astype(self.dtype), self.patch)
         x = dense(self.embed_width, self.dtype, "patch_embedding")(x)
         x = nn.LayerNorm(EPSILON, self.dtype, name="patch_norm")(x)
@@ -232,7 +233,7 @@ class SwinTower(nn.Module):
         x = nn.LayerNorm(EPSILON, self.dtype, name="final_norm")(x)
         return prepend_mean(x.reshape(len(x), -1, self.width))
 
-    def _check(self, shape: tuple[int, ...]) -> None:
+    def _check(self) -> None:
         stages = len(self.depths)
         if len(self.heads) != stages:
             raise ConfigError(
@@ -244,10 +245,6 @@ class SwinTower(nn.Module):
             raise ConfigError(
                 f"image_size={self.image_size} must be a multiple of {stride}, the patch of "
                 f"{self.patch} pixels doubled by each of the {stages - 1} mergings"
-            )
-        if shape[1:] != (self.image_size, self.image_size, 3):
-            raise ConfigError(
-                f"the images are {shape[1:]} and image_size={self.image_size}; they must agree"
             )
         for stage, heads in enumerate(self.heads):
             side = self.image_size // self.patch // 2**stage

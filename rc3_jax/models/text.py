@@ -55,10 +55,19 @@ class TextTower(nn.Module):
             positions = jnp.cumsum(known, axis=1) * known + PAD_ID
         else:
             positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        x = self.embed(ids, positions, deterministic)
+        return self.encoder(x, known if mask is None else mask, deterministic=deterministic)
+
+    def embed(
+        self,
+        ids: Int[Array, "batch length"],
+        positions: Int[Array, "... length"],
+        deterministic: bool,
+    ) -> Float[Array, "batch length width"]:
+        """What enters the encoder."""
         x = (
             self.word_embedding(ids)
             + self.position_embedding(positions)
             + self.type_embedding(jnp.zeros_like(ids))
         )
-        x = self.drop(self.embedding_norm(x), deterministic=deterministic)
-        return self.encoder(x, known if mask is None else mask, deterministic=deterministic)
+        return self.drop(self.embedding_norm(x), deterministic=deterministic)

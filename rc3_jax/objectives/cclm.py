@@ -25,7 +25,6 @@ from rc3_jax.objectives.views import (
     Masked,
     Pair,
     Terms,
-    Text,
     View,
     contrast,
     view_losses,
@@ -120,7 +119,7 @@ def image_losses(context: Context, batch: Batch, key: PRNGKeyArray) -> Terms:
         parts = dict(zip(kinds, split(rows, counts), strict=True))
         return join([parts[kind] for kind in twice])
 
-    image, first = (Text(None, None, of_two(x.vector)) for x in (view, texts["a"]))
+    image, first = (View(None, None, of_two(x.vector)) for x in (view, texts["a"]))
     groups = of_two(pair.groups)
     if weights.contrast:
         second = contrast(context, Pair(image, texts["b"], groups))
@@ -157,7 +156,7 @@ def region_losses(context: Context, rows: Mapping[str, Array], key: PRNGKeyArray
     masked = Masked(texts.get("masked"), view, flat("masked_positions"), flat("masked_labels"))
     terms = view_losses(context, pair, masked, weights, key)
     if weights.box or weights.giou:
-        image = Text(
+        image = View(
             *(jnp.repeat(x, rows["ids_a"].shape[1], axis=0) for x in (whole.tokens, whole.mask)),
             None,
         )
@@ -174,7 +173,7 @@ def _encode_images(context: Context, image: Array) -> View:
 
 def _encode_texts(
     context: Context, ids: Mapping[str, Array], weights: Mapping[str, float]
-) -> dict[str, Text]:
+) -> dict[str, View]:
     """One pass of the text tower over all of them; masked ones only if they are to be filled."""
     ids = {name: x for name, x in ids.items() if name != "masked" or weights["masked_lm"]}
     # A masked token may have become any other, the padding token too.
@@ -186,7 +185,7 @@ def _encode_texts(
     )
     lengths = [x.shape[0] for x in ids.values()]
     parts = (split(x, lengths) for x in (states, mask, vectors))
-    return {name: Text(*part) for name, part in zip(ids, zip(*parts), strict=True)}
+    return {name: View(*part) for name, part in zip(ids, zip(*parts), strict=True)}
 
 
 def _groups(context: Context, groups: Int[Array, " batch"]) -> Int[Array, " batch"]:

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from rc3_jax.config import ConfigError
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.pair import Visual
+from rc3_jax.models.pair import View
 from rc3_jax.models.rc3 import RC3
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
@@ -47,14 +47,6 @@ def contrasted(objective: ml_collections.ConfigDict, batch: Batch) -> list[str]:
     return [kind for kind in WITH_IMAGE if kind in batch and on[kind]]
 
 
-class Text(NamedTuple):
-    """Texts of some rows after the text tower."""
-
-    states: Float[Array, "batch length width"]
-    mask: Bool[Array, "batch length"]
-    vector: Float[Array, "batch size"]
-
-
 class Encoded(NamedTuple):
     """Everything the towers say about a batch.
 
@@ -67,12 +59,12 @@ class Encoded(NamedTuple):
     kinds: list[str]
     counts: list[int]
     groups: Array
-    visual: Visual
-    texts: dict[tuple[str, str], Text]
+    visual: View
+    texts: dict[tuple[str, str], View]
 
-    def text(self, view: str, kinds: Sequence[str]) -> Text:
+    def text(self, view: str, kinds: Sequence[str]) -> View:
         """One view of several kinds, joined."""
-        return Text(*map(join, zip(*(self.texts[kind, view] for kind in kinds), strict=True)))
+        return View(*map(join, zip(*(self.texts[kind, view] for kind in kinds), strict=True)))
 
     def take(self, rows: Array, kinds: Sequence[str]) -> Array:
         """Of an array over all rows with an image, those of some kinds."""
@@ -126,7 +118,7 @@ def rc3_losses(
 
     # All that the fusion encoder reads over images goes through it as one batch.
     visual, groups = encoded.visual, encoded.groups
-    passes: dict[str, tuple[Text, Array, Array]] = {}
+    passes: dict[str, tuple[View, Array, Array]] = {}
     if weights.itm or kinds:
         text_a = encoded.text("a", encoded.kinds)
         passes["a"] = (text_a, visual.tokens, visual.mask)
@@ -138,7 +130,7 @@ def rc3_losses(
         drawn = sample_negatives(
             jax.random.fold_in(key, 0), visual.vector, text_a.vector, tau, groups, tiling
         )
-        wrong_text = Text(*fetch_rows(mesh, (text_a.states, text_a.mask), drawn), None)
+        wrong_text = View(*fetch_rows(mesh, (text_a.tokens, text_a.mask), drawn), None)
         passes["wrong_text"] = (wrong_text, visual.tokens, visual.mask)
     if weights.itm:
         drawn = sample_negatives(
@@ -199,7 +191,7 @@ def _encode(
     states, vectors = in_parts(lambda model, ids: model.encode_text(ids, deterministic), ids)
     visual = in_parts(lambda model, rows: model.encode_visual(rows, deterministic), rows)
     parts = (split(x, lengths) for x in (states, ids != PAD_ID, vectors))
-    texts = {name: Text(*part) for name, part in zip(wanted, zip(*parts), strict=True)}
+    texts = {name: View(*part) for name, part in zip(wanted, zip(*parts), strict=True)}
     return Encoded(kinds, counts, rows["groups"], visual, texts)
 
 
@@ -239,9 +231,9 @@ def _fuse(model, passes, deterministic, in_parts) -> tuple[dict[str, Array], dic
         fused = model.fusion(states, mask, *view, deterministic)
         return model.fused_vector(fused, mask), model.match(fused)
 
-    columns = zip(*((t.states, t.mask, *view) for t, *view in passes.values()), strict=True)
+    columns = zip(*((t.tokens, t.mask, *view) for t, *view in passes.values()), strict=True)
     results = in_parts(read, *map(join, columns))
-    counts = [text.states.shape[0] for text, _, _ in passes.values()]
+    counts = [text.tokens.shape[0] for text, _, _ in passes.values()]
     return tuple(dict(zip(passes, split(x, counts), strict=True)) for x in results)
 
 
@@ -301,11 +293,11 @@ def _masked_lm(model, batch, encoded, deterministic, in_parts, mesh) -> tuple[Ar
     views = [(encoded.kinds, (encoded.visual.tokens, encoded.visual.mask))]
     if "parallel" in batch:
         other = encoded.texts["parallel", "b"]
-        views.append((["parallel"], (other.states, other.mask)))
+        views.append((["parallel"], (other.tokens, other.mask)))
     states, labels = [], []
     for kinds, view in views:
         masked = encoded.text("masked", kinds)
         positions = field("masked_positions", kinds)
-        states.append(in_parts(read, masked.states, masked.mask, *view, positions))
+        states.append(in_parts(read, masked.tokens, masked.mask, *view, positions))
         labels.append(field("masked_labels", kinds))
     return masked_lm_loss(join(states), *model.vocabulary(), join(labels), mesh)

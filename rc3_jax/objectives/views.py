@@ -12,10 +12,10 @@ from typing import NamedTuple
 import jax
 import ml_collections
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rc3_jax.models.cclm import CCLM
-from rc3_jax.models.pair import Visual
+from rc3_jax.models.pair import View
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
 from rc3_jax.objectives.matching import Rule, has_negative, matching_loss, sample_negatives
@@ -27,29 +27,18 @@ from rc3_jax.parallel.mesh import batch_devices
 Terms = dict[str, Float[Array, ""]]
 
 
-class Text(NamedTuple):
-    """Texts after the text tower; the fields are those of `Visual`."""
-
-    tokens: Float[Array, "batch length width"]
-    mask: Bool[Array, "batch length"]
-    vector: Float[Array, "batch size"]
-
-
-View = Visual | Text
-
-
 class Pair(NamedTuple):
     """Two views of the same objects, row for row; rows of one group are no negatives."""
 
     view: View
-    text: Text
+    text: View
     groups: Int[Array, " batch"]
 
 
 class Masked(NamedTuple):
     """Texts with masks, the view that helps to fill them, and what was there."""
 
-    text: Text
+    text: View
     view: View
     positions: Int[Array, "batch masked"]
     labels: Int[Array, "batch masked"]
@@ -80,7 +69,7 @@ class Context(NamedTuple):
         local = self.objective.negatives == "local"
         return Rule(self.objective.negative_floor, rows // devices if local else None)
 
-    def read(self, then: Callable, text: Text, view: View, *rows: Array) -> Array:
+    def read(self, then: Callable, text: View, view: View, *rows: Array) -> Array:
         """`then(model, fused, *rows)` of the texts after they read their views."""
 
         def one_part(model, states, mask, view_tokens, view_mask, *rows):
@@ -135,13 +124,13 @@ def matching_logits(context: Context, pair: Pair, negatives) -> list[Float[Array
         return fetch_rows(context.mesh, (view.tokens, view.mask), rows)
 
     view, text = pair.view, pair.text
-    wrong_view = Text(*fetch(view, negatives[0]), None)
-    wrong_text = Text(*fetch(text, negatives[1]), None)
+    wrong_view = View(*fetch(view, negatives[0]), None)
+    wrong_text = View(*fetch(text, negatives[1]), None)
     texts = (text, text, wrong_text)
     views = (view, wrong_view, view)
 
     def joined(views):
-        return Text(join([v.tokens for v in views]), join([v.mask for v in views]), None)
+        return View(join([v.tokens for v in views]), join([v.mask for v in views]), None)
 
     logits = context.read(lambda model, fused: model.match(fused), joined(texts), joined(views))
     return split(logits, [len(pair.groups)] * 3)

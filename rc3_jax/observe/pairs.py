@@ -13,8 +13,9 @@ import ml_collections
 from jax.sharding import Mesh
 
 from rc3_jax.data.example import text_sizes
+from rc3_jax.objectives.cclm import WITH_IMAGE
 from rc3_jax.objectives.masked_lm import TILE
-from rc3_jax.objectives.rc3 import ALIGNED, WITH_IMAGE
+from rc3_jax.objectives.rc3 import ALIGNED
 from rc3_jax.observe.runs import Buffer
 from rc3_jax.parallel.mesh import batch_devices
 
@@ -42,7 +43,7 @@ def forbidden(
       What is looked for, and a note on each that cannot be, because all of it is one tile.
     """
     tile, devices = config.objective.pairs.tile, batch_devices(mesh)
-    images = sum(rows.get(kind, 0) for kind in ("captioned", *WITH_IMAGE))
+    images = sum(rows.get(kind, 0) for kind in WITH_IMAGE)
     regions = rows.get("region", 0) * config.data.regions.per_image
     contrasts = {
         "images": images,

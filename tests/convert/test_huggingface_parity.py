@@ -9,10 +9,6 @@ gradient of a key bias is zero but for rounding: it has no scale of its own.
 
 from __future__ import annotations
 
-import importlib
-import os
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,18 +18,11 @@ from rc3_jax.convert.mapping import to_flax, to_torch
 from rc3_jax.convert.names import VIT, XLM_ROBERTA
 from rc3_jax.data.tokenizer import PAD_ID
 from tests.towers import patch_tower, text_tower
+from tests.vision_reference import require
 
-
-def _require(name: str):
-    """Imports a reference library; only outside of CI, or beside Python 3.11, may it lack."""
-    if os.environ.get("CI") and sys.version_info[:2] == (3, 11):
-        return importlib.import_module(name)
-    return pytest.importorskip(name, reason=f"{name} gives the reference values")
-
-
-torch = _require("torch")
-transformers = _require("transformers")
-safetensors = _require("safetensors.numpy")
+torch = require("torch")
+transformers = require("transformers")
+safetensors = require("safetensors.numpy")
 
 TOLERANCE = 1e-5
 TEXT_SIZES = {

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from rc3_jax.convert.cclm_tasks import from_published, from_trunk, to_published
 from rc3_jax.evaluation.ranking import both_ways, matcher, rescore, retrieval_recalls
 from rc3_jax.models.decoder import build_question_answering
+from rc3_jax.models.pair import View
 from rc3_jax.models.tasks import (
     build_pair_classifier,
     build_two_image_classifier,
@@ -22,7 +23,7 @@ from rc3_jax.models.tasks import (
 )
 from rc3_jax.objectives.matching import Rule, negative_weights
 from rc3_jax.objectives.microbatch import microbatch
-from rc3_jax.objectives.views import Context, Pair, Text, contrast, matching, matching_logits
+from rc3_jax.objectives.views import Context, Pair, contrast, matching, matching_logits
 from tests.parity.recordings import Recording, read
 
 Outputs = dict[str, np.ndarray]
@@ -106,11 +107,11 @@ def _compiled(recording: Recording, task: str, function: Callable) -> Callable:
     return jax.jit(lambda params, *arguments: bound({"params": params}, *arguments))
 
 
-def _encoded(model, pixels, ids, mask) -> tuple[Text, Text]:
+def _encoded(model, pixels, ids, mask) -> tuple[View, View]:
     """Images and texts after the towers."""
     mask = mask.astype(bool)
     states, vector = model.encode_text(ids, True, mask)
-    return Text(*model.encode_pixels(pixels)), Text(states, mask, vector)
+    return model.encode_pixels(pixels), View(states, mask, vector)
 
 
 def _training(folder: pathlib.Path) -> Outputs:

@@ -22,7 +22,7 @@ from rc3_jax.objectives.views import (
     Context,
     Masked,
     Pair,
-    Text,
+    View,
     contrast,
     masked_lm,
     matching,
@@ -68,13 +68,13 @@ def _labels(ids: np.ndarray) -> np.ndarray:
     return np.where(ids == -100, IGNORED, ids)
 
 
-def _text(context: Context, ids, mask) -> Text:
+def _text(context: Context, ids, mask) -> View:
     states, vector = context.model.encode_text(ids, True, mask.astype(bool))
-    return Text(states, mask.astype(bool), vector)
+    return View(states, mask.astype(bool), vector)
 
 
-def _image(context: Context, pixels) -> Text:
-    return Text(*context.model.encode_pixels(pixels))
+def _image(context: Context, pixels) -> View:
+    return context.model.encode_pixels(pixels)
 
 
 class _Batches:
@@ -84,29 +84,29 @@ class _Batches:
         self.context, self.x = context, x
 
     @functools.cached_property
-    def image(self) -> Text:
+    def image(self) -> View:
         return _image(self.context, self.x["image"])
 
     @functools.cached_property
-    def text(self) -> Text:
+    def text(self) -> View:
         return _text(self.context, self.x["text_ids"], self.x["text_atts"])
 
     @functools.cached_property
-    def text_2(self) -> Text:
+    def text_2(self) -> View:
         return _text(self.context, self.x["text_ids_2"], self.x["text_atts_2"])
 
     @functools.cached_property
-    def region_text(self) -> Text:
+    def region_text(self) -> View:
         return _text(self.context, self.x["region_text_ids"], self.x["region_text_atts"])
 
     @functools.cached_property
-    def region_whole(self) -> Text:
+    def region_whole(self) -> View:
         return _image(self.context, self.x["region_image"][self.x["region_idx_to_group_img"]])
 
     @functools.cached_property
-    def region(self) -> Text:
+    def region(self) -> View:
         inside = self.x["region_image_atts"].astype(bool)[:, None]
-        return Text(*self.context.model.regions(self.region_whole.tokens, inside))
+        return self.context.model.regions(self.region_whole.tokens, inside)
 
     def pair(self, kind: str) -> Pair:
         views = {
