@@ -13,6 +13,7 @@ gradients 4 more during a step, on each device, or `fsdp` times less.
 import pathlib
 
 from rc3_jax.config import ConfigError, default_config, parse_argument
+from rc3_jax.training.start import start_settings
 
 
 def get_config(argument: str = ""):
@@ -23,6 +24,7 @@ def get_config(argument: str = ""):
         steps=100_000,
         vocabulary="",
         fsdp=1,
+        init="",
     )
     if not chosen.root:
         raise ConfigError(
@@ -37,6 +39,8 @@ def get_config(argument: str = ""):
     config.steps = chosen.steps
     config.mesh.fsdp = chosen.fsdp
     config.data.tokenizer.vocab_size = 64_000
+    if chosen.init:
+        start_settings(config, chosen.init)
     if chosen.vocabulary:
         config.data.tokenizer.path = chosen.vocabulary
     config.data.sources = dict(

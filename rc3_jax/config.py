@@ -80,8 +80,15 @@ def default_config() -> ml_collections.ConfigDict:
                 workers=0,  # reading processes; 0 reads with threads of this process
             ),
             model=dict(
-                text=dict(width=768, depth=12, heads=12, mlp_width=3072, max_positions=514),
-                # type: "vit", "clip", "beit" or "swin"; see models/towers.py
+                text=dict(
+                    width=768,
+                    depth=12,
+                    heads=12,
+                    mlp_width=3072,
+                    max_positions=514,
+                    epsilon=config_dict.placeholder(float),  # of norms; None: 1e-5, as XLM-R
+                ),
+                # type: "vit", "clip", "siglip", "beit" or "swin"; see models/towers.py
                 patch=dict(
                     type="vit",
                     image_size=224,
@@ -90,6 +97,9 @@ def default_config() -> ml_collections.ConfigDict:
                     depth=12,
                     heads=12,
                     mlp_width=3072,
+                    # None: the type's own
+                    epsilon=config_dict.placeholder(float),  # of norms
+                    activation=config_dict.placeholder(str),  # "gelu", "gelu_tanh", "quick_gelu"
                 ),
                 # regions=0 leaves the ROI tower out
                 roi=dict(regions=36, feature_size=2048, depth=2, geometry="7d"),
@@ -110,7 +120,10 @@ def default_config() -> ml_collections.ConfigDict:
                 scales=dict(
                     soft=0.3, hinge=1.0, mse=1.0, kl=1.0, margin=0.1, relevance_temperature=0.1
                 ),
-                relevance="own",  # text tower that tells it: "own", or "ema" for its average
+                # what tells it: the "own" text tower, "ema" for its average, or "encoder" for a
+                # fixed one in the folder `relevance_encoder`
+                relevance="own",
+                relevance_encoder=config_dict.placeholder(str),
                 ema_decay=0.999,
                 ramp=0.1,  # share of the run in which xvtcl_weak rises from 0
                 same_image_negatives=True,

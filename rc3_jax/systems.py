@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,23 +16,25 @@ from jaxtyping import Array, Float
 
 from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.config_cclm import visual_grid
+from rc3_jax.data.example import example_batch
 from rc3_jax.data.stream import KINDS
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.heads import Projection
 from rc3_jax.models.pair import PairModel
 from rc3_jax.models.rc3 import build_rc3
+from rc3_jax.models.sentence import SentenceEncoder, build_sentence_encoder
 from rc3_jax.models.towers import check_tower
 from rc3_jax.objectives.cclm import UPDATES, cclm_losses
 from rc3_jax.objectives.rc3 import contrasted, rc3_losses
 from rc3_jax.objectives.relevance import check_forms, ramp
 from rc3_jax.objectives.tiles import TRANSPORTS
 
-RELEVANCE_SOURCES = ("own", "ema")
+RELEVANCE_SOURCES = ("own", "ema", "encoder")
 STEPS = ("summed", "separate")
 NEGATIVES = ("global", "local")
 
 Loss = Callable[..., tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]]
-"""`(params, ema, step, batch) -> (loss, terms)`; its randomness comes from (seed, step)."""
+"""`(params, ema, step, batch) -> (loss, terms)`, `ema` being `TrainState.ema`; its randomness comes from (seed, step)."""
 
 
 class System(NamedTuple):
@@ -62,6 +66,18 @@ def system_of(config: ml_collections.ConfigDict) -> System:
     return SYSTEMS[config.system]
 
 
+def abstract_params(system: str, model: ml_collections.ConfigDict, vocab_size: int) -> dict:
+    """The shapes of a model's parameters; nothing is computed.
+
+    Raises:
+      ConfigError: for sizes that no model can have.
+    """
+    built = SYSTEMS[system].build(model, vocab_size, None)
+    sizes = ml_collections.ConfigDict(dict(model=model, data=dict(max_length=4)))
+    rows, ids = example_batch(sizes)
+    return jax.eval_shape(built.init, jax.random.key(0), rows, ids)["params"]
+
+
 def parts_of(batch: Mapping, groups: tuple[tuple[str, ...] | None, ...]) -> list[dict]:
     """The parts of a batch that each make an update; see `System.updates`."""
     parts = [
@@ -84,14 +100,19 @@ def _options(config, mesh) -> dict[str, Any]:
 
 def _rc3_loss(model, config, mesh) -> Loss:
     ramp_steps = round(config.objective.ramp * config.steps)
+    vectors = _relevance(model, config, mesh)
 
     def loss(params, ema, step, batch):
         negatives, dropout = _random_keys(config, step)
+        told = None
+        if vectors is not None and "weak" in contrasted(config.objective, batch):
+            ids = (batch["weak"][name] for name in ("ids_a", "ids_b"))
+            told = tuple(jax.lax.stop_gradient(vectors(ema, texts)) for texts in ids)
         losses = functools.partial(
             rc3_losses,
             objective=config.objective,
             weak_weight=ramp(step, ramp_steps),
-            relevance_vectors=_ema_vectors(model, ema, batch, config.objective),
+            relevance_vectors=told,
             **_options(config, mesh),
         )
         rngs = {"dropout": dropout}
@@ -100,18 +121,72 @@ def _rc3_loss(model, config, mesh) -> Loss:
     return loss
 
 
-def _ema_vectors(model, ema, batch, objective):
-    """Text vectors of the weak rows by the averaged text tower, where it tells relevance."""
-    if ema is None or "weak" not in contrasted(objective, batch):
+def _relevance(model, config, mesh) -> Callable | None:
+    """`(TrainState.ema, ids)` to the text vectors that tell the relevance of weak texts.
+
+    None where the model's own tell it.
+    """
+    if config.objective.relevance == "own":
         return None
+    if config.objective.relevance == "encoder":
+        encoder = relevance_encoder(config, model.text.vocab_size, mesh)
+        return lambda params, ids: encoder.apply({"params": params}, ids)
 
-    def vectors(ids):
-        states = model.text.apply({"params": ema["text"]}, ids)
+    def averaged(params, ids):
+        states = model.text.apply({"params": params["text"]}, ids)
         projection = Projection(model.projection_size)
-        vectors = projection.apply({"params": ema["text_projection"]}, states[:, 0])
-        return jax.lax.stop_gradient(vectors)
+        return projection.apply({"params": params["text_projection"]}, states[:, 0])
 
-    return tuple(vectors(batch["weak"][name]) for name in ("ids_a", "ids_b"))
+    return averaged
+
+
+def relevance_encoder(
+    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | None
+) -> SentenceEncoder:
+    """The fixed encoder that `objective.relevance_encoder` names, without its parameters.
+
+    Raises:
+      ConfigError: if the folder is none of a text tower, or has another vocabulary.
+    """
+    settings = encoder_settings(config)
+    if settings["vocab_size"] != vocab_size:
+        raise ConfigError(
+            f"{config.objective.relevance_encoder} has a vocabulary of {settings['vocab_size']} "
+            f"pieces and the run one of {vocab_size}; convert it with the run's --corpus and "
+            "--languages"
+        )
+    text = ml_collections.ConfigDict(settings["text"])
+    return build_sentence_encoder(text, settings["pooling"], config.model, vocab_size, mesh)
+
+
+def abstract_encoder(config: ml_collections.ConfigDict, vocab_size: int) -> dict | None:
+    """The shapes of the parameters of `relevance_encoder`; None where the run has none."""
+    if config.objective.get("relevance") != "encoder":
+        return None
+    encoder = relevance_encoder(config, vocab_size, None)
+    ids = jax.ShapeDtypeStruct((1, 4), "int32")
+    return jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
+
+
+def encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """`config.json` of the folder that `objective.relevance_encoder` names.
+
+    Raises:
+      ConfigError: if it is none that `convert.py from-hf` made of a sentence encoder.
+    """
+    file = pathlib.Path(config.objective.relevance_encoder) / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return {
+            "text": settings["model"]["text"],
+            "vocab_size": settings["vocab_size"],
+            "pooling": settings["pooling"],
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"objective.relevance_encoder: {file} cannot be read as that of a sentence encoder "
+            f"({error!r}); make the folder with launch/convert.py from-hf --text=..."
+        ) from error
 
 
 def _check_rc3(config) -> None:
@@ -126,6 +201,13 @@ def _check_rc3(config) -> None:
             )
     check_forms(config.objective.regularizer)
     check_choice("objective.relevance", config.objective.relevance, RELEVANCE_SOURCES)
+    encoder = config.objective.get("relevance_encoder")
+    if (encoder is not None) != (config.objective.relevance == "encoder"):
+        raise ConfigError(
+            f"objective.relevance={config.objective.relevance!r} with "
+            f"objective.relevance_encoder={encoder!r}: 'encoder' needs the folder of one, and "
+            "nothing else has a use for it"
+        )
 
 
 def _cclm_loss(model, config, mesh) -> Loss:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ from rich.console import Console
 
 from rc3_jax.config import ConfigError
 from rc3_jax.config_cclm import CLIP_MEAN, CLIP_STD
+from rc3_jax.convert import cclm_files as convert
 from rc3_jax.convert.cclm import to_published
 from rc3_jax.convert.torch_file import TensorFileError, read_tensors, write_tensors
 from rc3_jax.training.checkpoint import load_params, save_params
@@ -29,15 +29,6 @@ from tests.tiny import tiny_cclm, tiny_config
 from tests.vision_reference import require
 
 RECORDINGS = folders(PRETRAINING) or [None]
-
-
-@pytest.fixture(scope="module")
-def convert():
-    """launch/convert.py as a module."""
-    spec = importlib.util.spec_from_file_location("launch_convert", ROOT / "launch" / "convert.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(params=RECORDINGS, ids=str)
@@ -67,7 +58,7 @@ def assert_equal(left, right):
 
 
 @pytest.mark.parametrize("suffix", [".th", ".safetensors"])
-def test_a_recording_survives_both_commands(convert, recording, tmp_path, suffix):
+def test_a_recording_survives_both_commands(recording, tmp_path, suffix):
     if suffix == ".th":
         require("torch")
     model = recording.settings.model
@@ -89,7 +80,7 @@ def test_a_recording_survives_both_commands(convert, recording, tmp_path, suffix
     assert settings["versions"]["jax"] == jax.__version__
 
 
-def test_a_run_starts_from_a_converted_folder_and_is_exported(convert, tiny, source, tmp_path):
+def test_a_run_starts_from_a_converted_folder_and_is_exported(tiny, source, tmp_path):
     config, params, _ = tiny
     folder, workdir = tmp_path / "converted", tmp_path / "run"
     convert.cclm_to_flax(source, folder, text_heads=config.model.text.heads)
@@ -114,7 +105,7 @@ def test_a_run_starts_from_a_converted_folder_and_is_exported(convert, tiny, sou
     assert_equal(load_params(workdir, abstract), trained)
 
 
-def test_parameters_of_another_model_are_listed(convert, tiny, source, tmp_path):
+def test_parameters_of_another_model_are_listed(tiny, source, tmp_path):
     convert.cclm_to_flax(source, tmp_path / "out", text_heads=2)
     config = tiny_cclm()
     config.model.update(projection_size=9, tied_decoder=False)
@@ -130,7 +121,7 @@ def test_parameters_of_another_model_are_listed(convert, tiny, source, tmp_path)
         assert line in str(error.value)
 
 
-def test_folders_without_parameters(convert, tiny, source, tmp_path):
+def test_folders_without_parameters(tiny, source, tmp_path):
     target = tmp_path / "out.safetensors"
     with pytest.raises(ConfigError, match="holds no parameters"):
         convert.flax_to_cclm(tmp_path, target)
@@ -143,7 +134,7 @@ def test_folders_without_parameters(convert, tiny, source, tmp_path):
         convert.flax_to_cclm(folder, target, step=1)
     settings = json.loads((folder / "config.json").read_text())
     for text, reason in (
-        (json.dumps(settings | {"system": "rc3"}), "is of rc3; only"),
+        (json.dumps(settings | {"system": "rc3"}), "is of rc3; this conversion"),
         (json.dumps(settings | {"model": {}}), "lacks a setting"),
         ("{", "cannot be read as settings"),
     ):
@@ -154,7 +145,7 @@ def test_folders_without_parameters(convert, tiny, source, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_damaged_arrays_are_one_error(convert, source, tmp_path):
+def test_damaged_arrays_are_one_error(source, tmp_path):
     folder = tmp_path / "converted"
     convert.cclm_to_flax(source, folder, text_heads=2)
     files = [path for path in (folder / "params").rglob("*") if path.is_file()]
@@ -164,16 +155,16 @@ def test_damaged_arrays_are_one_error(convert, source, tmp_path):
     gc.collect()  # Orbax's other reads of the same folder have failed unseen
 
 
-def test_an_rc3_run_has_no_published_layout(convert, tmp_path):
+def test_an_rc3_run_has_no_published_layout(tmp_path):
     config = tiny_config()
     shapes = prepare_run(config).abstract_state().params
     save_params(tmp_path, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes))
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    with pytest.raises(ConfigError, match="is of rc3; only models of cclm"):
+    with pytest.raises(ConfigError, match="is of rc3; this conversion is of models of cclm"):
         convert.flax_to_cclm(tmp_path, tmp_path / "out.safetensors")
 
 
-def test_a_checkpoint_that_does_not_fit_leaves_nothing(convert, tiny, tmp_path):
+def test_a_checkpoint_that_does_not_fit_leaves_nothing(tiny, tmp_path):
     tensors = dict(tiny[2], queue=np.zeros((2, 3), np.float32))
     tensors["itm_head.1.bias"] = np.zeros(3, np.float32)
     del tensors["vision_encoder.norm.bias"]
@@ -195,7 +186,7 @@ def test_a_checkpoint_that_does_not_fit_leaves_nothing(convert, tiny, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
-def test_an_existing_target_stays(convert, source, tmp_path):
+def test_an_existing_target_stays(source, tmp_path):
     folder, file = tmp_path / "out", tmp_path / "out.safetensors"
     convert.cclm_to_flax(source, folder, text_heads=2)
     convert.flax_to_cclm(folder, file)
@@ -217,7 +208,7 @@ def test_an_existing_target_stays(convert, source, tmp_path):
         convert.flax_to_cclm(tmp_path, tmp_path / "folder.safetensors", overwrite=True)
 
 
-def test_a_full_disk_leaves_what_was_there(convert, source, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_what_was_there(source, tmp_path, monkeypatch):
     folder, file = tmp_path / "out", tmp_path / "out.safetensors"
     convert.cclm_to_flax(source, folder, text_heads=2)
     before = sorted(tmp_path.rglob("*"))
@@ -236,15 +227,15 @@ def test_a_full_disk_leaves_what_was_there(convert, source, tmp_path, monkeypatc
         return str(first.value), str(second.value)
 
     with monkeypatch.context() as patched:
-        patched.setattr("rc3_jax.training.checkpoint.save_params", fails)
-        patched.setattr("rc3_jax.convert.torch_file.write_tensors", fails)
+        patched.setattr("rc3_jax.convert.cclm_files.save_params", fails)
+        patched.setattr("rc3_jax.convert.cclm_files.write_tensors", fails)
         assert all("could not be written" in reason for reason in convert_both())
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     assert all("has 1.0 kB free" in reason for reason in convert_both())
 
 
-def test_images_of_another_size(convert, tmp_path, recording):
+def test_images_of_another_size(tmp_path, recording):
     model = recording.settings.model
     source, target = tmp_path / "source.safetensors", tmp_path / "out"
     write_tensors(source, to_published(recording.params, model))
@@ -259,7 +250,7 @@ def test_images_of_another_size(convert, tmp_path, recording):
     assert back["vision_encoder.blocks.0.attn.relative_position_index"].shape == (37, 37)
 
 
-def test_files_that_are_refused(convert, tmp_path):
+def test_files_that_are_refused(tmp_path):
     target = tmp_path / "out"
     with pytest.raises(TensorFileError, match="no such file"):
         convert.cclm_to_flax(tmp_path / "none.safetensors", target)
@@ -300,9 +291,13 @@ def test_the_commands(source, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "name cclm-to-flax or flax-to-cclm, a source and a target"),
-        (["cclm-to-jax", "a", "b"], "name cclm-to-flax or flax-to-cclm"),
-        (["cclm-to-flax", "a.th", "b", "c"], "a source and a target"),
+        ([], "name one of from-hf, to-hf, to-torch"),
+        (["cclm-to-jax", "a", "b"], "name one of from-hf"),
+        (["cclm-to-flax", "a.th", "b", "c"], "cclm-to-flax takes SOURCE TARGET and flags"),
+        (["from-hf", "a"], "name a checkpoint with --text, --patch, or both"),
+        (["from-hf", "a", "--text=b", "--languages=de"], "name its files with --corpus"),
+        (["from-hf", "a", "--text=b", "--text_layers=1,b"], "takes numbers between commas"),
+        (["to-hf", "a", "b"], "name it with --part=text"),
         (["cclm-to-flax", "a.th", "b", "--checkpoint=3"], "takes no --checkpoint"),
         (["flax-to-cclm", "a", "b.th", "--model=cclm_3m"], "takes no --model"),
         (["cclm-to-flax", "a.th", "b", "--image_size=big"], "image_size"),

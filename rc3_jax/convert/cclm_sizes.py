@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import ml_collections
 import numpy as np
 
@@ -16,25 +15,11 @@ from rc3_jax.config import ConfigError
 from rc3_jax.config_cclm import MODELS, cclm_model
 from rc3_jax.convert.cclm import TOWERS, WORDS
 from rc3_jax.convert.vision_names import PREFIX, resize_relative_positions
-from rc3_jax.models.cclm import build_cclm
 
 POSITION_TABLE = "attn.relative_position_bias_table"
 XLM_R_VOCABULARY = 250_002
 HEAD_WIDTH = 64
 """Of the published text towers; a checkpoint does not tell it."""
-
-
-def abstract_params(model: ml_collections.ConfigDict, vocab_size: int) -> dict:
-    """The shapes of a model's parameters; nothing is computed.
-
-    Raises:
-      ConfigError: for sizes that no model can have.
-    """
-    built = build_cclm(model, vocab_size)
-    size = model.patch.image_size
-    rows = {"image": jax.ShapeDtypeStruct((1, size, size, 3), np.uint8)}
-    ids = jax.ShapeDtypeStruct((1, 4), np.int32)
-    return jax.eval_shape(built.init, jax.random.key(0), rows, ids)["params"]
 
 
 def vocabulary_of(tensors: Mapping[str, np.ndarray], model: ml_collections.ConfigDict) -> int:

@@ -73,14 +73,27 @@ BERT_EMBEDDINGS = (
 
 XLM_ROBERTA = Table(
     prefix="roberta.",
-    ignored=("pooler.", "lm_head.", "embeddings.position_ids", "embeddings.token_type_ids"),
+    ignored=(
+        "pooler.",
+        "lm_head.",
+        "classifier.",
+        "qa_outputs.",
+        "embeddings.position_ids",
+        "embeddings.token_type_ids",
+    ),
     outer=BERT_EMBEDDINGS,
     layers=(Layers("encoder/layers/", "encoder.layer.{}.", BERT_LAYER),),
 )
 
 VIT = Table(
     prefix="vit.",
-    ignored=("pooler.", "classifier.", "embeddings.mask_token", "embeddings.position_ids"),
+    ignored=(
+        "pooler.",
+        "classifier.",
+        "decoder.",
+        "embeddings.mask_token",
+        "embeddings.position_ids",
+    ),
     outer=(
         Row("array", "class_token", "embeddings.cls_token"),
         Row("array", "position_embedding", "embeddings.position_embeddings"),
@@ -137,5 +150,8 @@ LEAVES = {
     "norm": (Leaf(".weight", "/scale"), Leaf(".bias", "/bias")),
     "embedding": (Leaf(".weight", "/embedding"),),
     "array": (Leaf("", ""),),
+    "positions": (Leaf(".weight", "", lambda x: x[None], lambda x: x[0]),),
+    "token": (Leaf("", "", lambda x: x[None, None], lambda x: x[0, 0]),),
+    "patch_kernel": (Leaf(".weight", "/kernel", _conv_to_dense, _dense_to_conv),),
 }
 """What tensors a module of each kind holds."""

@@ -5,6 +5,7 @@ The only place that imports torch, and only where a file needs it.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import pickle
 import re
@@ -13,6 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 from safetensors.numpy import save_file
@@ -21,6 +23,17 @@ TORCH_SUFFIXES = (".th", ".pth", ".pt", ".bin")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
 PARALLEL_PREFIX = "module."
 """What DistributedDataParallel puts before every name."""
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+STORED_TYPES = {
+    "BOOL": np.dtype(bool),
+    "BF16": BFLOAT16,
+    **{f"F{8 * size}": np.dtype(f"<f{size}") for size in (2, 4, 8)},
+    **{f"I{8 * size}": np.dtype(f"<i{size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
+}
+"""NumPy's types of those in safetensors files."""
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""How Hugging Face names a model's tensors; in shards, with `.index.json` for the list of them."""
 
 
 class TensorFileError(ValueError):
@@ -39,8 +52,8 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint, by name.
 
     A PyTorch file holds them in a dict, alone or under `model`; what stands beside `model` is left
-    out, and so is the prefix `module.` that all names may have. Arrays of PyTorch files are
-    read-only views of the file as far as that can be.
+    out, and so is the prefix `module.` that all names may have. Arrays are read-only views of the
+    file as far as that can be, and take no memory of their own; bfloat16 becomes float32.
 
     Raises:
       TensorFileError: for a file that is missing, damaged, of another kind, or whose reading would
@@ -51,12 +64,93 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise TensorFileError(f"{path}: no such file")
     check_suffix(path)
-    tensors = _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+    tensors = {name: _widened(tensor) for name, tensor in _read(path).items()}
     if not tensors:
         raise TensorFileError(f"{path} holds no tensors")
     if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
         tensors = {name.removeprefix(PARALLEL_PREFIX): x for name, x in tensors.items()}
     return tensors
+
+
+class TensorFolder:
+    """The tensors of a Hugging Face model's folder, in one file or in shards.
+
+    Attributes:
+      tensors: by name, as `read_tensors` gives them, but of bfloat16 where the file is.
+    """
+
+    def __init__(self, folder: pathlib.Path, allow_pickle: bool = False):
+        """Args: allow_pickle: reads pickled tensors too, where there are no others.
+
+        Raises:
+          TensorFileError: for a folder without tensors or with pickled ones alone, a broken index,
+            missing shards, and as `read_tensors`.
+        """
+        self.folder = folder
+        self.tensors: dict[str, np.ndarray] = {}
+        for path in self._files(allow_pickle):
+            for name, tensor in _read(path).items():
+                if name in self.tensors:
+                    raise TensorFileError(f"{path}: {name} is in another shard already")
+                self.tensors[name] = tensor
+        if not self.tensors:
+            raise TensorFileError(f"{folder} holds no tensors")
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, by name."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor; bfloat16 as float32."""
+        return _widened(self.tensors[name])
+
+    def _files(self, allow_pickle: bool) -> list[pathlib.Path]:
+        """The files that hold the tensors."""
+        safe, pickled = WEIGHTS
+        for name in (safe, pickled) if allow_pickle else (safe,):
+            if (self.folder / name).is_file():
+                return [self.folder / name]
+            if (index := self.folder / f"{name}.index.json").is_file():
+                return self._shards(index, pathlib.PurePath(name).suffix)
+        found = sorted(path.name for path in self.folder.glob(f"{pickled.partition('.')[0]}*"))
+        if found:
+            raise TensorFileError(
+                f"{self.folder} holds pickled tensors alone ({found[0]}), and a pickle can name "
+                f"code to run; take a version with {safe}, or allow pickles: they are read without "
+                "running what they name"
+            )
+        raise TensorFileError(
+            f"{self.folder} holds neither {safe} nor {safe}.index.json, in which PyTorch models "
+            "of Hugging Face keep their tensors"
+        )
+
+    def _shards(self, index: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+        names = read_json(index).get("weight_map")
+        if not isinstance(names, dict) or not names:
+            raise TensorFileError(f"{index} has no weight_map, which says what is in which file")
+        files = sorted(set(map(str, names.values())))
+        for file in files:
+            # A path could lead out of the folder.
+            if set(file) & set("/\\:") or not file.endswith(suffix):
+                raise TensorFileError(f"{index}: {file!r} is no name of a {suffix} file beside it")
+            if not (self.folder / file).is_file():
+                raise TensorFileError(f"{index} names {file}, which is missing; download it again")
+        return [self.folder / file for file in files]
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """What a JSON file holds.
+
+    Raises:
+      TensorFileError: for a file that is missing, broken or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TensorFileError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise TensorFileError(f"{path} must hold an object, not a {type(content).__name__}")
+    return content
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -97,12 +191,35 @@ def _import_torch(path: pathlib.Path) -> Any:
     return torch
 
 
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    return _read_torch(path) if path.suffix in TORCH_SUFFIXES else _read_safetensors(path)
+
+
+def _widened(tensor: np.ndarray) -> np.ndarray:
+    """bfloat16 as float32, which every part of NumPy knows."""
+    return tensor.astype(np.float32) if tensor.dtype == BFLOAT16 else tensor
+
+
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError, TypeError, AttributeError) as error:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # it checks the header: sizes, places and that they fill the file
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise TensorFileError(f"{path} cannot be read as a safetensors file: {error}") from error
+    header.pop("__metadata__", None)
+    unknown = {entry["dtype"] for entry in header.values()} - STORED_TYPES.keys()
+    if unknown:
+        raise TensorFileError(f"{path} holds numbers of types that are not read: {sorted(unknown)}")
+    data = np.memmap(path, np.uint8, "r")
+    tensors = {}
+    for name, entry in header.items():
+        begin, end = (8 + size + offset for offset in entry["data_offsets"])
+        array = np.asarray(data[begin:end]).view(STORED_TYPES[entry["dtype"]])
+        tensors[name] = array.reshape(entry["shape"])
+    return tensors
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:

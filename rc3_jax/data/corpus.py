@@ -217,6 +217,8 @@ def run_tokenizer(
 ) -> Tokenizer:
     """The tokenizer stored in the run's folder, or the configured one, or a newly trained one.
 
+    The one beside the parameters that the run starts from counts as configured.
+
     With several processes the first one finds it and tells the others.
     """
     length, clean = config.data.max_length, None
@@ -227,14 +229,19 @@ def run_tokenizer(
         stored = None if folder is None else folder / FILE_NAME
         if stored is not None and stored.exists():
             found = load_tokenizer(str(stored), length)
-        elif config.data.tokenizer.path:
-            found = load_tokenizer(config.data.tokenizer.path, length)
+        elif path := config.data.tokenizer.path or _tokenizer_of_start(config):
+            found = load_tokenizer(path, length)
         else:
             texts = itertools.islice(_texts(corpus), config.data.tokenizer.texts)
             texts = map(clean, texts) if clean else texts
             found = train_tokenizer(texts, config.data.tokenizer.vocab_size, length)
         text = found.to_json()
     return from_json(_from_first_process(text), length, clean)
+
+
+def _tokenizer_of_start(config: ml_collections.ConfigDict) -> str | None:
+    path = pathlib.Path(config.init or "") / FILE_NAME
+    return str(path) if config.init and path.is_file() else None
 
 
 def _from_first_process(text: str) -> str:

@@ -31,6 +31,7 @@ class Tokenizer:
     Attributes:
       vocab_size: number of ids; the last is `<mask>`.
       max_length: number of ids of a text.
+      cleaning: what every text goes through first, or None.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class Tokenizer:
         max_length: int,
         clean: Callable[[str], str] | None = None,
     ):
-        """`clean` is what every text goes through first, such as `clean_caption`."""
+        """`clean` becomes `cleaning`; it may be `clean_caption`."""
         ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         self.vocab_size = backend.get_vocab_size()
         if ids != [0, 1, 2, 3] or backend.token_to_id("<mask>") != self.vocab_size - 1:
@@ -50,17 +51,17 @@ class Tokenizer:
         backend.enable_truncation(max_length)
         backend.enable_padding(length=max_length, pad_id=PAD_ID, pad_token="<pad>")
         self.max_length = max_length
-        self._backend, self._clean = backend, clean
+        self._backend, self.cleaning = backend, clean
 
     def with_length(self, max_length: int) -> Tokenizer:
         """The same vocabulary for texts of another length."""
         if max_length == self.max_length:
             return self
-        return from_json(self.to_json(), max_length, self._clean)
+        return from_json(self.to_json(), max_length, self.cleaning)
 
     def clean(self, text: str) -> str:
         """The text as it is encoded; may be empty."""
-        return self._clean(text) if self._clean else text
+        return self.cleaning(text) if self.cleaning else text
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Token ids, int32 `[len(texts), max_length]`."""

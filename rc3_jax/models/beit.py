@@ -57,6 +57,7 @@ class BeitBlock(nn.Module):
     epsilon: float
     layer_scale: float
     dtype: jnp.dtype = jnp.float32
+    activation: str = "gelu"
 
     @nn.compact
     def __call__(
@@ -83,7 +84,7 @@ class BeitBlock(nn.Module):
             return attention(y, y, bias=bias[None])
 
         def feed_forward(y):
-            y = ACTIVATIONS["gelu"](dense(self.mlp_width, self.dtype, "mlp_in")(y))
+            y = ACTIVATIONS[self.activation](dense(self.mlp_width, self.dtype, "mlp_in")(y))
             return dense(width, self.dtype, "mlp_out")(y)
 
         return residual(residual(x, "self_attention", attend), "mlp", feed_forward)
@@ -126,6 +127,7 @@ class BeitTower(nn.Module):
 
     Attributes:
       layer_scale: see `BeitBlock`.
+      activation: of the feed-forward layers, one of `ACTIVATIONS`.
       drop_path: chance to leave out what a part of the last block adds; it grows linearly from 0
         at the first block.
       remat, unroll, mesh: see `Stack`.
@@ -144,6 +146,7 @@ class BeitTower(nn.Module):
     unroll: int = 1
     dtype: jnp.dtype = jnp.float32
     mesh: Mesh | None = None
+    activation: str = "gelu"
 
     @property
     def grid(self) -> int:
@@ -177,6 +180,7 @@ class BeitTower(nn.Module):
             self.epsilon,
             self.layer_scale,
             self.dtype,
+            self.activation,
         )
         options = (self.drop_path, self.remat, self.unroll, self.mesh)
         x = BeitStack(self.depth, block, *options, name="encoder")(x, deterministic)[:, 1:]

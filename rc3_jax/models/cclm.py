@@ -19,7 +19,7 @@ from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
 from rc3_jax.models.layers import TOKEN_INIT, Stack, masked_mean
 from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, View, normalise_pixels
-from rc3_jax.models.text import POSITION_OFFSETS, TextTower
+from rc3_jax.models.text import POSITION_OFFSETS, TextTower, text_epsilon
 from rc3_jax.models.towers import VisualTower, build_visual_tower, check_heads, check_model
 
 
@@ -146,13 +146,13 @@ def build_cclm(
         )
     dtype = jnp.dtype(config.dtype)
 
-    def encoder(part, **style) -> Stack:
+    def encoder(part, epsilon, **style) -> Stack:
         return Stack(
             part.depth,
             text.heads,
             text.mlp_width,
             pre_norm=False,
-            epsilon=part.epsilon,
+            epsilon=epsilon,
             dropout=config.dropout,
             remat=config.remat,
             unroll=config.unroll,
@@ -163,10 +163,14 @@ def build_cclm(
 
     return CCLM(
         text=TextTower(
-            encoder(text), vocab_size, text.width, text.max_positions, text.position_offset
+            encoder(text, text_epsilon(text)),
+            vocab_size,
+            text.width,
+            text.max_positions,
+            text.position_offset,
         ),
         vision=vision,
-        fusion=encoder(config.fusion, cross_attention=True),
+        fusion=encoder(config.fusion, config.fusion.epsilon, cross_attention=True),
         projection_size=config.projection_size,
         tied_decoder=config.tied_decoder,
         image_mean=tuple(config.image_mean),

@@ -27,6 +27,7 @@ TOKEN_INIT = nn.initializers.truncated_normal(0.02)
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 

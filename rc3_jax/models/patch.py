@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from rc3_jax.config import ConfigError
-from rc3_jax.models.layers import TOKEN_INIT, Stack, dense
+from rc3_jax.models.layers import TOKEN_INIT, Stack, dense, prepend_mean
 
 
 def to_patches(
@@ -34,6 +34,9 @@ class PatchTower(nn.Module):
       patch_bias, norm_first: without the first, and with a norm of the tokens that enter the
         encoder, it is CLIP's vision transformer (arXiv 2103.00020), whose encoder has the
         activation `quick_gelu`; unlike there, the last norm is of all tokens, as in CCLM.
+      class_token: without it, and with the activation `gelu_tanh`, it is SigLIP's vision
+        transformer (arXiv 2303.15343), less the pooling head: the mean of the patch tokens takes
+        the class token's place in what is returned.
     """
 
     encoder: Stack
@@ -42,6 +45,7 @@ class PatchTower(nn.Module):
     width: int = 768
     patch_bias: bool = True
     norm_first: bool = False
+    class_token: bool = True
 
     @property
     def grid(self) -> int:
@@ -52,7 +56,7 @@ class PatchTower(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width 3"], deterministic: bool = True
     ) -> Float[Array, "batch tokens width"]:
-        """Returns the class token followed by one token a patch.
+        """Returns the class token, or the mean of the patch tokens, followed by one token a patch.
 
         Args:
           images: normalised pixels, `[batch, image_size, image_size, 3]`.
@@ -60,13 +64,15 @@ class PatchTower(nn.Module):
         dtype, epsilon = self.encoder.dtype, self.encoder.epsilon
         patches = to_patches(images.astype(dtype), self.patch)
         x = dense(self.width, dtype, "patch_embedding", self.patch_bias)(patches)
-        batch, count, _ = x.shape
-        class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
-        class_token = jnp.broadcast_to(class_token.astype(dtype), (batch, 1, self.width))
-        positions = self.param("position_embedding", TOKEN_INIT, (1, count + 1, self.width))
-        x = jnp.concatenate([class_token, x], axis=1) + positions.astype(dtype)
+        if self.class_token:
+            class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
+            class_token = jnp.broadcast_to(class_token.astype(dtype), (len(x), 1, self.width))
+            x = jnp.concatenate([class_token, x], axis=1)
+        positions = self.param("position_embedding", TOKEN_INIT, (1, *x.shape[1:]))
+        x = x + positions.astype(dtype)
         if self.norm_first:
             x = nn.LayerNorm(epsilon, dtype, name="embedding_norm")(x)
         x = nn.Dropout(self.encoder.dropout)(x, deterministic=deterministic)
         x = self.encoder(x, deterministic=deterministic)
-        return nn.LayerNorm(epsilon, dtype, name="final_norm")(x)
+        x = nn.LayerNorm(epsilon, dtype, name="final_norm")(x)
+        return x if self.class_token else prepend_mean(x)

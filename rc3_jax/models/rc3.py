@@ -16,7 +16,7 @@ from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
 from rc3_jax.models.layers import TOKEN_INIT, AttentionPool, Stack, masked_mean
 from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, View, normalise_pixels
 from rc3_jax.models.roi import GEOMETRIES, RoiTower
-from rc3_jax.models.text import TextTower
+from rc3_jax.models.text import TextTower, text_epsilon
 from rc3_jax.models.towers import VisualTower, build_visual_tower, check_heads, check_model
 
 READOUTS = ("attention", "mean")
@@ -164,7 +164,7 @@ def build_rc3(config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | N
     if roi.regions:
         roi_encoder = encoder(roi.depth, pre_norm=True, epsilon=1e-5)
         roi_tower = RoiTower(roi_encoder, text.width, roi.geometry)
-    text_encoder = encoder(text.depth, pre_norm=False, epsilon=1e-5)
+    text_encoder = encoder(text.depth, pre_norm=False, epsilon=text_epsilon(text))
     return RC3(
         text=TextTower(text_encoder, vocab_size, text.width, text.max_positions),
         patch=patch_tower,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -10,6 +13,14 @@ from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.layers import TOKEN_INIT, Stack
 
 POSITION_OFFSETS = (0, PAD_ID + 1)
+EPSILON = 1e-5
+"""Of XLM-R's norms, where `model.text.epsilon` is not set."""
+
+
+def text_epsilon(text: Mapping[str, Any]) -> float:
+    """The epsilon of the text tower's norms; `text` is `config.model.text`."""
+    epsilon = text.get("epsilon")
+    return EPSILON if epsilon is None else epsilon
 
 
 class TextTower(nn.Module):

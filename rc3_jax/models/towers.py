@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_collections
@@ -11,12 +11,33 @@ from jax.sharding import Mesh
 
 from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.models.beit import BeitTower
-from rc3_jax.models.layers import REMAT_POLICIES, Stack
+from rc3_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, Stack
 from rc3_jax.models.patch import PatchTower
 from rc3_jax.models.swin import SwinTower
 
 DTYPES = ("float32", "bfloat16")
-TYPES = ("vit", "clip", "swin", "beit")
+
+
+class Style(NamedTuple):
+    """What a type of tower computes with unless `config.model.patch` says otherwise.
+
+    Attributes:
+      epsilon: of the norms.
+      activation: of the feed-forward layers, one of `ACTIVATIONS`.
+    """
+
+    epsilon: float
+    activation: str
+
+
+STYLES = {
+    "vit": Style(1e-12, "gelu"),
+    "clip": Style(1e-5, "quick_gelu"),
+    "siglip": Style(1e-6, "gelu_tanh"),
+    "beit": Style(1e-6, "gelu"),
+    "swin": Style(1e-5, "gelu"),
+}
+TYPES = tuple(STYLES)
 
 VisualTower = PatchTower | SwinTower | BeitTower
 """Called with normalised pixels `[batch, image_size, image_size, 3]` (and `deterministic`), it
@@ -58,6 +79,24 @@ def check_tower(patch: ml_collections.ConfigDict) -> None:
         )
 
 
+def style_of(patch: Mapping[str, Any]) -> Style:
+    """The type's own style, with the settings `epsilon` and `activation` where they are set.
+
+    Raises:
+      ConfigError: for an unknown activation, and for another style than its own in a Swin tower.
+    """
+    own = STYLES[patch["type"]]
+    settings = {name: patch.get(name) for name in Style._fields}
+    style = own._replace(**{name: x for name, x in settings.items() if x is not None})
+    check_choice("model.patch.activation", style.activation, ACTIVATIONS)
+    if patch["type"] == "swin" and style != own:
+        raise ConfigError(
+            f"model.patch.type='swin' computes with epsilon={own.epsilon} and {own.activation!r}; "
+            "leave model.patch.epsilon and model.patch.activation unset"
+        )
+    return style
+
+
 def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = None) -> VisualTower:
     """The tower that `config.patch` describes.
 
@@ -70,6 +109,7 @@ def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = No
     """
     patch = config.patch
     check_tower(patch)
+    style = style_of(patch)
     common = dict(remat=config.remat, dtype=jnp.dtype(config.dtype), mesh=mesh)
     if patch.type == "swin":
         for stage, heads in enumerate(patch.heads):
@@ -99,7 +139,9 @@ def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = No
             patch.depth,
             patch.heads,
             patch.mlp_width,
+            style.epsilon,
             drop_path=patch.drop_path,
+            activation=style.activation,
             **common,
         )
     clip = patch.type == "clip"
@@ -108,9 +150,9 @@ def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = No
         patch.heads,
         patch.mlp_width,
         pre_norm=True,
-        epsilon=1e-5 if clip else 1e-12,
+        epsilon=style.epsilon,
         dropout=config.dropout,
-        activation="quick_gelu" if clip else "gelu",
+        activation=style.activation,
         **common,
     )
     return PatchTower(
@@ -120,4 +162,5 @@ def build_visual_tower(config: ml_collections.ConfigDict, mesh: Mesh | None = No
         patch.width,
         patch_bias=not clip,
         norm_first=clip,
+        class_token=patch.type != "siglip",
     )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import ml_collections
 
 from rc3_jax.objectives.rc3 import ALIGNED, WITH_IMAGE, contrasted
+from rc3_jax.systems import encoder_settings
 
 
 class Part(NamedTuple):
@@ -145,6 +146,10 @@ def step_flops(
         parts["targets of relevance"] = Part(2 * rows["weak"] ** 2 * size, False)
     if "weak" in kinds and objective.relevance == "ema":
         parts["averaged text tower"] = Part(2 * rows["weak"] * text_flops(model, length), False)
+    if "weak" in kinds and objective.relevance == "encoder":
+        text = encoder_settings(config)["text"]
+        layers = text["depth"] * block_flops(text["width"], text["mlp_width"], length)
+        parts["sentence encoder"] = Part(2 * rows["weak"] * layers, False)
     return {name: part for name, part in parts.items() if part.forward}
 
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Self
 
 import jax
-from flax.traverse_util import flatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
 from rc3_jax.config import ConfigError
@@ -73,24 +74,56 @@ def save_params(folder: pathlib.Path, params: Any) -> None:
     ocp.save((folder / PARAMS).absolute(), params)
 
 
-def load_params(folder: pathlib.Path, abstract: Any, step: int | None = None) -> Any:
+def load_params(
+    folder: pathlib.Path,
+    abstract: Any,
+    step: int | None = None,
+    parts: Collection[str] | None = None,
+) -> Any:
     """Parameters from a folder of converted weights or of a run, laid out as `abstract` says.
 
     Args:
       abstract: nested dict of `jax.ShapeDtypeStruct` with shardings.
       step: of a run's checkpoint; the newest by default.
+      parts: reads these alone of what is stored, by their first names; None reads all.
 
     Raises:
       ConfigError: if the folder holds none, or those of another model; it lists what differs.
     """
     path, in_run = _place_of_params(folder, step)
     stored = _stored(path, in_run)
-    wanted: Any = abstract
+    held = stored[PARAMS] if in_run else stored
+    others = {} if parts is None else {name: held[name] for name in held.keys() - set(parts)}
+    check_fit(path, _shapes({k: v for k, v in held.items() if k not in others}), _shapes(abstract))
+    skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, others)
+    loaded = _load(path, in_run, stored, skipped | abstract)
+    return {name: loaded[name] for name in abstract}
+
+
+def load_some(
+    folder: pathlib.Path, paths: Collection[str], step: int | None = None
+) -> dict[str, np.ndarray]:
+    """Some of the parameters that `load_params` reads, by their paths, in the host's memory.
+
+    However many devices they were spread over when they were saved.
+    """
+    path, in_run = _place_of_params(folder, step)
+    stored = _stored(path, in_run)
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+        if "/".join(name) in paths
+        else ocp.PLACEHOLDER
+        for name, leaf in flatten_dict(stored[PARAMS] if in_run else stored).items()
+    }
+    loaded = flatten_dict(_load(path, in_run, stored, unflatten_dict(wanted)), sep="/")
+    return {name: np.asarray(loaded[name]) for name in paths}
+
+
+def _load(path: pathlib.Path, in_run: bool, stored: Any, wanted: Any) -> Any:
+    """Parameters as `wanted` says; the optimizer's numbers of a run stay on the disk."""
     if in_run:
-        # The optimizer's numbers and all else of the state stay on the disk.
-        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {PARAMS: abstract}
-        stored = stored[PARAMS]
-    _check_fit(path, stored, abstract)
+        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {PARAMS: wanted}
     with _readable(path):
         loaded = ocp.load(path, wanted, **_named(in_run))
     return loaded[PARAMS] if in_run else loaded
@@ -152,9 +185,10 @@ def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}
 
 
-def _check_fit(path: pathlib.Path, stored: Any, abstract: Any) -> None:
-    """Raises ConfigError with every path that differs."""
-    stored, wanted = _shapes(stored), _shapes(abstract)
+def check_fit(
+    path: pathlib.Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> None:
+    """Raises ConfigError with every path whose shape differs between the two."""
     differing = [f"missing: {p} {shape}" for p, shape in wanted.items() if p not in stored]
     differing += [f"extra: {p} {shape}" for p, shape in stored.items() if p not in wanted]
     differing += [

@@ -22,6 +22,7 @@ from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.checkpoint import Checkpoints
 from rc3_jax.training.memory import describe_memory, explain_out_of_memory
 from rc3_jax.training.run import Run, prepare_run, with_defaults
+from rc3_jax.training.start import start_parts
 from rc3_jax.training.state import TrainState, count_parameters
 from rc3_jax.training.step import make_step
 from rc3_jax.training.watchdog import Watchdog
@@ -171,7 +172,13 @@ def _report(step: int, metrics, clock: Clock, config, log: Log) -> None:
 def _first_state(run: Run, checkpoints: Checkpoints, log: Log) -> TrainState:
     newest = checkpoints.latest
     if newest is None:
-        return run.create_state()
+        state = run.create_state()
+        if run.config.init is not None:
+            parts = start_parts(pathlib.Path(run.config.init)) or sorted(state.params)
+            new = [part for part in sorted(state.params) if part not in parts]
+            log.say(f"{', '.join(parts)} from {run.config.init}")
+            log.say(f"drawn at random: {', '.join(new) or 'nothing'}")
+        return state
     log.say(f"resuming after step {newest}")
     return checkpoints.restore(run.abstract_state())
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import optax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from rc3_jax.config import ConfigError, default_config
@@ -24,9 +23,10 @@ from rc3_jax.evaluation.retrieval import MODES
 from rc3_jax.models.pair import PairModel
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import shardings
-from rc3_jax.systems import parts_of, system_of
+from rc3_jax.systems import abstract_encoder, parts_of, system_of
 from rc3_jax.training.checkpoint import Checkpoints, load_params
 from rc3_jax.training.optimizer import make_optimizer
+from rc3_jax.training.start import check_vocabulary, load_start
 from rc3_jax.training.state import EMA_PARTS, TrainState, initial_params
 
 OPEN = ("sources", "rates")
@@ -44,19 +44,23 @@ class Run(NamedTuple):
     optimizer: optax.GradientTransformation
     skips: Skips
 
-    def initial_state(self) -> TrainState:
-        """The state before the first step; a pure function of `config.seed`."""
-        return self._begin(initial_params(self.model, self.config))
+    def initial_state(self, given: Any = None, encoder: Any = None) -> TrainState:
+        """The state before the first step; a pure function of `config.seed` and of what is given.
 
-    def _begin(self, params: Any) -> TrainState:
-        ema = None
+        Args:
+          given: parameters that are not drawn, by part; None draws all.
+          encoder: parameters of the sentence encoder, where `objective.relevance` is "encoder".
+        """
+        params = initial_params(self.model, self.config) | (given or {})
+        ema = encoder
         if self.config.objective.get("relevance") == "ema":
             ema = jax.tree.map(jnp.copy, {part: params[part] for part in EMA_PARTS})
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed."""
-        shapes = jax.eval_shape(self.initial_state)
+        encoder = abstract_encoder(self.config, self.model.text.vocab_size)
+        shapes = jax.eval_shape(self.initial_state, None, encoder)
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -66,18 +70,21 @@ class Run(NamedTuple):
     def create_state(self) -> TrainState:
         """The initial state, made in place on the devices that keep it.
 
-        With `config.init` the parameters are those of that folder.
+        With `config.init` the parameters are those of that folder, as far as it has them.
 
         Raises:
-          ConfigError: if the folder holds no parameters, or those of another model.
+          ConfigError: if a folder holds no parameters, or those of another model.
         """
         abstract = self.abstract_state()
         target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-        if self.config.init is None:
-            return jax.jit(self.initial_state, out_shardings=target)()
-        params = load_params(pathlib.Path(self.config.init), abstract.params)
-        check_init(self.config)
-        return jax.jit(self._begin, out_shardings=target, donate_argnums=0)(params)
+        given = None if self.config.init is None else load_start(self.config, abstract.params)
+        encoder = None
+        if self.config.objective.get("relevance") == "encoder":
+            folder = pathlib.Path(self.config.objective.relevance_encoder)
+            check_vocabulary(folder, self.tokenizer)
+            encoder = load_params(folder, abstract.ema, parts=("text",))
+        initial = jax.jit(self.initial_state, out_shardings=target, donate_argnums=(0, 1))
+        return initial(given, encoder)
 
 
 def prepare_run(config: ml_collections.ConfigDict, folder: pathlib.Path | None = None) -> Run:
@@ -156,29 +163,6 @@ def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:
 
     defaults = cclm_config() if stored.get("system") == "cclm" else default_config()
     return fill(stored, json.loads(json.dumps(defaults.to_dict())))
-
-
-def check_init(config: ml_collections.ConfigDict) -> None:
-    """Raises ConfigError if `config.init` holds the weights of a model that computes otherwise.
-
-    Shapes do not tell of the number of heads, of positions, of an epsilon.
-    """
-    file = pathlib.Path(config.init) / "config.json"
-    if not file.is_file():
-        return
-    ours, theirs = (
-        flatten_dict(json.loads(json.dumps(model)), sep=".")
-        for model in (config.model.to_dict(), json.loads(file.read_text())["model"])
-    )
-    free = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
-    names = [name for name in ours if name not in free and name in theirs]
-    differing = [
-        f"model.{name} is {ours[name]}, there {theirs[name]}"
-        for name in names
-        if ours[name] != theirs[name]
-    ]
-    if differing:
-        raise ConfigError(f"{config.init} holds another model: {'; '.join(differing)}")
 
 
 def _check(config: ml_collections.ConfigDict) -> None:

@@ -17,7 +17,13 @@ EMA_PARTS = ("text", "text_projection")
 
 @flax.struct.dataclass
 class TrainState:
-    """Attributes: step: int32 scalar, updates done; ema: averaged `EMA_PARTS` or None."""
+    """What a step takes and gives.
+
+    Attributes:
+      step: int32 scalar, updates done.
+      ema: what tells the relevance of weak texts: averaged `EMA_PARTS`, or the parameters of a
+        fixed `SentenceEncoder`; None where the model's own text tower does.
+    """
 
     step: jax.Array
     params: Any

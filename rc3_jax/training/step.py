@@ -45,7 +45,7 @@ def make_step(
         params = clamp_temperatures(params)
         metrics |= {k: v for k, v in params.items() if k.startswith("temperature")}
         ema = state.ema
-        if ema is not None:
+        if config.objective.get("relevance") == "ema":
             # Short at first, so that the random start is soon forgotten.
             decay = jnp.minimum(config.objective.ema_decay, (1 + state.step) / (10 + state.step))
             current = {part: params[part] for part in EMA_PARTS}

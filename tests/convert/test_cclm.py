@@ -15,7 +15,6 @@ from rc3_jax.convert import mapping
 from rc3_jax.convert.cclm import from_published, layout_of, own_tensors, to_published
 from rc3_jax.convert.cclm_sizes import (
     XLM_R_VOCABULARY,
-    abstract_params,
     differences_from_published,
     model_of,
     names_of,
@@ -23,6 +22,7 @@ from rc3_jax.convert.cclm_sizes import (
     with_image_size,
 )
 from rc3_jax.convert.vision_names import resize_relative_positions
+from rc3_jax.systems import abstract_params
 from tests.parity.recordings import PRETRAINING, SHARED, folders, read, require_folder
 
 RECORDINGS = folders(PRETRAINING) or [None]
@@ -51,7 +51,7 @@ def small_swin():
 
 def random_params(model, vocab_size=30):
     rng = np.random.default_rng(0)
-    template = abstract_params(model, vocab_size)
+    template = abstract_params("cclm", model, vocab_size)
     return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), template)
 
 
@@ -70,7 +70,7 @@ def published(request, monkeypatch):
     """Name and tensors of a full-size model, every number 0 and all the same one."""
     monkeypatch.setattr(mapping, "np", _WithoutCopies())
     model = cclm_model(request.param)
-    template = abstract_params(model, XLM_R_VOCABULARY)
+    template = abstract_params("cclm", model, XLM_R_VOCABULARY)
     assert sum(x.size for x in jax.tree.leaves(template)) == FULL_SIZE[request.param][1]
     params = jax.tree.map(lambda x: np.broadcast_to(np.zeros((), x.dtype), x.shape), template)
     return request.param, to_published(params, model)
@@ -103,7 +103,7 @@ def test_a_recording_survives_the_round_trip(recording):
     listed = set(recording.config["buffers_not_stored"])
     assert listed == layout.buffers.keys()
     assert recording.config["tied"] == layout.copies
-    template = abstract_params(model, vocabulary_of(tensors, model))
+    template = abstract_params("cclm", model, vocabulary_of(tensors, model))
     again = from_published(tensors, model, template)
     jax.tree.map(np.testing.assert_array_equal, again, recording.params)
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_listed():
 
 def test_everything_wrong_with_a_checkpoint_is_listed():
     model = small_swin()
-    template = abstract_params(model, 30)
+    template = abstract_params("cclm", model, 30)
     tensors = to_published(random_params(model), model)
     del tensors["vision_proj.bias"]
     tensors["itm_head.0.weight"] = tensors["itm_head.0.weight"].T
@@ -248,7 +248,7 @@ def test_another_image_size_changes_tables_alone(recording):
             tensor = resize_relative_positions(tensor, 6, extra)
             assert len(resized[name]) == 121 + extra
         np.testing.assert_array_equal(resized[name], tensor)
-    from_published(resized, new, abstract_params(new, vocabulary_of(resized, new)))
+    from_published(resized, new, abstract_params("cclm", new, vocabulary_of(resized, new)))
     with pytest.raises(ConfigError, match=f"must be a multiple of {factor}"):
         with_image_size(tensors, model, size + 4)
     with pytest.raises(ConfigError, match="cannot be resized to window 1"):

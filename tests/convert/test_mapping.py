@@ -51,7 +51,7 @@ def test_tensors_of_heads_and_buffers_are_ignored(table, tower, batch):
     tensors = to_torch(params, table, prefix=table.prefix)
     unused = ["pooler.dense.weight", "embeddings.position_ids", "lm_head.bias", "classifier.bias"]
     unused = [name for name in unused if name.startswith(table.ignored)]
-    assert len(unused) == 3
+    assert len(unused) >= 3
     for name in unused:
         tensors |= {name: np.ones(3), table.prefix + name: np.ones(3)}
     _assert_equal_trees(to_flax(tensors, table, params), params)

@@ -11,7 +11,8 @@ from rich.console import Console
 from rc3_jax.config import ConfigError
 from rc3_jax.evaluation.evaluate import Evaluator
 from rc3_jax.training.loop import train
-from rc3_jax.training.run import check_init, load_run, prepare_run, with_defaults
+from rc3_jax.training.run import load_run, prepare_run, with_defaults
+from rc3_jax.training.start import check_init
 from tests.tiny import tiny_cclm, tiny_config
 
 

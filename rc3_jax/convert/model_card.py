@@ -1,0 +1,191 @@
+"""The README of an exported model: what it is, what it was trained on, how it scored, its use."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from rc3_jax.config import ConfigError
+
+CARD = "README.md"
+NOT_STATED = "not stated"
+
+USAGE = """\
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{folder}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
+inputs = processor(text=["ein Hund", "a cat"], images=[Image.open("photo.jpg")] * 2)
+outputs = model(**inputs)
+print(outputs.logits_per_image)  # images by rows, texts by columns, divided by the temperature
+print(outputs.matching_logits.softmax(-1)[:, 1])  # chance that a text belongs to its image
+"""
+
+CARD_TEXT = """\
+---
+license: {licence_id}
+library_name: transformers
+pipeline_tag: feature-extraction
+tags:
+- rc3
+- vision-language
+- multilingual
+- image-text-retrieval
+{languages}---
+
+# {name}
+
+An RC³ model, trained with RC3-JAX, for PyTorch: images as patches and regions, texts in many
+languages, and vectors of both that can be compared; a fusion encoder that reads a text over an image,
+tells whether they belong together and fills masks.
+
+| | |
+|---|---|
+| parameters | {count:,} |
+| type of the weights | {dtype} |
+| text tower | {text} |
+| patch tower | {patch} |
+| ROI tower | {roi} |
+| fusion encoder | {fusion} |
+| training | {training} |
+| licence of the weights | {licence} |
+| licence of the training data | not stated |
+
+## Usage
+
+```python
+{usage}```
+
+`model.encode_text`, `encode_image`, `encode_pair`, `match` and `fill_mask` give the parts; see
+`modeling_rc3.py`. Regions of a detector go to the processor as `regions`.
+
+## Data
+
+{data}
+
+## Scores
+
+{scores}
+
+## Limits
+
+Trained on the data above and measured on no other. Captions carry the biases of those who wrote
+them; check the model on your own languages and images before it decides anything.
+
+## References
+
+Zhou et al., *RC³: Regularized Contrastive Cross-lingual Cross-modal Pre-training*, Findings of ACL
+2023, arXiv 2305.07927, describes the method. These weights are not those of its authors.
+"""
+
+
+def model_card(
+    source: pathlib.Path,
+    stored: Mapping[str, Any],
+    *,
+    count: int,
+    dtype: str,
+    step: int | None,
+    licence: str | None,
+) -> str:
+    """The card's text.
+
+    Args:
+      source: the run's folder, or one of converted parameters; its `scores.json` is shown where
+        the parameters are those that it measured.
+      stored: the folder's `config.json`.
+      count: of parameters.
+    """
+    model = stored["model"]
+    text, patch, roi = model["text"], model["patch"], model["roi"]
+    measured = _scores(source, step)
+    languages = _languages(stored, measured)
+    return CARD_TEXT.format(
+        licence_id=licence or "other",
+        licence=licence or NOT_STATED,
+        languages="language:\n" + "".join(f"- {code}\n" for code in languages) if languages else "",
+        name=stored.get("name", "rc3"),
+        count=count,
+        dtype=dtype,
+        text=_transformer(text) + f", {text['max_positions'] - 2} tokens at most",
+        patch=f"{patch['type']}, {patch['image_size']} x {patch['image_size']} pixels in patches of "
+        f"{patch['patch']}, width {patch['width']}, depth {patch.get('depth', patch.get('depths'))}",
+        roi=f"{roi['regions']} regions with features of size {roi['feature_size']}, depth "
+        f"{roi['depth']}"
+        if roi["regions"]
+        else "none",
+        fusion=f"depth {model['fusion']['depth']}",
+        training=_training(stored, step),
+        usage=USAGE.format(folder="."),
+        data=_data(stored),
+        scores=_score_table(measured),
+    )
+
+
+def _transformer(size: Mapping[str, Any]) -> str:
+    return f"width {size['width']}, depth {size['depth']}, {size['heads']} heads"
+
+
+def _training(stored: Mapping[str, Any], step: int | None) -> str:
+    if "steps" not in stored:
+        return NOT_STATED
+    steps = stored["steps"] if step is None else step
+    return f"{steps:,} steps of {stored['batch_size']:,} rows, seed {stored['seed']}"
+
+
+def _scores(source: pathlib.Path, step: int | None) -> dict[str, Any]:
+    """What `scores.json` tells of the checkpoint's step."""
+    path = source / "scores.json"
+    if not path.is_file():
+        return {}
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        return scores if step in (None, scores["step"]) else {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as scores of a run: {error!r}") from error
+
+
+def _languages(stored: Mapping[str, Any], measured: Mapping[str, Any]) -> list[str]:
+    """Codes of the languages that sources name or scores were measured in."""
+    found = {code for mode in measured.get("retrieval", {}).values() for code in mode}
+    for source in stored.get("data", {}).get("sources", {}).values():
+        for name in ("strict_languages", "weak_languages"):
+            found |= set(source.get(name, ()))
+        if source.get("type") == "parallel":
+            found |= set(source.get("files", ()))
+    return sorted(found)
+
+
+def _data(stored: Mapping[str, Any]) -> str:
+    """A line for each source; of files their names alone, folders may tell of people."""
+    lines = []
+    for name, source in stored.get("data", {}).get("sources", {}).items():
+        details = [f"{key} {_plain(value)}" for key, value in source.items() if key != "type"]
+        lines.append(f"- **{name}** ({source.get('type', '?')}): {', '.join(details)}")
+    return "\n".join(lines) or f"The training data are {NOT_STATED}."
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {_plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return " ".join(map(_plain, value))
+    return pathlib.PurePath(value).name if isinstance(value, str) else str(value)
+
+
+def _score_table(measured: Mapping[str, Any]) -> str:
+    """Recall of held-out images, in percent, for each mode and language."""
+    lines = []
+    for mode, languages in measured.get("retrieval", {}).items():
+        cuts = list(next(iter(languages.values())))
+        lines += [f"Retrieval among held-out images, {mode}, recall in percent:", ""]
+        lines += [f"| language | {' | '.join(cuts)} |", "|---" * (len(cuts) + 1) + "|"]
+        for code, recalls in languages.items():
+            lines.append(f"| {code} | {' | '.join(f'{100 * recalls[cut]:.1f}' for cut in cuts)} |")
+        lines.append("")
+    for name, value in measured.get("dependence", {}).items():
+        lines.append(f"- {name}: {value:.3f}")
+    return "\n".join(lines).strip() or "None were measured."

@@ -1,0 +1,106 @@
+"""ONNX files of an exported model's two encoders, compared with PyTorch."""
+
+from __future__ import annotations
+
+import importlib
+import pathlib
+import warnings
+from typing import Any
+
+import numpy as np
+
+from rc3_jax.config import ConfigError
+
+TOLERANCE = 1e-4
+"""Largest difference of an output from PyTorch's."""
+FOLDER = "onnx"
+TEXT, IMAGE = "text_encoder.onnx", "image_encoder.onnx"
+
+
+def export_onnx(folder: pathlib.Path, seed: int = 0) -> dict[str, float]:
+    """Writes `onnx/text_encoder.onnx` and `onnx/image_encoder.onnx` into an exported folder.
+
+    `input_ids` int64 `[batch, length]` give `text_vector`; `pixel_values` float32
+    `[batch, 3, size, size]`, with an ROI tower of patches alone, give `image_vector`; both float32
+    `[batch, projection_size]`, of any batch and length.
+
+    Returns:
+      The largest difference of each file's output from PyTorch's, on random inputs of another
+      batch and length than those of the export.
+
+    Raises:
+      ConfigError: if a library is missing, or a difference is beyond `TOLERANCE`.
+    """
+    torch, onnxruntime = _import("torch"), _import("onnxruntime")
+    for library in ("onnx", "onnxscript"):  # torch.onnx needs them
+        _import(library)
+    from rc3_jax.convert.mirror.modeling_rc3 import RC3Model
+
+    model = RC3Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    model.requires_grad_(False)
+    rng = np.random.default_rng(seed)
+    size, vocab = model.config.model["patch"]["image_size"], model.config.vocab_size
+
+    def texts(rows: int, length: int):
+        ids = rng.integers(4, vocab - 1, (rows, length))
+        ids[0, length // 2 :] = 1
+        return torch.from_numpy(ids)
+
+    def images(rows: int):
+        return torch.from_numpy(rng.normal(size=(rows, 3, size, size)).astype(np.float32))
+
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    text = (_encoder(torch, model, "encode_text", "text_vector"), "input_ids", "text_vector")
+    image = (_encoder(torch, model, "encode_image", "image_vector"), "pixel_values", "image_vector")
+    longest = model.config.model["text"]["max_positions"] - 2
+    cases = {
+        TEXT: (*text, texts(2, min(8, longest)), texts(5, min(13, longest)), {0: batch, 1: length}),
+        IMAGE: (*image, images(2), images(3), {0: batch}),
+    }
+    (folder / FOLDER).mkdir()
+    found = {}
+    for name, (encoder, given, gives, example, other, dynamic) in cases.items():
+        path = folder / FOLDER / name
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter's own use of PyTorch
+            torch.onnx.export(
+                encoder,
+                (example,),
+                path,
+                input_names=[given],
+                output_names=[gives],
+                dynamic_shapes=(dynamic,),
+                dynamo=True,
+                external_data=True,
+                verbose=False,
+            )
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        (result,) = session.run([gives], {given: other.numpy()})
+        found[name] = float(np.max(np.abs(result - encoder(other).numpy())))
+        if not found[name] <= TOLERANCE:
+            raise ConfigError(f"{name} differs from PyTorch by {found[name]:.2g}")
+    return found
+
+
+def _encoder(torch: Any, model: Any, method: str, output: str) -> Any:
+    """A module of one input and one output."""
+
+    class Encoder(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, given):
+            return getattr(getattr(self.model, method)(given), output)
+
+    return Encoder()
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} is needed to write ONNX files; install the extra `onnx` "
+            "(pip install -e '.[onnx]')"
+        ) from error

@@ -1,0 +1,136 @@
+"""What every conversion does around its tensors: targets, complete or absent; settings; progress."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import ml_collections
+
+from rc3_jax.config import ConfigError
+from rc3_jax.training.checkpoint import PARAMS
+
+SETTINGS = "config.json"
+OWN_FILES = (PARAMS, SETTINGS, "tokenizer.json")
+"""What a folder of our parameters holds."""
+PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
+BEGAN = time.monotonic()
+
+
+def check_target(target: pathlib.Path, overwrite: bool, known: Collection[str] | None) -> None:
+    """Raises ConfigError if something is there that must not be replaced.
+
+    Args:
+      known: names of what a folder of the kind holds; None where the target is a file.
+    """
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ConfigError(f"{target} exists; choose another name, or give --overwrite")
+    if target.is_dir() != (known is not None):
+        raise ConfigError(f"{target} is a {'file' if known else 'folder'} and stays as it is")
+    if known is not None and not {path.name for path in target.iterdir()} <= set(known):
+        raise ConfigError(f"{target} holds more than a conversion writes and stays as it is")
+
+
+@contextlib.contextmanager
+def written(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
+    """A name beside the target to write to; the target's own once all is written.
+
+    Args:
+      size: bytes that will about be written; they must be free on the disk.
+
+    Raises:
+      ConfigError: if it cannot be written; nothing is left of it then.
+    """
+    parent = target.absolute().parent
+    partial = parent / f"partial-{os.getpid()}-{target.name}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(parent).free
+        if free < size:
+            raise ConfigError(
+                f"{target} needs {size_text(size)}, {parent} has {size_text(free)} free"
+            )
+        say(f"writes {size_text(size)}")
+        yield partial
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(partial, target)
+    except ConfigError:
+        raise
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"{target} could not be written: {reason}") from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def reasons(source: pathlib.Path | str) -> Iterator[None]:
+    """Names the source in what is wrong with its tensors or sizes."""
+    try:
+        yield
+    except ConfigError as error:
+        message = str(error)
+        raise error if str(source) in message else ConfigError(f"{source}: {message}") from error
+    except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
+        raise ConfigError(f"{source}: {error or 'needs more memory than there is'}") from error
+    except AttributeError as error:  # of a ConfigDict
+        raise ConfigError(f"{source}: config.model lacks a setting: {error}") from error
+
+
+def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Writes `config.json` of a folder of our parameters, with the versions that made it."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    write_json(folder / SETTINGS, settings | {"versions": versions})
+
+
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
+    """Writes indented JSON."""
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+
+
+def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDict:
+    """`config.model` of a folder of our parameters or of a run, which must be of the system.
+
+    Raises:
+      ConfigError: if it cannot be read, or is of another system.
+    """
+    path = folder / SETTINGS
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        found, model = stored["system"], ml_collections.ConfigDict(stored["model"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} cannot be read as settings of a model: {error!r}") from error
+    if found != system:
+        raise ConfigError(f"{folder} is of {found}; this conversion is of models of {system}")
+    return model
+
+
+def sha256(path: pathlib.Path) -> str:
+    """Of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def size_text(count: int) -> str:
+    """Bytes for people."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e3:.1f} kB"
+
+
+def say(line: str) -> None:
+    """Prints a line after the seconds since the program began."""
+    print(f"{time.monotonic() - BEGAN:5.0f} s  {line}", flush=True)

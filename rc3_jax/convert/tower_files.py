@@ -1,0 +1,213 @@
+"""Pre-trained towers of Hugging Face to a folder that runs start from, and towers of ours back."""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from safetensors.numpy import save_file
+
+from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.convert.corpus_texts import corpus_texts
+from rc3_jax.convert.huggingface import PARTS, Tower, read_tower, tower_tensors
+from rc3_jax.convert.huggingface_source import locate, sentence_encoder
+from rc3_jax.convert.output import (
+    OWN_FILES,
+    SETTINGS,
+    check_target,
+    model_settings,
+    reasons,
+    say,
+    size_text,
+    write_json,
+    write_settings,
+    written,
+)
+from rc3_jax.convert.torch_file import WEIGHTS
+from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
+from rc3_jax.data.record import DataError
+from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
+from rc3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
+
+VISUAL = {"rc3": "patch", "cclm": "vision"}
+"""What each system calls its visual tower."""
+VOCABULARIES = (TOKENIZER, "sentencepiece.bpe.model")
+PREPROCESSOR = "preprocessor_config.json"
+NORMALISATION = ("image_mean", "image_std")
+
+
+def from_hf(
+    target: pathlib.Path,
+    *,
+    text: str | None = None,
+    patch: str | None = None,
+    system: str = "rc3",
+    image_size: int | None = None,
+    text_layers: Sequence[int] | None = None,
+    languages: Sequence[str] = (),
+    corpus: Sequence[pathlib.Path] = (),
+    min_count: int = 1,
+    allow_pickle: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes a folder for `config.init` from pre-trained towers; other parts start at random.
+
+    With a text tower alone it may also be the `objective.relevance_encoder`.
+
+    Args:
+      text: folder or Hub name of an XLM-RoBERTa checkpoint.
+      patch: folder or Hub name of a ViT, CLIP, SigLIP or BEiT checkpoint.
+      image_size: pixels a side to resize the positions for; the checkpoint's by default.
+      text_layers: numbers of the layers to take; all by default.
+      corpus: caption files and sentences to cut the vocabulary to; empty leaves it whole.
+      languages: those of the corpus that count; empty for all.
+      min_count: how often a piece must occur to be kept.
+      allow_pickle: reads weights that are stored as pickles, without running code in them.
+
+    Raises:
+      ConfigError, DataError, TensorFileError: with the reason; then nothing was written.
+    """
+    check_choice("system", system, VISUAL)
+    if text is None and patch is None:
+        raise ConfigError("name a checkpoint with --text, --patch, or both")
+    if (languages or min_count != 1) and not corpus:
+        raise ConfigError("languages are cut to what a corpus holds; name its files with --corpus")
+    for given, needed in ((corpus or text_layers, "text"), (image_size, "patch")):
+        if given and {"text": text, "patch": patch}[needed] is None:
+            raise ConfigError(f"--corpus, --text_layers and --image_size need their --{needed}")
+    check_target(target, overwrite, OWN_FILES)
+    params: dict[str, Any] = {}
+    settings: dict[str, Any] = {"system": system, "model": {}, "source": {}}
+    tokenizer = None
+    if text is not None:
+        tower = _read(text, "text", layers=text_layers, allow_pickle=allow_pickle)
+        params |= {"text": tower.params, **tower.heads}
+        tokenizer = _tokenizer(text, len(_words(params)))
+        if corpus and tokenizer is None:
+            raise ConfigError(f"{text} has no vocabulary that could be cut")
+        if tokenizer is not None:  # rows beyond its pieces fill a table up to a round number
+            _change_rows(params, lambda table: table[: tokenizer.vocab_size])
+        if corpus:
+            cut = cut_vocabulary(tokenizer, corpus_texts(corpus, languages or None), min_count)
+            say(describe(cut, tower.settings["width"]))
+            _change_rows(params, lambda table: cut_rows(table, cut.kept))
+            tokenizer = cut.tokenizer
+        settings["model"]["text"] = tower.settings
+        settings |= {"vocab_size": len(_words(params)), "pooling": tower.pooling or "mean"}
+        settings["source"]["text"] = str(text)
+    if patch is not None:
+        tower = _read(patch, "patch", image_size=image_size, allow_pickle=allow_pickle)
+        params[VISUAL[system]] = tower.params
+        sizes = dict(tower.settings)
+        settings["model"] |= {name: sizes.pop(name) for name in NORMALISATION if name in sizes}
+        settings["model"]["patch"] = sizes
+        settings["source"]["patch"] = str(patch)
+    leaves = jax.tree.leaves(params)
+    say(f"{', '.join(params)}: {sum(leaf.size for leaf in leaves):,} parameters")
+    settings["parts"] = sorted(params)
+    with written(target, sum(leaf.nbytes for leaf in leaves)) as folder:
+        folder.mkdir()
+        save_params(folder, params)
+        write_settings(folder, settings)
+        if tokenizer is not None:
+            (folder / TOKENIZER).write_text(tokenizer.to_json(), encoding="utf-8")
+    say(f"wrote {target}")
+
+
+def to_hf(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    *,
+    part: str,
+    step: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a tower of a model as a folder that `from_pretrained` of transformers reads.
+
+    Args:
+      part: `text` or `patch`.
+
+    Raises:
+      ConfigError: with the reason; then nothing was written.
+    """
+    check_choice("part", part, PARTS)
+    check_target(target, overwrite, (SETTINGS, WEIGHTS[0], *VOCABULARIES, PREPROCESSOR))
+    model = model_settings(source, "rc3")
+    heads = ("masked_lm_head", "word_bias") if part == "text" else ()
+    paths = [path for path in stored_shapes(source, step) if path.split("/")[0] in (part, *heads)]
+    if not any(path.startswith(f"{part}/") for path in paths):
+        raise ConfigError(f"{source} holds no {part} tower")
+    params = unflatten_dict(load_some(source, paths, step), sep="/")
+    with reasons(source):
+        found = {name: params[name] for name in heads if name in params}
+        sizes = model[part].to_dict()
+        tensors, config = tower_tensors(params[part], sizes, part=part, heads=found or None)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    say(f"{source}: {config['architectures'][0]}, {len(tensors)} tensors, {size_text(size)}")
+    with written(target, size) as folder:
+        folder.mkdir()
+        save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
+        write_json(folder / SETTINGS, config)
+        if part == "text" and (source / TOKENIZER).is_file():
+            shutil.copy(source / TOKENIZER, folder / TOKENIZER)
+        if part == "patch":
+            write_json(folder / PREPROCESSOR, _preprocessor(model))
+    say(f"wrote {target}")
+
+
+def _preprocessor(model) -> dict[str, Any]:
+    """How images are prepared: squashed by bicubic interpolation, and normalised."""
+    size = model.patch.image_size
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "size": {"height": size, "width": size},
+        "resample": 3,
+        "do_rescale": True,
+        "do_normalize": True,
+        **{name: list(model[name]) for name in NORMALISATION},
+    }
+
+
+def _read(source: str, part: str, **options: Any) -> Tower:
+    tower = read_tower(source, part=part, **options)
+    count = sum(leaf.size for leaf in jax.tree.leaves(tower.params))
+    say(f"{source}: {tower.family}, {count:,} parameters")
+    for note in tower.notes:
+        say(f"note: {note}")
+    return tower
+
+
+def _words(params: dict[str, Any]) -> np.ndarray:
+    return params["text"]["word_embedding"]["embedding"]
+
+
+def _change_rows(params: dict[str, Any], change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes all that has a row for each piece of the vocabulary."""
+    params["text"]["word_embedding"] = {"embedding": change(_words(params))}
+    if "word_bias" in params:
+        params["word_bias"] = change(params["word_bias"])
+
+
+def _tokenizer(source: str, rows: int) -> Tokenizer | None:
+    """The checkpoint's own; None where it has none."""
+    top = locate(source)
+    places = (top, sentence_encoder(top)[0])
+    folder = next((p for p in places if any((p / n).is_file() for n in VOCABULARIES)), None)
+    if folder is None:
+        say(f"note: {source} has no vocabulary; name one with data.tokenizer.path")
+        return None
+    tokenizer = load_tokenizer(str(folder), max_length=512)
+    if tokenizer.vocab_size > rows:
+        raise DataError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces and the word embeddings "
+            f"have {rows} rows; they are not of one checkpoint"
+        )
+    if tokenizer.vocab_size < rows:
+        say(f"note: {rows - tokenizer.vocab_size} rows of the word embeddings are of no piece")
+    return tokenizer

@@ -1,0 +1,224 @@
+"""Folders for PyTorch: written, loaded, trained on, and read back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from safetensors.numpy import load_file, save_file
+
+from rc3_jax.config import ConfigError
+from rc3_jax.convert import torch_export
+from rc3_jax.convert.torch_export import from_torch, to_torch
+from rc3_jax.convert.torch_file import TensorFileError
+from rc3_jax.training.checkpoint import load_some, stored_shapes
+from tests.convert.exported import tiny_folder
+from tests.vision_reference import require
+
+WEIGHTS = "model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A model's folder, its parameters, and what it is exported to."""
+    folder = tmp_path_factory.mktemp("export")
+    params = tiny_folder(folder / "run")
+    to_torch(folder / "run", folder / "exported", licence="apache-2.0")
+    return folder / "run", params, folder / "exported"
+
+
+@pytest.fixture
+def exported(tiny, tmp_path):
+    return pathlib_copy(tiny[2], tmp_path / "exported")
+
+
+def pathlib_copy(source, target):
+    shutil.copytree(source, target)
+    return target
+
+
+def stored(folder):
+    return load_some(folder, list(stored_shapes(folder)))
+
+
+def assert_same(folder, params):
+    found = stored(folder)
+    expected = flatten_dict(params, sep="/")
+    assert found.keys() == expected.keys()
+    for path, array in expected.items():
+        np.testing.assert_array_equal(found[path], array, strict=True)
+
+
+def test_there_and_back_is_bit_equal(tiny, tmp_path):
+    run, params, exported = tiny
+    from_torch(exported, tmp_path / "back")
+    assert_same(tmp_path / "back", params)
+    settings = json.loads((tmp_path / "back" / "config.json").read_text())
+    model = json.loads((run / "config.json").read_text())["model"]
+    assert (settings["system"], settings["model"], settings["max_length"]) == ("rc3", model, 24)
+    assert (tmp_path / "back" / "tokenizer.json").read_text() == (
+        run / "tokenizer.json"
+    ).read_text()
+    to_torch(tmp_path / "back", tmp_path / "again")
+    again, first = load_file(tmp_path / "again" / WEIGHTS), load_file(exported / WEIGHTS)
+    assert again.keys() == first.keys()
+    assert all(np.array_equal(again[name], first[name]) for name in first)
+
+
+def test_shards_hold_the_same_tensors(tiny, tmp_path):
+    run, params, exported = tiny
+    to_torch(run, tmp_path / "shards", shard_bytes=20_000)
+    files = sorted(path.name for path in (tmp_path / "shards").glob("*.safetensors"))
+    assert files[0] == f"model-00001-of-{len(files):05}.safetensors" and len(files) > 2
+    index = json.loads((tmp_path / "shards" / "model.safetensors.index.json").read_text())
+    whole = load_file(exported / WEIGHTS)
+    assert index["weight_map"].keys() == whole.keys()
+    assert index["metadata"]["total_size"] == sum(x.nbytes for x in whole.values())
+    for name in files:
+        tensors = load_file(tmp_path / "shards" / name)
+        assert sum(x.nbytes for x in tensors.values()) <= 20_000
+        assert all(index["weight_map"][tensor] == name for tensor in tensors)
+        assert all(np.array_equal(value, whole[key]) for key, value in tensors.items())
+    from_torch(tmp_path / "shards", tmp_path / "back")
+    assert_same(tmp_path / "back", params)
+
+
+def test_bfloat16_rounds_each_number(tiny, tmp_path):
+    run, params, exported = tiny
+    to_torch(run, tmp_path / "half", dtype="bfloat16")
+    whole = load_file(exported / WEIGHTS)
+    for name, tensor in load_file(tmp_path / "half" / WEIGHTS).items():
+        np.testing.assert_array_equal(tensor, whole[name].astype(ml_dtypes.bfloat16), strict=True)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    from_torch(tmp_path / "half", tmp_path / "back")
+    rounded = jax.tree.map(lambda x: x.astype(ml_dtypes.bfloat16).astype(np.float32), params)
+    assert_same(tmp_path / "back", rounded)
+
+
+def test_what_pytorch_trained_returns_and_the_rest_is_bit_equal(tiny, exported, tmp_path):
+    torch, transformers = require("torch"), require("transformers")
+    model = transformers.AutoModel.from_pretrained(exported, trust_remote_code=True)
+    with torch.no_grad():
+        model.fusion.layers[0].mlp_in.weight[3, 5] += 1
+    model.save_pretrained(tmp_path / "tuned")
+    from_torch(tmp_path / "tuned", tmp_path / "back")
+    expected = jax.tree.map(np.array, tiny[1])
+    expected["fusion"]["layers"]["mlp_in"]["kernel"][0, 5, 3] += 1
+    assert_same(tmp_path / "back", expected)
+
+
+def test_every_tensor_that_does_not_fit_is_listed(exported, tmp_path):
+    tensors = load_file(exported / WEIGHTS)
+    del tensors["text.embedding_norm.bias"], tensors["patch.encoder.layers.1.mlp_in.bias"]
+    tensors["matching_head.logits.bias"] = np.zeros(3, np.float32)
+    tensors["classifier.weight"] = np.zeros((2, 2), np.float32)
+    save_file(tensors, exported / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ConfigError) as error:
+        from_torch(exported, tmp_path / "back")
+    assert "4 differences" in str(error.value)
+    for line in (
+        "missing: text.embedding_norm.bias (16,)",
+        "missing: patch.encoder.layers.1.mlp_in.bias (32,)",
+        "mis-shaped: matching_head.logits.bias is (3,), must be (2,)",
+        "extra: classifier.weight (2, 2)",
+    ):
+        assert line in str(error.value)
+    assert not (tmp_path / "back").exists()
+
+
+def test_pickled_weights_need_a_word_of_consent(tiny, exported, tmp_path):
+    torch = require("torch")
+    tensors = {k: torch.from_numpy(v) for k, v in load_file(exported / WEIGHTS).items()}
+    (exported / WEIGHTS).unlink()
+    torch.save(tensors, exported / "pytorch_model.bin")
+    with pytest.raises(TensorFileError, match="pickled tensors alone"):
+        from_torch(exported, tmp_path / "back")
+    from_torch(exported, tmp_path / "back", allow_pickle=True)
+    assert_same(tmp_path / "back", tiny[1])
+
+
+def test_settings_that_cannot_be_read(exported, tmp_path):
+    good = json.loads((exported / "config.json").read_text())
+    wide = json.loads(json.dumps(good))
+    wide["model"]["text"]["width"] = 32
+    for settings, reason in (
+        ("{", "cannot be read as that of an exported model"),
+        (json.dumps(good | {"model_type": "bert"}), "of model_type 'bert', not of rc3"),
+        (json.dumps(good | {"model": 3}), "model must be an object"),
+        (json.dumps(good | {"model": {}}), "lacks a setting"),
+        (json.dumps(wide), "they must be equal"),
+        (json.dumps(good | {"vocab_size": 7}), "mis-shaped: text.word_embedding.weight"),
+    ):
+        (exported / "config.json").write_text(settings)
+        with pytest.raises(ConfigError, match=reason):
+            from_torch(exported, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_models_that_cannot_be_exported(tiny, tmp_path):
+    run = pathlib_copy(tiny[0], tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    settings["model"]["projection_size"] = 9
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=r"image_projection/linear/kernel is \(16, 8\), must be"):
+        to_torch(run, tmp_path / "out")
+    (run / "config.json").write_text(json.dumps(settings | {"system": "cclm"}))
+    with pytest.raises(ConfigError, match="is of cclm; this conversion is of models of rc3"):
+        to_torch(run, tmp_path / "out")
+    (run / "tokenizer.json").unlink()
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="tokenizer.json is missing"):
+        to_torch(run, tmp_path / "out")
+    with pytest.raises(ConfigError, match="use one of float32, bfloat16"):
+        to_torch(tiny[0], tmp_path / "out", dtype="float16")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_fails_half_way_leaves_nothing(tiny, exported, tmp_path, monkeypatch):
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def fails(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch_export, "model_card", fails)
+    with pytest.raises(ConfigError, match="could not be written: .*No space left"):
+        to_torch(tiny[0], tmp_path / "out")
+    monkeypatch.setattr(torch_export, "save_params", fails)
+    with pytest.raises(ConfigError, match="could not be written: .*No space left"):
+        from_torch(exported, tmp_path / "back")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    with pytest.raises(ConfigError, match="exists; choose another name"):
+        to_torch(tiny[0], exported)
+
+
+def test_an_export_is_replaced_and_a_folder_of_others_is_not(tiny, exported):
+    to_torch(tiny[0], exported, overwrite=True)
+    (exported / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds more than a conversion writes"):
+        to_torch(tiny[0], exported, overwrite=True)
+
+
+def test_the_card_tells_what_the_run_was(tiny, tmp_path):
+    run = pathlib_copy(tiny[0], tmp_path / "run")
+    recalls = {"IR@1": 0.25, "TR@1": 0.5}
+    scores = {"step": 4, "retrieval": {"both": {"de": recalls, "zh": recalls}}}
+    (run / "scores.json").write_text(json.dumps(scores))
+    to_torch(run, tmp_path / "out", licence="cc-by-4.0")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (
+        "license: cc-by-4.0\n",
+        "- cs\n- de\n- en\n- fr\n- ja\n- zh\n",
+        "| de | 25.0 | 50.0 |",
+        "4 steps of 16 rows, seed 0",
+        "- **scenes** (scenes): parallel 64, seed 0, strict 64, strict_languages en de fr",
+    ):
+        assert text in card
+    assert str(tmp_path) not in card
+    (run / "scores.json").write_text("[")
+    with pytest.raises(ConfigError, match="cannot be read as scores"):
+        to_torch(run, tmp_path / "other")
