@@ -7,12 +7,13 @@ import pathlib
 
 from tests.processes import FAST_COMPILATION
 
-# Before JAX is imported.
+# Before JAX and transformers are imported.
+CACHE = pathlib.Path(__file__).parents[1] / ".cache"
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault(
-    "JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
-)
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("HF_MODULES_CACHE", str(CACHE / f"modules-{WORKER}"))  # of exported models
 
 import hypothesis
 import pytest

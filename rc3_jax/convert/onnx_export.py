@@ -49,10 +49,10 @@ def export_onnx(folder: pathlib.Path, seed: int = 0) -> dict[str, float]:
     def images(rows: int):
         return torch.from_numpy(rng.normal(size=(rows, 3, size, size)).astype(np.float32))
 
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    longest = model.config.model["text"]["max_positions"] - 2
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
     text = (_encoder(torch, model, "encode_text", "text_vector"), "input_ids", "text_vector")
     image = (_encoder(torch, model, "encode_image", "image_vector"), "pixel_values", "image_vector")
-    longest = model.config.model["text"]["max_positions"] - 2
     cases = {
         TEXT: (*text, texts(2, min(8, longest)), texts(5, min(13, longest)), {0: batch, 1: length}),
         IMAGE: (*image, images(2), images(3), {0: batch}),

@@ -41,6 +41,7 @@ from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import SPECIAL_TOKENS
 from rc3_jax.systems import abstract_params
 from rc3_jax.training.checkpoint import check_fit, load_some, save_params, stored_shapes
+from rc3_jax.training.start import start_parts
 
 MIRROR = pathlib.Path(__file__).parent / "mirror"
 MIRROR_FILES = tuple(sorted(path.name for path in MIRROR.glob("*_rc3.py")))
@@ -83,6 +84,8 @@ def to_torch(
     check_target(target, overwrite, _names(target))
     shapes = stored_shapes(source, step)
     model = model_settings(source, "rc3")
+    if parts := start_parts(source):
+        raise ConfigError(f"{source} holds {', '.join(parts)} alone; train a model from it first")
     tokenizer = source / TOKENIZER
     if not tokenizer.is_file():
         raise ConfigError(f"{tokenizer} is missing; copy there the vocabulary of the weights")
@@ -97,7 +100,7 @@ def to_torch(
     with written(target, size) as folder:
         folder.mkdir()
         _write_weights(folder, source, step, shapes, DTYPES[dtype], shard_bytes)
-        _write_companions(folder, model, vocab_size, _max_length(stored), dtype, _cleaning(stored))
+        write_companions(folder, model, vocab_size, _max_length(stored), dtype, _cleaning(stored))
         shutil.copy(tokenizer, folder / TOKENIZER)
         card = model_card(source, stored, count=count, dtype=dtype, step=step, licence=licence)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -179,8 +182,21 @@ def _shards(shapes: Shapes, itemsize: int, most: int) -> Iterator[list[str]]:
     yield paths
 
 
-def _write_companions(folder, model, vocab_size, max_length, dtype, max_words) -> None:
-    """What transformers needs beside the weights."""
+def write_companions(
+    folder: pathlib.Path,
+    model: ml_collections.ConfigDict,
+    vocab_size: int,
+    max_length: int,
+    dtype: str,
+    max_words: int | None = None,
+) -> None:
+    """Writes what transformers needs beside weights and vocabulary.
+
+    Args:
+      model: `config.model`.
+      max_length: tokens of a text.
+      max_words: where captions are cleaned, the words that they have at most.
+    """
     config = {
         "architectures": ["RC3Model"],
         "model_type": "rc3",

@@ -61,10 +61,12 @@ def start_settings(config: ml_collections.ConfigDict, folder: str) -> None:
         raise ConfigError(f"{path} has no config.json of a model; name one that convert.py made")
     config.init = folder
     for name, value in settings["model"].items():
-        if isinstance(value, dict):
-            config.model[name].update(value)
-        else:
+        if not isinstance(value, dict):
             config.model[name] = value
+        elif value.get("type") == config.model[name].get("type"):
+            config.model[name].update(value)
+        else:  # towers of two types have different settings
+            config.model[name] = ml_collections.ConfigDict(value)
     if (path / FILE_NAME).is_file():
         config.data.tokenizer.path = str(path / FILE_NAME)
 

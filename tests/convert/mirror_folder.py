@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -13,12 +11,11 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
 from rc3_jax.convert.mirror_names import to_mirror
+from rc3_jax.convert.torch_export import write_companions
 from rc3_jax.data.scenes import SceneSource
 from rc3_jax.data.tokenizer import PAD_ID, Tokenizer, train_tokenizer
-from tests.processes import ROOT
 from tests.tiny import tiny_config
 
-MIRROR = ROOT / "rc3_jax" / "convert" / "mirror"
 BATCH, LENGTH, MAX_LENGTH, REGIONS, FEATURE_SIZE = 4, 9, 40, 3, 5
 LANGUAGES = ("en", "de", "fr", "cs", "zh", "ja")
 
@@ -55,52 +52,12 @@ def write_folder(
     max_words: int | None = None,
 ) -> None:
     """Everything that `AutoModel` and `AutoProcessor` need."""
-    model = json.loads(config_model.to_json())
-    config = {
-        "architectures": ["RC3Model"],
-        "model_type": "rc3",
-        "auto_map": {
-            "AutoConfig": "configuration_rc3.RC3Config",
-            "AutoModel": "modeling_rc3.RC3Model",
-        },
-        "vocab_size": vocab_size,
-        "max_length": max_length,
-        "dtype": "float32",
-        "model": model,
-    }
-    processor = {
-        "auto_map": {"AutoProcessor": "processing_rc3.RC3Processor"},
-        "processor_class": "RC3Processor",
-        "image_size": model["patch"]["image_size"],
-        "image_mean": model["image_mean"],
-        "image_std": model["image_std"],
-        "max_length": max_length,
-        "max_words": max_words,
-        "regions": model["roi"]["regions"],
-        "feature_size": model["roi"]["feature_size"],
-    }
-    tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_length,
-        "bos_token": "<s>",
-        "pad_token": "<pad>",
-        "eos_token": "</s>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
     folder.mkdir()
-    for name, content in (
-        ("config.json", config),
-        ("processor_config.json", processor),
-        ("tokenizer_config.json", tokenizer),
-    ):
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_companions(folder, config_model, vocab_size, max_length, "float32", max_words)
     (folder / "tokenizer.json").write_text(tokenizer_json, encoding="utf-8")
     leaves = flatten_dict(params, sep="/").items()
     tensors = dict(pair for path, array in leaves for pair in to_mirror(path, array))
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    for path in MIRROR.glob("*.py"):
-        shutil.copy(path, folder)
 
 
 def random_params(model, inputs) -> dict:

@@ -38,7 +38,7 @@ from tests.vision_reference import compare_by_module, require
 torch = require("torch")
 transformers = require("transformers")
 
-SWIN = dict(type="swin", patch=4, width=8, depths=(2, 2), heads=(1, 2), window=2, drop_path=0.1)
+SWIN = dict(type="swin", patch=4, width=8, depths=(1, 2), heads=(1, 2), window=2, drop_path=0.1)
 CASES = {
     "vit": dict(patch=dict(type="vit")),
     "vit without regions": dict(patch=dict(type="vit", activation="gelu_tanh"), regions=0),
@@ -101,15 +101,6 @@ def torch_outputs(model, ids, visual) -> dict:
         "words": model.fill_mask(ids, **visual),
         "temperatures": torch.stack([model.temperature_text_text, model.temperature_fused]),
     }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def modules_cache(tmp_path_factory):
-    """Where transformers keeps the code of folders."""
-    place = str(tmp_path_factory.mktemp("modules"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", place)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -230,12 +221,16 @@ def test_half_precision(beit, mirror, inputs):
     ids, visual = inputs
     half = load(beit[3], dtype=torch.bfloat16)
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
-    exact, rounded = mirror(ids, **visual), half(ids, **visual)
-    for name, value in rounded.items():
-        assert value.dtype == torch.float32
-        torch.testing.assert_close(value, exact[name], rtol=0.1, atol=0.1)
-    norms = torch.linalg.vector_norm(rounded.text_vector, dim=-1)
-    torch.testing.assert_close(norms, torch.ones(BATCH))
+    exact, rounded = mirror(ids, **visual), [half(ids, **visual)]
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype):
+            rounded.append(mirror(ids, **visual))
+    for outputs in rounded:
+        for name, value in outputs.items():
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, exact[name], rtol=0.1, atol=0.1)
+        norms = torch.linalg.vector_norm(outputs.text_vector, dim=-1)
+        torch.testing.assert_close(norms, torch.ones(BATCH))
 
 
 def test_mistakes_are_told(mirror, inputs):
@@ -248,6 +243,7 @@ def test_mistakes_are_told(mirror, inputs):
         (lambda: mirror.encode_image(pixels[..., :16]), r"images are \[batch, 3, 32, 32\]"),
         (lambda: mirror.encode_image(), "pixel_values, region_boxes, or both"),
         (lambda: mirror.encode_image(region_boxes=boxes), "give pixel_values"),
+        (lambda: mirror.encode_image(pixels, features), "need region_boxes"),
         (lambda: mirror.encode_image(pixels, features[..., :4], boxes), "region_features are"),
         (lambda: mirror.encode_image(pixels, features, boxes[..., :3]), "region_boxes are"),
         (lambda: mirror.match(ids[:2], pixels), "2 texts and 4 images"),

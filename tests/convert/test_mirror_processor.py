@@ -53,10 +53,7 @@ def load(tokenizer, tmp_path_factory):
         write_folder(folder, {}, SETTINGS, tokenizer.vocab_size, text, MAX_LENGTH, max_words)
         return transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=True)
 
-    with pytest.MonkeyPatch.context() as patch:
-        place = str(tmp_path_factory.mktemp("modules"))
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", place)
-        yield load
+    return load
 
 
 @pytest.fixture(scope="module")

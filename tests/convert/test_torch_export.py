@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from rc3_jax.config import ConfigError
 from rc3_jax.convert import torch_export
 from rc3_jax.convert.torch_export import from_torch, to_torch
 from rc3_jax.convert.torch_file import TensorFileError
+from rc3_jax.data.example import example_batch
+from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.training.checkpoint import load_some, stored_shapes
 from tests.convert.exported import tiny_folder
+from tests.processes import run_python
+from tests.tiny import tiny_config
 from tests.vision_reference import require
 
 WEIGHTS = "model.safetensors"
@@ -34,10 +41,10 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def exported(tiny, tmp_path):
-    return pathlib_copy(tiny[2], tmp_path / "exported")
+    return copied(tiny[2], tmp_path / "exported")
 
 
-def pathlib_copy(source, target):
+def copied(source, target):
     shutil.copytree(source, target)
     return target
 
@@ -161,7 +168,7 @@ def test_settings_that_cannot_be_read(exported, tmp_path):
 
 
 def test_models_that_cannot_be_exported(tiny, tmp_path):
-    run = pathlib_copy(tiny[0], tmp_path / "run")
+    run = copied(tiny[0], tmp_path / "run")
     settings = json.loads((run / "config.json").read_text())
     settings["model"]["projection_size"] = 9
     (run / "config.json").write_text(json.dumps(settings))
@@ -204,7 +211,7 @@ def test_an_export_is_replaced_and_a_folder_of_others_is_not(tiny, exported):
 
 
 def test_the_card_tells_what_the_run_was(tiny, tmp_path):
-    run = pathlib_copy(tiny[0], tmp_path / "run")
+    run = copied(tiny[0], tmp_path / "run")
     recalls = {"IR@1": 0.25, "TR@1": 0.5}
     scores = {"step": 4, "retrieval": {"both": {"de": recalls, "zh": recalls}}}
     (run / "scores.json").write_text(json.dumps(scores))
@@ -222,3 +229,85 @@ def test_the_card_tells_what_the_run_was(tiny, tmp_path):
     (run / "scores.json").write_text("[")
     with pytest.raises(ConfigError, match="cannot be read as scores"):
         to_torch(run, tmp_path / "other")
+
+
+SHARDED = """
+import jax, numpy as np, pathlib
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
+from rc3_jax.data.example import example_batch
+from rc3_jax.models.rc3 import build_rc3
+from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
+mesh = jax.make_mesh((8,), ("fsdp",))
+params = load_some(pathlib.Path({run!r}), list(stored_shapes(pathlib.Path({run!r}))))
+def spread(x):
+    axes = [i for i, n in enumerate(x.shape) if n % 8 == 0][:1]
+    spec = PartitionSpec(*(("fsdp" if i in axes else None) for i in range(x.ndim)))
+    return jax.device_put(x, NamedSharding(mesh, spec))
+params = {{path: spread(x) for path, x in params.items()}}
+print(max(len(x.sharding.device_set) for x in params.values()))
+save_params(pathlib.Path({to!r}), unflatten_dict(params, sep="/"))
+"""
+
+
+def test_parameters_that_eight_devices_shared(tiny, tmp_path):
+    run = copied(tiny[0], tmp_path / "run")
+    shutil.rmtree(run / "params")
+    assert run_python(SHARDED.format(run=str(tiny[0]), to=str(run)), devices=8).strip() == "8"
+    to_torch(run, tmp_path / "out")
+    found, expected = load_file(tmp_path / "out" / WEIGHTS), load_file(tiny[2] / WEIGHTS)
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name], expected[name]) for name in found)
+
+
+@pytest.mark.slow
+def test_onnx_files_compute_the_same(tiny, tmp_path):
+    """`to_torch` compares on random inputs; here the files meet the Flax model."""
+    require("torch"), require("onnxruntime")
+    import onnxruntime
+
+    to_torch(tiny[0], tmp_path / "out", onnx=True)
+    config = tiny_config()
+    model = build_rc3(config.model, len(tiny[1]["word_bias"]))
+    rng = np.random.default_rng(3)
+    image = rng.integers(0, 256, (4, 32, 32, 3)).astype(np.uint8)
+    ids = rng.integers(4, 40, (4, 11)).astype(np.int32)
+    ids[2, 5:] = 1
+    rows = example_batch(config)[0]
+    rows = {name: np.resize(value, (4, *value.shape[1:])) for name, value in rows.items()}
+    rows |= {"image": image, "use_regions": np.zeros(4, bool)}
+    pixels = ((image / np.float32(255) - 0.5) / 0.5).astype(np.float32).transpose(0, 3, 1, 2)
+    for file, inputs, expected in (
+        (
+            "text_encoder.onnx",
+            {"input_ids": ids.astype(np.int64)},
+            model.apply({"params": tiny[1]}, ids, method="encode_text")[1],
+        ),
+        (
+            "image_encoder.onnx",
+            {"pixel_values": pixels},
+            model.apply({"params": tiny[1]}, rows, method="encode_visual").vector,
+        ),
+    ):
+        session = onnxruntime.InferenceSession(tmp_path / "out" / "onnx" / file)
+        (vectors,) = session.run(None, inputs)
+        np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_the_usage_on_the_card_runs_without_this_project(tiny, tmp_path):
+    require("torch")
+    folder = copied(tiny[2], tmp_path / "exported")
+    Image.new("RGB", (50, 40), "red").save(folder / "photo.jpg")
+    usage = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    assert len(usage.splitlines()) <= 10
+    block = "import sys\nsys.modules.update(dict.fromkeys(['jax', 'flax', 'rc3_jax', 'orbax']))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", block + usage],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("tensor(") == 2

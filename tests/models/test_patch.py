@@ -1,4 +1,4 @@
-"""Patch tower as CLIP's vision transformer: values, gradients and parameters.
+"""Patch tower as CLIP's and SigLIP's vision transformer: values, gradients and parameters.
 
 As `ViTModel` it is compared in tests/convert.
 """
@@ -10,9 +10,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from rc3_jax.convert.names import Layers, Row, Table
+from rc3_jax.config import ConfigError, default_config
+from rc3_jax.config_cclm import cclm_config
+from rc3_jax.convert.huggingface_names import CLIP_VISION, SIGLIP_VISION
+from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.layers import ACTIVATIONS, Stack
 from rc3_jax.models.patch import PatchTower
+from rc3_jax.models.rc3 import build_rc3
+from rc3_jax.models.towers import build_visual_tower
 from tests.vision_reference import (
     compare_with_torch,
     randomise,
@@ -22,24 +27,6 @@ from tests.vision_reference import (
 
 SIZE = dict(image_size=36, patch=12, width=20)
 DEPTH, HEADS, MLP_WIDTH = 2, 5, 30
-OUTER = (
-    Row("array", "class_token", "embeddings.class_embedding"),
-    Row("array", "position_embedding", "embeddings.position_embedding.weight"),
-    Row("array", "patch_embedding/kernel", "embeddings.patch_embedding.weight"),
-    Row("norm", "embedding_norm", "pre_layrnorm"),
-    Row("norm", "final_norm", "post_layernorm"),
-)
-LAYER = (
-    Row("norm", "self_attention_norm", "layer_norm1"),
-    Row("dense", "self_attention/query", "self_attn.q_proj"),
-    Row("dense", "self_attention/key", "self_attn.k_proj"),
-    Row("dense", "self_attention/value", "self_attn.v_proj"),
-    Row("dense", "self_attention/out", "self_attn.out_proj"),
-    Row("norm", "mlp_norm", "layer_norm2"),
-    Row("dense", "mlp_in", "mlp.fc1"),
-    Row("dense", "mlp_out", "mlp.fc2"),
-)
-TABLE = Table("vision_model.", (), OUTER, (Layers("encoder/layers/", "encoder.layers.{}.", LAYER),))
 
 
 def _images() -> np.ndarray:
@@ -49,16 +36,6 @@ def _images() -> np.ndarray:
 def _tower(activation: str = "quick_gelu", **options) -> PatchTower:
     encoder = Stack(DEPTH, HEADS, MLP_WIDTH, True, 1e-5, activation=activation)
     return PatchTower(encoder, **SIZE, **options)
-
-
-def _reshape(tensors: dict) -> dict:
-    """The arrays of the embeddings as ours are, under their names."""
-    tensors = {name.removeprefix("vision_model."): x for name, x in tensors.items()}
-    for name in ("embeddings.class_embedding", "embeddings.position_embedding.weight"):
-        tensors[name] = tensors[name].reshape(1, -1, SIZE["width"])
-    kernel = "embeddings.patch_embedding.weight"
-    tensors[kernel] = tensors[kernel].transpose(2, 3, 1, 0).reshape(-1, SIZE["width"])
-    return tensors
 
 
 @pytest.mark.parametrize("scale", [0.04, 0.15])
@@ -81,7 +58,83 @@ def test_tower_equals_clip(scale, activation):
     states = getattr(model, "vision_model", model).post_layernorm(states)
     tower = _tower(activation, patch_bias=False, norm_first=True)
     named = dict(model.named_parameters())
-    compare_with_torch(torch, tower, images, states, named, _reshape, TABLE)
+    compare_with_torch(torch, tower, images, states, named, dict, CLIP_VISION)
+
+
+@pytest.mark.parametrize("scale", [0.04, 0.15])
+def test_tower_equals_siglip(scale):
+    torch, transformers = require("torch"), require("transformers")
+    config = transformers.SiglipVisionConfig(
+        image_size=SIZE["image_size"],
+        patch_size=SIZE["patch"],
+        hidden_size=SIZE["width"],
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=MLP_WIDTH,
+        vision_use_head=False,
+        attn_implementation="eager",
+    )
+    model = randomise(transformers.SiglipVisionModel(config), torch, scale)
+    images = _images()
+    states = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state
+    states = torch.cat([states.mean(dim=1, keepdim=True), states], dim=1)
+    tower = build_visual_tower(_config("siglip"))
+    compare_with_torch(
+        torch, tower, images, states, dict(model.named_parameters()), dict, SIGLIP_VISION
+    )
+
+
+def _config(name: str, **settings):
+    """`config.model` for a tower of that type."""
+    config = default_config().model
+    config.update(dtype="float32", dropout=0.0)
+    sizes = dict(depth=DEPTH, heads=HEADS, mlp_width=MLP_WIDTH, drop_path=0.0)
+    config.patch.update(type=name, **SIZE, **sizes, **settings)
+    return config
+
+
+@pytest.mark.parametrize(
+    "name, style",
+    [
+        ("vit", (1e-12, "gelu")),
+        ("clip", (1e-5, "quick_gelu")),
+        ("siglip", (1e-6, "gelu_tanh")),
+        ("beit", (1e-6, "gelu")),
+    ],
+)
+def test_each_type_has_a_style_of_its_own_unless_settings_name_another(name, style):
+    def found(config):
+        tower = build_visual_tower(config)
+        part = tower if name == "beit" else tower.encoder
+        return part.epsilon, part.activation
+
+    assert found(_config(name)) == style
+    config = _config(name, epsilon=1e-3, activation="gelu_tanh")
+    assert found(config) == (1e-3, "gelu_tanh")
+    for setting in ("epsilon", "activation"):  # of runs that were stored before
+        del config.patch[setting]
+    assert found(config) == style
+
+
+def test_styles_that_cannot_be_are_refused():
+    with pytest.raises(ConfigError, match=r"patch.activation='relu': use one of gelu, gelu_tanh"):
+        build_visual_tower(_config("vit", activation="relu"))
+    swin = cclm_config().model
+    swin.patch.update(epsilon=1e-5)
+    build_visual_tower(swin)
+    swin.patch.update(epsilon=1e-6)
+    with pytest.raises(ConfigError, match="leave model.patch.epsilon"):
+        build_visual_tower(swin)
+
+
+def test_the_text_tower_takes_an_epsilon():
+    for config, build in ((default_config(), build_rc3), (cclm_config(), build_cclm)):
+        for epsilon, expected in ((None, 1e-5), (1e-3, 1e-3)):
+            config.model.text.epsilon = epsilon
+            model = build(config.model, 11)
+            assert (model.text.encoder.epsilon, model.fusion.epsilon) == (expected, 1e-5)
+        del config.model.text["epsilon"]
+        assert build(config.model, 11).text.encoder.epsilon == 1e-5
 
 
 def test_options_add_and_remove_only_their_own_parameters():
@@ -92,6 +145,7 @@ def test_options_add_and_remove_only_their_own_parameters():
     assert paths(activation="gelu") == plain
     assert plain - paths(patch_bias=False) == {"patch_embedding/bias"}
     assert paths(norm_first=True) - plain == {"embedding_norm/scale", "embedding_norm/bias"}
+    assert plain - paths(class_token=False) == {"class_token"}
     assert _tower().grid == 3
 
 
@@ -99,5 +153,8 @@ def test_activations():
     x = np.linspace(-4, 4, 9).astype(np.float32)
     expected = x / (1 + np.exp(-1.702 * np.float64(x)))
     np.testing.assert_allclose(ACTIVATIONS["quick_gelu"](jnp.asarray(x)), expected, atol=1e-6)
+    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * np.float64(x) ** 3)
+    expected = 0.5 * x * (1 + np.tanh(inner))
+    np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](jnp.asarray(x)), expected, atol=1e-6)
     difference = np.abs(ACTIVATIONS["gelu"](x) - ACTIVATIONS["quick_gelu"](x)).max()
     assert 1e-3 < difference < 0.03

@@ -19,7 +19,11 @@ EPSILON = 1e-5
 
 
 class Attention(nn.Module):
-    """Multi-head attention; `bias` is added to the logits of queries and keys."""
+    """Multi-head attention.
+
+    Keys are left out where a bool mask `[batch, keys]` is false. A bias, `[batch, heads, queries,
+    keys]` or of one row for all, is added to the logits; it excludes a mask.
+    """
 
     def __init__(self, width: int, heads: int, key_bias: bool = True):
         super().__init__()
@@ -29,16 +33,24 @@ class Attention(nn.Module):
         self.value = nn.Linear(width, width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, queries: Tensor, keys: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         def split_heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-        attended = F.scaled_dot_product_attention(
-            split_heads(self.query(queries)),
-            split_heads(self.key(keys)),
-            split_heads(self.value(keys)),
-            attn_mask=bias,
-        )
+        query = split_heads(self.query(queries))
+        key, value = split_heads(self.key(keys)), split_heads(self.value(keys))
+        if mask is not None:
+            # Finite, so that a row without any key reads the mean of the values, and no NaN.
+            lowest = torch.finfo(query.dtype).min / 2
+            bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, lowest)
+            bias = bias[:, None, None]
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
@@ -76,15 +88,15 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        bias: Tensor | None = None,
+        mask: Tensor | None = None,
         context: Tensor | None = None,
-        context_bias: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> Tensor:
         def attend(y: Tensor) -> Tensor:
-            return self.self_attention(y, y, bias)
+            return self.self_attention(y, y, mask)
 
         def attend_context(y: Tensor) -> Tensor:
-            return self.cross_attention(y, context, context_bias)
+            return self.cross_attention(y, context, context_mask)
 
         x = self.residual(x, self.self_attention_norm, attend)
         if context is not None:
@@ -128,19 +140,11 @@ class DropPath(nn.Module):
 
 
 class Float32Linear(nn.Linear):
-    """A linear map computed in float32, whatever the type of its weights."""
+    """A linear map computed in float32, whatever the type of its weights, autocast or not."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.float(), self.weight.float(), self.bias.float())
-
-
-def key_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What attention adds to its logits, `[batch, 1, 1, keys]`, for a bool mask `[batch, keys]`.
-
-    It is finite, so that a row without any key reads the mean of the values, and no NaN.
-    """
-    lowest = torch.finfo(dtype).min / 2
-    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, lowest)[:, None, None]
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x.float(), self.weight.float(), self.bias.float())
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> Tensor:
@@ -171,7 +175,7 @@ class AttentionPool(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         query = self.query.expand(tokens.shape[0], -1, -1)
-        return self.attention(query, tokens, key_bias(mask, tokens.dtype))[:, 0]
+        return self.attention(query, tokens, mask)[:, 0]
 
 
 class MatchingHead(nn.Module):

@@ -26,7 +26,6 @@ from .layers_rc3 import (
     MatchingHead,
     Projection,
     Stack,
-    key_bias,
     masked_mean,
 )
 from .visual_rc3 import RoiTower, build_tower
@@ -95,7 +94,7 @@ class TextTower(nn.Module):
         positions = known.long().cumsum(1) * known + PAD_ID
         x = self.word_embedding(ids) + self.position_embedding(positions)
         x = self.drop(self.embedding_norm(x + self.type_embedding.weight))
-        return self.encoder(x, key_bias(known, x.dtype))
+        return self.encoder(x, known)
 
 
 class RC3Model(PreTrainedModel):
@@ -194,6 +193,8 @@ class RC3Model(PreTrainedModel):
         Raises:
           ValueError: for inputs of other sizes, or regions with neither features nor pixels.
         """
+        if region_boxes is None and (region_features is not None or region_mask is not None):
+            raise ValueError("regions need region_boxes")
         patches, parts = None, []
         if pixel_values is not None:
             patches = self._encode_patches(pixel_values)
@@ -227,10 +228,7 @@ class RC3Model(PreTrainedModel):
                 f"{len(text.tokens)} texts and {len(image.tokens)} images are no pairs; give as "
                 "many of one as of the other"
             )
-        dtype = text.tokens.dtype
-        tokens = self.fusion(
-            text.tokens, key_bias(text.mask, dtype), image.tokens, key_bias(image.mask, dtype)
-        )
+        tokens = self.fusion(text.tokens, text.mask, image.tokens, image.mask)
         pool = masked_mean if self.fused_pool is None else self.fused_pool
         return EncodedPair(tokens, text.mask, self.fused_projection(pool(tokens, text.mask)))
 
@@ -273,7 +271,8 @@ class RC3Model(PreTrainedModel):
         """Vectors and matching logits of pairs, and the similarities of all images and texts."""
         text, image = self.encode_text(input_ids), self.encode_image(pixel_values, **regions)
         fused = self.fuse(text, image)
-        similarities = image.image_vector @ text.text_vector.T
+        with torch.autocast(input_ids.device.type, enabled=False):
+            similarities = image.image_vector @ text.text_vector.T
         return RC3Output(
             image_vector=image.image_vector,
             text_vector=text.text_vector,
@@ -289,7 +288,7 @@ class RC3Model(PreTrainedModel):
                 f"pixel_values are {list(pixels.shape)}; this model's images are "
                 f"[batch, 3, {size}, {size}]"
             )
-        return self.patch(pixels.to(self.word_bias.dtype))
+        return self.patch(pixels.to(self.dtype))
 
     def _encode_regions(
         self,

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers_rc3 import EPSILON, Block, DropPath, Float32Linear, Stack, key_bias
+from .layers_rc3 import EPSILON, Block, DropPath, Float32Linear, Stack
 
 # What each type of tower has where its settings do not say otherwise.
 EPSILONS = {"vit": 1e-12, "clip": 1e-5, "siglip": 1e-6, "beit": 1e-6, "swin": 1e-5}
@@ -94,7 +94,7 @@ class BeitBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.self_attention_norm(x)
-        y = self.self_attention(y, y, self.position_bias())
+        y = self.self_attention(y, y, bias=self.position_bias())
         x = x + self.drop(self.self_attention_scale * y)
         return x + self.drop(self.mlp_scale * self.feed_forward(self.mlp_norm(x)))
 
@@ -162,7 +162,7 @@ class SwinBlock(Block):
     def forward(self, x: Tensor) -> Tensor:
         y = torch.roll(self.self_attention_norm(x), (-self.shift, -self.shift), (1, 2))
         y = to_windows(y, self.window)
-        y = self.self_attention(y, y, self.position_bias(*x.shape[:2]))
+        y = self.self_attention(y, y, bias=self.position_bias(*x.shape[:2]))
         y = from_windows(y, self.window, x.shape[1])
         x = x + self.drop(torch.roll(y, (self.shift, self.shift), (1, 2)))
         return x + self.drop(self.feed_forward(self.mlp_norm(x)))
@@ -310,5 +310,5 @@ class RoiTower(nn.Module):
         sides = [width, height] if self.geometry == "7d" else []
         place = self.geometry_embedding(torch.cat([boxes, *sides, width * height], dim=-1))
         x = self.feature_norm(content) + self.geometry_norm(place.to(content.dtype))
-        x = self.encoder(self.drop(x), key_bias(mask, x.dtype))
+        x = self.encoder(self.drop(x), mask)
         return self.final_norm(x)

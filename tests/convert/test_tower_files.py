@@ -1,0 +1,266 @@
+"""Pre-trained towers: converted with their vocabulary cut, started from, used to tell relevance."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from rc3_jax.config import ConfigError
+from rc3_jax.convert.torch_export import to_torch
+from rc3_jax.convert.tower_files import from_hf, to_hf
+from rc3_jax.data.record import DataError, Skips
+from rc3_jax.data.scenes import SceneSource
+from rc3_jax.data.stream import make_batches
+from rc3_jax.data.tokenizer import PAD_ID, load_tokenizer, train_tokenizer
+from rc3_jax.observe.log import Log
+from rc3_jax.parallel.mesh import to_global
+from rc3_jax.systems import system_of
+from rc3_jax.training.checkpoint import load_some, stored_shapes
+from rc3_jax.training.loop import compile_step
+from rc3_jax.training.run import prepare_run
+from rc3_jax.training.start import start_settings
+from tests.tiny import tiny_cclm, tiny_config
+from tests.vision_reference import randomise, require
+
+torch = require("torch")
+transformers = require("transformers")
+
+LANGUAGES = ("en", "de", "fr", "cs", "zh", "ja")
+KEPT = ("en", "de", "zh")
+CAPTIONS = {
+    code: [record.texts[code][0] for record in SceneSource("retrieval", "train", 60, seed=0)]
+    for code in LANGUAGES
+}
+SIZES = dict(
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    intermediate_size=32,
+    attn_implementation="eager",
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folders of an XLM-R with a vocabulary of six languages, of a ViT, and a corpus."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    tokenizer = train_tokenizer([text for texts in CAPTIONS.values() for text in texts], 500, 64)
+    # As real checkpoints, with more rows than pieces.
+    config = transformers.XLMRobertaConfig(
+        vocab_size=tokenizer.vocab_size + 3,
+        hidden_size=16,
+        max_position_embeddings=66,
+        layer_norm_eps=1e-5,
+        **SIZES,
+    )
+    text = randomise(transformers.XLMRobertaForMaskedLM(config), torch, 0.2)
+    text.save_pretrained(folder / "text")
+    (folder / "text" / "tokenizer.json").write_text(tokenizer.to_json())
+    vit = transformers.ViTConfig(image_size=32, patch_size=8, hidden_size=16, **SIZES)
+    randomise(transformers.ViTModel(vit), torch, 0.2).save_pretrained(folder / "patch")
+    normalisation = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
+    (folder / "patch" / "preprocessor_config.json").write_text(json.dumps(normalisation))
+    rows = [{"captions": {code: [CAPTIONS[code][i]] for code in LANGUAGES}} for i in range(60)]
+    lines = "".join(json.dumps({"image": f"{i}.png", **row}) + "\n" for i, row in enumerate(rows))
+    with gzip.open(folder / "captions.jsonl.gz", "wt") as file:
+        file.write(lines)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoints):
+    """Both towers, the vocabulary cut to three languages."""
+    target = checkpoints / "converted"
+    from_hf(
+        target,
+        text=str(checkpoints / "text"),
+        patch=str(checkpoints / "patch"),
+        languages=KEPT,
+        corpus=[checkpoints / "captions.jsonl.gz"],
+    )
+    return target
+
+
+def states_of(model, ids):
+    ids = torch.from_numpy(ids.astype(np.int64))
+    with torch.no_grad():
+        return model(ids, attention_mask=(ids != PAD_ID).long()).last_hidden_state.numpy()
+
+
+def test_a_cut_vocabulary_reads_the_kept_languages_the_same(checkpoints, converted):
+    old = load_tokenizer(str(checkpoints / "text"), 64)
+    new = load_tokenizer(str(converted), 64)
+    assert new.vocab_size < old.vocab_size
+    pieces = [json.loads(x.to_json())["model"]["vocab"] for x in (old, new)]
+    numbers = {piece: i for i, (piece, _) in enumerate(pieces[0])} | {"<mask>": old.vocab_size - 1}
+    kept = np.array([numbers[piece] for piece, _ in pieces[1]] + [numbers["<mask>"]])
+    params = load_some(converted, list(stored_shapes(converted)))
+    model = transformers.XLMRobertaForMaskedLM.from_pretrained(checkpoints / "text")
+    words = model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(params["text/word_embedding/embedding"], words[kept])
+    np.testing.assert_array_equal(params["word_bias"], model.lm_head.bias.detach().numpy()[kept])
+    run = prepare_run(start_from(converted))
+    for code in KEPT:
+        ids, old_ids = new.encode(CAPTIONS[code]), old.encode(CAPTIONS[code])
+        np.testing.assert_array_equal(kept[ids], old_ids)
+        ours = run.model.text.apply({"params": unflatten_dict(params, sep="/")["text"]}, ids[:8])
+        known = (ids[:8] != PAD_ID)[..., None]
+        assert np.max(np.abs((ours - states_of(model.roberta, old_ids[:8])) * known)) < 1e-5
+
+
+def start_from(folder, make=tiny_config):
+    config = make()
+    start_settings(config, str(folder))
+    return config
+
+
+def test_a_run_starts_from_towers_and_draws_the_rest(converted):
+    config = start_from(converted)
+    assert tuple(config.model.image_mean) == (0.4, 0.5, 0.6)
+    run = prepare_run(config)
+    given = load_some(converted, list(stored_shapes(converted)))
+    drawn = flatten_dict(jax.jit(run.initial_state)().params, sep="/")
+    state = flatten_dict(run.create_state().params, sep="/")
+    assert {path.split("/")[0] for path in given} == {
+        "text",
+        "patch",
+        "masked_lm_head",
+        "word_bias",
+    }
+    for path, value in state.items():
+        np.testing.assert_array_equal(value, given.get(path, drawn[path]))
+
+
+def test_a_run_of_another_shape_is_told_what_differs(converted, checkpoints, tmp_path):
+    config = start_from(converted)
+    config.model.text.heads = config.model.patch.heads = 4
+    with pytest.raises(ConfigError, match="holds another model: .*text.heads is 4, there 2"):
+        prepare_run(config).create_state()
+    config = start_from(converted, tiny_cclm)
+    config.optimizer.no_decay = (r".*/bias",)
+    with pytest.raises(ConfigError, match="holds patch, which a model of cclm does not have"):
+        prepare_run(config).create_state()
+    config = start_from(converted)
+    config.data.tokenizer.path = str(checkpoints / "text")
+    with pytest.raises(ConfigError, match="mis-shaped: text/word_embedding/embedding"):
+        prepare_run(config).create_state()
+
+
+def test_a_sentence_encoder_tells_the_relevance_and_stays(checkpoints, tmp_path):
+    corpus = [checkpoints / "captions.jsonl.gz"]
+    from_hf(tmp_path / "encoder", text=str(checkpoints / "text"), corpus=corpus)
+    config = tiny_config()
+    config.data.tokenizer.path = str(tmp_path / "encoder" / "tokenizer.json")
+    config.objective.update(relevance="encoder", relevance_encoder=str(tmp_path / "encoder"))
+    config.objective.update(regularizer=("mse",), ramp=0.0)
+    weights = dict.fromkeys(config.objective.weights, 0.0) | {"xvtcl_weak": 1.0}
+    config.objective.weights.update(weights)
+    run = prepare_run(config)
+    state = run.create_state()
+    rows = make_batches(run.corpus.pools, run.tokenizer, run.config, Skips())[0]
+    batch = to_global(rows, run.mesh)
+    encoder = transformers.XLMRobertaModel.from_pretrained(checkpoints / "text")
+    old = load_tokenizer(str(checkpoints / "text"), 64)
+    pieces = [json.loads(x.to_json())["model"]["vocab"] for x in (old, run.tokenizer)]
+    number = {piece: i for i, (piece, _) in enumerate(pieces[0])}
+    kept = np.array([number[piece] for piece, _ in pieces[1]] + [old.vocab_size - 1])
+
+    def vectors(name):
+        ids = kept[rows["weak"][name]]
+        known = (ids != PAD_ID)[..., None]
+        mean = (states_of(encoder, ids) * known).sum(1) / known.sum(1)
+        return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+    relevance = np.sum(vectors("ids_a") * vectors("ids_b"), axis=1)
+    loss = system_of(config).loss(run.model, run.config, run.mesh)
+    changed = jax.tree.map(lambda x: x, rows)
+    changed["weak"]["ids_b"] = changed["weak"]["ids_a"]  # whose relevance is 1
+    terms = [
+        jax.jit(loss)(state.params, state.ema, state.step, to_global(b, run.mesh))[1]["mse"]
+        for b in (rows, changed)
+    ]
+    before = jax.tree.map(np.array, state.ema)
+    with Log(None) as log:
+        state, metrics = compile_step(run, state, batch, log)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.array, state.ema))
+    assert float(metrics["mse"]) == pytest.approx(float(terms[0]), rel=1e-5)
+    assert np.all(relevance < 0.9999)
+    assert float(terms[1]) < float(terms[0])
+
+
+def test_an_encoder_of_another_vocabulary_is_refused(checkpoints, converted, tmp_path):
+    def prepared(folder, **objective):
+        config = tiny_config()
+        config.data.tokenizer.path = str(checkpoints / "text")
+        config.objective.update(
+            {"relevance": "encoder", "relevance_encoder": str(folder), **objective}
+        )
+        return prepare_run(config)
+
+    with pytest.raises(ConfigError, match="has a vocabulary of .* pieces and the run one of"):
+        prepared(converted).create_state()
+    with pytest.raises(ConfigError, match="cannot be read as that of a sentence encoder"):
+        prepared(tmp_path).create_state()
+    with pytest.raises(ConfigError, match="nothing else has a use for it"):
+        prepared(converted, relevance="own")
+    from_hf(tmp_path / "whole", text=str(checkpoints / "text"))
+    prepared(tmp_path / "whole").create_state()
+    pieces = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())
+    pieces["model"]["vocab"][10], pieces["model"]["vocab"][11] = (
+        pieces["model"]["vocab"][11],
+        pieces["model"]["vocab"][10],
+    )
+    (tmp_path / "whole" / "tokenizer.json").write_text(json.dumps(pieces))
+    with pytest.raises(ConfigError, match="is not the vocabulary of the run"):
+        prepared(tmp_path / "whole").create_state()
+
+
+@pytest.mark.parametrize("part", ["text", "patch"])
+def test_a_tower_returns_to_hugging_face(checkpoints, converted, tmp_path, part):
+    to_hf(converted, tmp_path / part, part=part)
+    kind = {"text": transformers.XLMRobertaForMaskedLM, "patch": transformers.ViTModel}[part]
+    back, report = kind.from_pretrained(tmp_path / part, output_loading_info=True)
+    assert not report["unexpected_keys"]
+    first = kind.from_pretrained(checkpoints / part).state_dict()
+    for name, value in back.state_dict().items():
+        if "word_embeddings" not in name and "lm_head" not in name and "pooler" not in name:
+            assert torch.equal(value, first[name][: len(value)]), name  # of types the first
+    if part == "patch":
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / part, use_fast=False)
+        assert list(processor.image_mean) == [0.4, 0.5, 0.6] and processor.size["height"] == 32
+
+
+def test_layers_that_are_picked(checkpoints, tmp_path):
+    from_hf(tmp_path / "one", text=str(checkpoints / "text"), text_layers=[1])
+    whole = transformers.XLMRobertaModel.from_pretrained(checkpoints / "text")
+    kernel = "text/encoder/layers/mlp_in/kernel"
+    expected = whole.encoder.layer[1].intermediate.dense.weight.detach().numpy().T
+    np.testing.assert_array_equal(load_some(tmp_path / "one", [kernel])[kernel], expected[None])
+
+
+def test_what_cannot_be_converted(checkpoints, tmp_path):
+    text, target = str(checkpoints / "text"), tmp_path / "out"
+    corpus = [checkpoints / "captions.jsonl.gz"]
+    for given, error, reason in (
+        ({}, ConfigError, "name a checkpoint"),
+        ({"text": text, "languages": ["de"]}, ConfigError, "name its files with --corpus"),
+        ({"text": text, "image_size": 64}, ConfigError, "need their --patch"),
+        ({"patch": text}, ConfigError, "xlm-roberta"),
+        ({"text": str(tmp_path / "none")}, ConfigError, "no such file or folder"),
+        ({"text": text, "corpus": corpus, "languages": ["sv"]}, DataError, "sv"),
+        ({"text": text, "corpus": [tmp_path / "x.jsonl"]}, DataError, "x.jsonl"),
+    ):
+        with pytest.raises(error, match=reason):
+            from_hf(target, **given)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="cannot be read as settings of a model"):
+        to_hf(tmp_path, target, part="text")
+
+
+def test_towers_alone_are_no_model_to_export(converted, tmp_path):
+    with pytest.raises(ConfigError, match="holds masked_lm_head, patch, text, word_bias alone"):
+        to_torch(converted, tmp_path / "out")
