@@ -49,7 +49,9 @@ ALLOW_PICKLE = flags.DEFINE_bool(
 )
 PART = flags.DEFINE_enum("part", None, ["text", "patch"], "to-hf: the tower to write.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "to-torch: of the weights.")
-SHARD_GB = flags.DEFINE_float("shard_gb", 5.0, "to-torch: largest size of a file of weights.")
+SHARD_GB = flags.DEFINE_float(
+    "shard_gb", 5.0, "to-torch: largest size of a file of weights.", lower_bound=0.001
+)
 ONNX = flags.DEFINE_bool("onnx", False, "to-torch: writes ONNX files of the two encoders too.")
 LICENCE = flags.DEFINE_string("licence", None, "to-torch: licence of the weights, for the card.")
 TOLERANCE = flags.DEFINE_float(
@@ -104,7 +106,7 @@ def _to_torch(source: pathlib.Path, target: pathlib.Path) -> None:
         target,
         step=CHECKPOINT.value,
         dtype=DTYPE.value,
-        shard_bytes=round(SHARD_GB.value * 1e9),
+        shard_bytes=SHARD_GB.value * 1e9,
         onnx=ONNX.value,
         licence=LICENCE.value,
         overwrite=OVERWRITE.value,
@@ -120,11 +122,11 @@ def _from_torch(source: pathlib.Path, target: pathlib.Path) -> None:
 def _check(first: pathlib.Path, second: pathlib.Path) -> None:
     from rich.console import Console
 
-    from rc3_jax.convert.check import check, table_of
+    from rc3_jax.convert.check import check, largest_of, table_of
 
     differences = check(first, second, step=CHECKPOINT.value, seed=SEED.value)
     Console().print(table_of(differences))
-    worst = max(differences, key=lambda item: item.relative)
+    worst = largest_of(differences)
     line = f"largest relative difference {worst.relative:.2g}, of {worst.name}"
     if not worst.relative <= TOLERANCE.value:
         raise ConfigError(f"{line}; --tolerance={TOLERANCE.value:g}")

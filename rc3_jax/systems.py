@@ -18,6 +18,7 @@ from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.config_cclm import visual_grid
 from rc3_jax.data.example import example_batch
 from rc3_jax.data.stream import KINDS
+from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.heads import Projection
 from rc3_jax.models.pair import PairModel
@@ -156,6 +157,11 @@ def relevance_encoder(
             "--languages"
         )
     text = ml_collections.ConfigDict(settings["text"])
+    if config.data.max_length > text.max_positions - PAD_ID - 1:
+        raise ConfigError(
+            f"{config.objective.relevance_encoder} reads {text.max_positions - PAD_ID - 1} tokens at "
+            f"most, and texts have data.max_length={config.data.max_length}; change it or the encoder"
+        )
     return build_sentence_encoder(text, settings["pooling"], config.model, vocab_size, mesh)
 
 

@@ -6,7 +6,7 @@ tower of Hugging Face.
 
 from __future__ import annotations
 
-import json
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -18,9 +18,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.table import Table
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, default_config
 from rc3_jax.convert import check_torch
-from rc3_jax.convert.output import SETTINGS
+from rc3_jax.convert.output import SETTINGS, reasons
 from rc3_jax.data.example import example_batch
 from rc3_jax.data.tokenizer import BOS_ID, PAD_ID, SPECIAL_TOKENS
 from rc3_jax.models.beit import BeitBlock, BeitTower
@@ -29,9 +29,20 @@ from rc3_jax.models.pair import normalise_pixels
 from rc3_jax.models.patch import PatchTower
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.models.roi import RoiTower
+from rc3_jax.models.sentence import build_sentence_encoder
 from rc3_jax.models.swin import SwinBlock, SwinTower
 from rc3_jax.models.text import TextTower
-from rc3_jax.training.checkpoint import load_some, stored_shapes
+from rc3_jax.models.towers import build_visual_tower
+from rc3_jax.systems import abstract_params
+from rc3_jax.training.checkpoint import (
+    PARAMS,
+    check_fit,
+    load_some,
+    shapes_of,
+    stored_settings,
+    stored_shapes,
+)
+from rc3_jax.training.start import set_sizes, start_parts
 
 Outputs = dict[str, np.ndarray]
 """By name: `text.encoder.layers.0` for what that layer gives, `text` for the tower, ..."""
@@ -58,10 +69,25 @@ class Difference(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What inputs must fit."""
+    """A model's settings.
+
+    Attributes:
+      model: `config.model`, with defaults for what the folder does not tell.
+      vocab_size: None for a patch tower alone.
+      told: the settings of `model` that the folder tells.
+    """
 
     model: ml_collections.ConfigDict
-    vocab_size: int
+    vocab_size: int | None
+    told: frozenset[str]
+
+
+class Inputs(NamedTuple):
+    """Visual rows, their normalised pixels `[rows, size, size, 3]`, and ids `[rows, length]`."""
+
+    rows: dict[str, np.ndarray]
+    pixels: np.ndarray
+    ids: np.ndarray
 
 
 def check(
@@ -77,19 +103,26 @@ def check(
         in common.
     """
     folders = [pathlib.Path(first), pathlib.Path(second)]
+    steps = [None if (folder / PARAMS).is_dir() else step for folder in folders]
     settings = [_settings(folder) for folder in folders]
-    known = [_sizes(folder, found, step) for folder, found in zip(folders, settings, strict=True)]
-    sizes = next((size for size in known if size is not None), None)
-    if sizes is None:
+    known = [_sizes(*given) for given in zip(folders, settings, steps, strict=True)]
+    if known == [None, None]:
         raise ConfigError("neither folder is of RC³; towers of Hugging Face are compared with ours")
     if None not in known and (difference := _different_inputs(*known)):
         raise ConfigError(f"{first} and {second} do not take the same inputs: {difference}")
-    inputs = random_inputs(sizes, seed)
-    outputs = [_outputs(*given, step, sizes, inputs) for given in zip(folders, settings)]
+    inputs = random_inputs(max(filter(None, known), key=lambda sizes: len(sizes.told)), seed)
+    outputs = [
+        _outputs(*given, inputs) for given in zip(folders, settings, steps, known, strict=True)
+    ]
     names = [name for name in outputs[0] if name in outputs[1]]
     if not names:
         raise ConfigError(f"{first} and {second} have no output in common")
     return [_difference(name, *(found[name] for found in outputs)) for name in names]
+
+
+def largest_of(differences: list[Difference]) -> Difference:
+    """The one that differs most, relative to its values; NaN is more than any number."""
+    return max(differences, key=lambda item: (math.isnan(item.relative), item.relative))
 
 
 def table_of(differences: list[Difference]) -> Table:
@@ -105,8 +138,8 @@ def table_of(differences: list[Difference]) -> Table:
     return table
 
 
-def random_inputs(sizes: Sizes, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Visual rows and token ids: padded texts, missing regions, boxes with features and without."""
+def random_inputs(sizes: Sizes, seed: int) -> Inputs:
+    """Padded texts and full ones, missing regions, boxes with features and without."""
     rng = np.random.default_rng(seed)
     length = min(24, sizes.model.text.max_positions - PAD_ID - 1)
     config = ml_collections.ConfigDict(dict(model=sizes.model, data=dict(max_length=length)))
@@ -120,20 +153,16 @@ def random_inputs(sizes: Sizes, seed: int) -> tuple[dict[str, np.ndarray], np.nd
         rows["region_boxes"] = corners.reshape(boxes.shape).astype(np.float32)
         rows["region_mask"][1, 1:] = False
         rows["has_features"][2] = False
-    ids = rng.integers(len(SPECIAL_TOKENS), sizes.vocab_size, (ROWS, length)).astype(np.int32)
+    pieces = sizes.vocab_size or len(SPECIAL_TOKENS) + 1
+    ids = rng.integers(len(SPECIAL_TOKENS), pieces, (ROWS, length)).astype(np.int32)
     ids[:, 0] = BOS_ID
     ids[1, length // 2 :] = PAD_ID
-    return rows, ids
+    pixels = normalise_pixels(rows["image"], sizes.model.image_mean, sizes.model.image_std)
+    return Inputs(rows, np.asarray(pixels), ids)
 
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
-    path = folder / SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise TypeError("it holds no object")
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as settings of a model: {error!r}") from error
+    settings = stored_settings(folder)
     if settings.get("system", "rc3") != "rc3":
         raise ConfigError(f"{folder} is of {settings['system']}; models of rc3 can be checked")
     return settings
@@ -141,61 +170,75 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
 
 def _sizes(folder, settings: Mapping[str, Any], step: int | None) -> Sizes | None:
     """None for a tower of Hugging Face."""
-    if "system" not in settings and settings.get("model_type") != "rc3":
+    own = "system" in settings
+    if not own and settings.get("model_type") != "rc3":
         return None
-    model = ml_collections.ConfigDict(settings["model"])
+    told, model = settings.get("model", {}), default_config().model
+    set_sizes(model, told, folder / SETTINGS)
     model.update(dtype="float32", dropout=0.0)
-    if "system" not in settings:
-        return Sizes(model, settings["vocab_size"])
-    shapes = stored_shapes(folder, step)
-    words = "text/word_embedding/embedding"
-    return Sizes(model, shapes[words][0] if words in shapes else settings["vocab_size"])
+    if own:
+        words = stored_shapes(folder, step).get("text/word_embedding/embedding")
+        return Sizes(model, words and words[0], frozenset(told))
+    if not isinstance(vocab_size := settings.get("vocab_size"), int):
+        raise ConfigError(f"{folder / SETTINGS}: vocab_size={vocab_size!r} must be a number")
+    return Sizes(model, vocab_size, frozenset(told))
 
 
 def _different_inputs(one: Sizes, other: Sizes) -> str:
+    """What two models read that differs, as far as both tell."""
+
     def inputs(sizes):
         model = sizes.model
         regions = (model.roi.regions, model.roi.feature_size if model.roi.regions else 0)
-        return {
-            "vocabulary": sizes.vocab_size,
-            "image_size": model.patch.image_size,
-            "regions and their features": regions,
-            "image_mean": tuple(model.image_mean),
-            "image_std": tuple(model.image_std),
+        found = {
+            "patch": ("image_size", model.patch.image_size),
+            "roi": ("regions and their features", regions),
+            "image_mean": ("image_mean", tuple(model.image_mean)),
+            "image_std": ("image_std", tuple(model.image_std)),
         }
+        found = {name: value for part, (name, value) in found.items() if part in sizes.told}
+        return found if sizes.vocab_size is None else {"vocabulary": sizes.vocab_size} | found
 
-    pairs = zip(inputs(one).items(), inputs(other).values(), strict=True)
-    return ", ".join(f"{name} {x} and {y}" for (name, x), y in pairs if x != y)
+    ours, theirs = inputs(one), inputs(other)
+    return ", ".join(
+        f"{name} {x} and {theirs[name]}" for name, x in ours.items() if x != theirs.get(name, x)
+    )
 
 
-def _outputs(folder, settings, step, sizes: Sizes, inputs) -> Outputs:
+def _outputs(folder, settings, step, sizes: Sizes | None, inputs: Inputs) -> Outputs:
     """The outputs of a model, without those of padding."""
-    rows, ids = inputs
-    if "system" in settings:
-        found = _own_outputs(folder, step, sizes, rows, ids)
+    if sizes is None:
+        found = check_torch.tower(folder, settings.get("model_type"), inputs.pixels, inputs.ids)
+    elif "system" in settings:
+        found = _own_outputs(folder, step, sizes, inputs)
     else:
-        pixels = normalise_pixels(rows["image"], sizes.model.image_mean, sizes.model.image_std)
-        run = check_torch.mirror if settings.get("model_type") == "rc3" else check_torch.tower
-        found = run(folder, rows | {"pixels": np.asarray(pixels)}, ids)
-    masks = {"text": ids != PAD_ID, "fusion": ids != PAD_ID, "roi": rows.get("region_mask")}
+        found = check_torch.mirror(folder, inputs.rows, inputs.pixels, inputs.ids)
+    known = inputs.ids != PAD_ID
+    masks = {"text": known, "fusion": known, "roi": inputs.rows.get("region_mask")}
     return {
         name: value[masks[part]] if (part := name.split(".")[0]) in masks else value
         for name, value in found.items()
     }
 
 
-def _own_outputs(folder, step, sizes: Sizes, rows, ids) -> Outputs:
+def _own_outputs(folder, step, sizes: Sizes, inputs: Inputs) -> Outputs:
+    model, vocab_size, _ = sizes
     shapes = stored_shapes(folder, step)
+    whole = start_parts(folder) is None
+    if whole:
+        with reasons(folder):
+            check_fit(folder, shapes, shapes_of(abstract_params("rc3", model, vocab_size or 0)))
     params = unflatten_dict(load_some(folder, list(shapes), step), sep="/")
-    model = build_rc3(sizes.model, sizes.vocab_size)
-    if "temperature_fused" in params:
-        return _captured(model, params, "", rows, ids, method=_everything)
+    if whole:
+        rc3 = build_rc3(model, vocab_size)
+        return _captured(rc3, params, "", inputs.rows, inputs.ids, method=_everything)
     found = {}  # towers alone, as another checkpoint gave them
     if "text" in params:
-        found |= _captured(model.text, params["text"], "text", ids)
+        text = build_sentence_encoder(model.text, "mean", model, vocab_size).text
+        found |= _captured(text, params["text"], "text", inputs.ids)
     if "patch" in params:
-        pixels = normalise_pixels(rows["image"], sizes.model.image_mean, sizes.model.image_std)
-        found |= _captured(model.patch, params["patch"], "patch", pixels)
+        patch = build_visual_tower(model)
+        found |= _captured(patch, params["patch"], "patch", inputs.pixels)
     return found
 
 

@@ -27,13 +27,16 @@ CLASSES = {
 """Type of a Hugging Face model → the tower that it is, and its class."""
 
 
-def mirror(folder: pathlib.Path, rows: Mapping[str, np.ndarray], ids: np.ndarray) -> Outputs:
+def mirror(
+    folder: pathlib.Path, rows: Mapping[str, np.ndarray], pixels: np.ndarray, ids: np.ndarray
+) -> Outputs:
     """The outputs of an exported model.
 
     Its weights are read, and computed with our own copy of the mirror: no code of the folder runs.
 
     Args:
-      rows: visual fields, and normalised `pixels` `[rows, size, size, 3]`.
+      rows: visual fields, of which those of regions are read.
+      pixels: normalised, `[rows, size, size, 3]`.
       ids: `[rows, length]`.
     """
     torch = _import("torch")
@@ -53,7 +56,7 @@ def mirror(folder: pathlib.Path, rows: Mapping[str, np.ndarray], ids: np.ndarray
             module.register_forward_hook(keep(name))
     fields = ("region_features", "region_boxes", "region_mask", "has_features")
     given = {name: torch.from_numpy(rows[name]) for name in fields if name in rows}
-    given["pixel_values"] = _pixels(torch, rows)
+    given["pixel_values"] = _channels_first(torch, pixels)
     ids = torch.from_numpy(ids.astype(np.int64))
     with torch.no_grad():
         outputs = model(ids, **given)
@@ -63,11 +66,14 @@ def mirror(folder: pathlib.Path, rows: Mapping[str, np.ndarray], ids: np.ndarray
     return found | {"word_logits": words.numpy()}
 
 
-def tower(folder: pathlib.Path, rows: Mapping[str, np.ndarray], ids: np.ndarray) -> Outputs:
-    """The outputs of a Hugging Face model, by our names; see `mirror`."""
+def tower(folder: pathlib.Path, kind: Any, pixels: np.ndarray, ids: np.ndarray) -> Outputs:
+    """The outputs of a Hugging Face model, by our names; see `mirror`.
+
+    Args:
+      kind: the model_type that its `config.json` names.
+    """
     torch, transformers = _import("torch"), _import("transformers")
-    kind = transformers.AutoConfig.from_pretrained(folder).model_type
-    if kind not in CLASSES:
+    if not isinstance(kind, str) or kind not in CLASSES:
         raise ConfigError(f"{folder} is of model_type {kind!r}; one of {', '.join(CLASSES)} can be")
     part, name = CLASSES[kind]
     model = _load(getattr(transformers, name), folder)
@@ -78,12 +84,12 @@ def tower(folder: pathlib.Path, rows: Mapping[str, np.ndarray], ids: np.ndarray)
             last = outputs.last_hidden_state
         else:
             size = model.config.image_size
-            if size != rows["pixels"].shape[1]:
+            if size != pixels.shape[1]:
                 raise ConfigError(
                     f"{folder} takes images of {size} pixels a side, the other model of "
-                    f"{rows['pixels'].shape[1]}"
+                    f"{pixels.shape[1]}"
                 )
-            outputs = model(_pixels(torch, rows), output_hidden_states=True)
+            outputs = model(_channels_first(torch, pixels), output_hidden_states=True)
             last = _last(torch, kind.split("_")[0], model, outputs.last_hidden_state)
     layers = outputs.hidden_states[1:]
     found = {f"{part}.encoder.layers.{i}": x.numpy() for i, x in enumerate(layers)}
@@ -108,13 +114,13 @@ def _load(kind: Any, folder: pathlib.Path) -> Any:
         model = kind.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # transformers raises anything for broken settings
         raise ConfigError(f"{folder} cannot be loaded as {kind.__name__}: {error}") from error
     return model.eval()
 
 
-def _pixels(torch, rows: Mapping[str, np.ndarray]):
-    return torch.from_numpy(np.ascontiguousarray(rows["pixels"].transpose(0, 3, 1, 2)))
+def _channels_first(torch, pixels: np.ndarray):
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
 
 
 def _import(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from rc3_jax.models.text import EPSILON
 from rc3_jax.models.towers import STYLES
 
 CONFIG = "config.json"
+MOST_PATCHES = 128
+"""A side; larger grids are of broken files, and their tables would fill the memory."""
 
 
 class ModelConfig:
@@ -102,6 +105,10 @@ def patch_settings(config: ModelConfig, family: Family, notes: list[str]) -> dic
     size, patch = config.side("image_size"), config.side("patch_size")
     if size < patch:
         config.problems.append(f"patch_size={patch} is larger than image_size={size}")
+    elif size // patch > MOST_PATCHES:
+        config.problems.append(
+            f"image_size={size} has {size // patch} patches a side, more than {MOST_PATCHES}"
+        )
     elif size % patch:
         notes.append(
             f"image_size {size} is no multiple of the patch, {patch}: images of "
@@ -146,5 +153,6 @@ def _unless(value: Any, own: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether a value of JSON is a number, and none that JSON only seems to have, such as NaN."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and abs(value) <= sys.float_info.max

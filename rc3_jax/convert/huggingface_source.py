@@ -46,9 +46,10 @@ def locate(source: str | pathlib.Path, allow_pickle: bool = False) -> pathlib.Pa
             )
         )
     except (OSError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
         raise ConfigError(
             f"{name} is no local folder, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}); check the name and the "
+            f"({type(error).__name__}: {reason}); check the name and the "
             "connection, or name a folder that holds the model"
         ) from error
 
@@ -101,6 +102,10 @@ def image_normalisation(folder: pathlib.Path) -> dict[str, tuple[float, ...]]:
     for name, values in found.items():
         if not isinstance(values, list) or len(values) != 3 or not all(map(is_number, values)):
             raise ConfigError(f"{path}: {name}={values!r}, must be three numbers")
+        if name == "image_std" and min(values) <= 0:
+            raise ConfigError(
+                f"{path}: {name}={values!r}, must be above 0: pixels are divided by it"
+            )
     return {name: tuple(map(float, values)) for name, values in found.items()}
 
 

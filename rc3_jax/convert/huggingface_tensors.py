@@ -15,12 +15,11 @@ from rc3_jax.config import ConfigError
 from rc3_jax.convert.huggingface_names import INDEX, MASKED_LM, TABLE, BeitNames
 from rc3_jax.convert.mapping import to_flax
 from rc3_jax.convert.names import XLM_ROBERTA, Table
-from rc3_jax.convert.torch_file import BFLOAT16, TensorFileError
+from rc3_jax.convert.torch_file import TensorFileError, check_floats
 from rc3_jax.models.text import EPSILON
 
 Tensors = Mapping[str, np.ndarray]
 
-FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 TYPES = "embeddings.token_type_embeddings.weight"
 WORDS = "embeddings.word_embeddings.weight"
 HEAD = "lm_head."
@@ -36,16 +35,7 @@ def fitted(path: pathlib.Path, tensors: Tensors, table: Table, template: Mapping
     Raises:
       TensorFileError: lists every tensor that does not fit, or holds no floating-point numbers.
     """
-    others = [
-        f"{name} holds {tensor.dtype}"
-        for name, tensor in tensors.items()
-        if tensor.dtype not in FLOATS and not _is_ignored(name, table)
-    ]
-    if others:
-        raise TensorFileError(
-            f"{path}: what holds no floating-point numbers; take a version without quantisation: "
-            + ", ".join(others)
-        )
+    check_floats(path, {name: x for name, x in tensors.items() if not _is_ignored(name, table)})
     try:
         return to_flax(tensors, table, template)
     except ValueError as error:

@@ -26,8 +26,7 @@ print(outputs.matching_logits.softmax(-1)[:, 1])  # chance that a text belongs t
 
 CARD_TEXT = """\
 ---
-license: {licence_id}
-library_name: transformers
+{licence_line}library_name: transformers
 pipeline_tag: feature-extraction
 tags:
 - rc3
@@ -104,9 +103,11 @@ def model_card(
     measured = _scores(source, step)
     languages = _languages(stored, measured)
     return CARD_TEXT.format(
-        licence_id=licence or "other",
+        licence_line=f"license: {json.dumps(licence)}\n" if licence else "",
         licence=licence or NOT_STATED,
-        languages="language:\n" + "".join(f"- {code}\n" for code in languages) if languages else "",
+        languages="language:\n" + "".join(f'- "{code}"\n' for code in languages)
+        if languages
+        else "",
         name=stored.get("name", "rc3"),
         count=count,
         dtype=dtype,

@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 import ml_collections
+from safetensors import SafetensorError
 
 from rc3_jax.config import ConfigError
-from rc3_jax.training.checkpoint import PARAMS
+from rc3_jax.training.checkpoint import PARAMS, stored_settings
 
 SETTINGS = "config.json"
 OWN_FILES = (PARAMS, SETTINGS, "tokenizer.json")
@@ -63,11 +64,15 @@ def written(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
         say(f"writes {size_text(size)}")
         yield partial
         if target.is_dir():
-            shutil.rmtree(target)
-        os.replace(partial, target)
+            replaced = partial.with_name(f"replaced-{partial.name}")
+            os.replace(target, replaced)
+            os.replace(partial, target)
+            shutil.rmtree(replaced)
+        else:
+            os.replace(partial, target)
     except ConfigError:
         raise
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(f"{target} could not be written: {reason}") from error
     finally:
@@ -109,15 +114,17 @@ def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDi
     Raises:
       ConfigError: if it cannot be read, or is of another system.
     """
-    path = folder / SETTINGS
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        found, model = stored["system"], ml_collections.ConfigDict(stored["model"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} cannot be read as settings of a model: {error!r}") from error
-    if found != system:
-        raise ConfigError(f"{folder} is of {found}; this conversion is of models of {system}")
-    return model
+    stored = stored_settings(folder)
+    if missing := [name for name in ("system", "model") if name not in stored]:
+        raise ConfigError(
+            f"{folder / SETTINGS} cannot be read as settings of a model: it lacks "
+            f"{' and '.join(missing)}"
+        )
+    if stored["system"] != system:
+        raise ConfigError(
+            f"{folder} is of {stored['system']}; this conversion is of models of {system}"
+        )
+    return ml_collections.ConfigDict(stored["model"])
 
 
 def sha256(path: pathlib.Path) -> str:

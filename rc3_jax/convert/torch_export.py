@@ -16,7 +16,7 @@ from typing import Any
 import ml_collections
 import ml_dtypes
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
 from rc3_jax.config import ConfigError, check_choice
@@ -36,11 +36,19 @@ from rc3_jax.convert.output import (
     write_settings,
     written,
 )
-from rc3_jax.convert.torch_file import TensorFolder
+from rc3_jax.convert.torch_file import TensorFolder, check_floats, read_json
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
-from rc3_jax.data.tokenizer import SPECIAL_TOKENS
+from rc3_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from rc3_jax.systems import abstract_params
-from rc3_jax.training.checkpoint import check_fit, load_some, save_params, stored_shapes
+from rc3_jax.training.checkpoint import (
+    check_fit,
+    load_some,
+    save_params,
+    shapes_of,
+    stored_settings,
+    stored_shapes,
+    stored_step,
+)
 from rc3_jax.training.start import start_parts
 
 MIRROR = pathlib.Path(__file__).parent / "mirror"
@@ -49,6 +57,7 @@ DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat
 PROCESSOR, TOKENIZER_SETTINGS = "processor_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
+MOST_LAYERS = 1000
 WORDS = "text/word_embedding/embedding"
 
 Shapes = dict[str, tuple[int, ...]]
@@ -60,7 +69,7 @@ def to_torch(
     *,
     step: int | None = None,
     dtype: str = "float32",
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: float = SHARD_BYTES,
     onnx: bool = False,
     licence: str | None = None,
     overwrite: bool = False,
@@ -78,10 +87,11 @@ def to_torch(
       licence: identifier for the model card.
 
     Raises:
-      ConfigError: with the reason; then nothing was written.
+      ConfigError, DataError: with the reason; then nothing was written.
     """
     check_choice("dtype", dtype, DTYPES)
     check_target(target, overwrite, _names(target))
+    step = stored_step(source, step)
     shapes = stored_shapes(source, step)
     model = model_settings(source, "rc3")
     if parts := start_parts(source):
@@ -91,16 +101,22 @@ def to_torch(
         raise ConfigError(f"{tokenizer} is missing; copy there the vocabulary of the weights")
     vocab_size = shapes.get(WORDS, (0,))[0]
     with reasons(source):
-        template = _shapes(abstract_params("rc3", model, vocab_size))
-        check_fit(source, shapes, template)
+        check_fit(source, shapes, shapes_of(abstract_params("rc3", model, vocab_size)))
+    stored = stored_settings(source)
+    max_length = _max_length(stored)
+    pieces = load_tokenizer(str(tokenizer), max_length).vocab_size
+    if pieces != vocab_size:
+        raise ConfigError(
+            f"{tokenizer} has {pieces} pieces and the word embeddings have {vocab_size} rows; copy "
+            "there the vocabulary of the weights"
+        )
     count = sum(map(math.prod, shapes.values()))
     size = count * DTYPES[dtype].itemsize
     say(f"{source}: {count:,} parameters, {size_text(size)} as {dtype}")
-    stored = json.loads((source / SETTINGS).read_text(encoding="utf-8"))
     with written(target, size) as folder:
         folder.mkdir()
         _write_weights(folder, source, step, shapes, DTYPES[dtype], shard_bytes)
-        write_companions(folder, model, vocab_size, _max_length(stored), dtype, _cleaning(stored))
+        write_companions(folder, model, vocab_size, max_length, dtype, _max_words(stored))
         shutil.copy(tokenizer, folder / TOKENIZER)
         card = model_card(source, stored, count=count, dtype=dtype, step=step, licence=licence)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -129,11 +145,13 @@ def from_torch(
     model = ml_collections.ConfigDict(settings["model"])
     tensors = TensorFolder(source, allow_pickle)
     with reasons(source):
-        template = _shapes(abstract_params("rc3", model, settings["vocab_size"]))
+        _check_depths(model)
+        template = shapes_of(abstract_params("rc3", model, settings["vocab_size"]))
         expected = {}
         for path, shape in template.items():
             expected |= mirror_shapes(path, shape)
         check_fit(source, tensors.shapes(), expected)
+    check_floats(source, tensors.tensors)
     say(f"{source}: {len(expected)} tensors")
     params = {
         path: from_mirror(path, shape, tensors.read).astype(np.float32, copy=False)
@@ -146,11 +164,13 @@ def from_torch(
             shutil.copy(source / TOKENIZER, folder / TOKENIZER)
         names = ("model", "vocab_size", "max_length")
         kept = {name: settings[name] for name in names if name in settings}
+        if (source / PROCESSOR).is_file():
+            kept["max_words"] = read_json(source / PROCESSOR).get("max_words")
         write_settings(folder, {"system": "rc3"} | kept)
     say(f"wrote {target}")
 
 
-def _write_weights(folder, source, step, shapes: Shapes, dtype: np.dtype, most: int) -> None:
+def _write_weights(folder, source, step, shapes: Shapes, dtype: np.dtype, most: float) -> None:
     """The files of tensors, and where there are several their index."""
     shards = list(_shards(shapes, dtype.itemsize, most))
     weight_map, total = {}, 0
@@ -169,7 +189,7 @@ def _write_weights(folder, source, step, shapes: Shapes, dtype: np.dtype, most: 
         write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _shards(shapes: Shapes, itemsize: int, most: int) -> Iterator[list[str]]:
+def _shards(shapes: Shapes, itemsize: int, most: float) -> Iterator[list[str]]:
     """Paths of parameters whose tensors go to one file, each at most `most` bytes if it can."""
     paths, filled = [], 0
     for path, shape in shapes.items():
@@ -236,20 +256,23 @@ def write_companions(
 
 def _exported_settings(source: pathlib.Path) -> dict[str, Any]:
     """`config.json` of an exported folder, as far as it is ours."""
-    path = source / SETTINGS
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if settings["model_type"] != "rc3":
-            raise ConfigError(f"{path} is of model_type {settings['model_type']!r}, not of rc3")
-        if not isinstance(settings["model"], dict) or not isinstance(settings["vocab_size"], int):
-            raise TypeError("model must be an object and vocab_size a number")
-    except ConfigError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    path, settings = source / SETTINGS, stored_settings(source)
+    if settings.get("model_type") != "rc3":
+        raise ConfigError(f"{path} is of model_type {settings.get('model_type')!r}, not of rc3")
+    if "model" not in settings or not isinstance(settings.get("vocab_size"), int):
         raise ConfigError(
-            f"{path} cannot be read as that of an exported model: {error!r}"
-        ) from error
+            f"{path} cannot be read as that of an exported model: model must be an object and "
+            "vocab_size a number"
+        )
     return settings
+
+
+def _check_depths(model: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for so many layers that their names alone would fill the memory."""
+    for name, part in model.items():
+        depth = part.get("depth", 1) if isinstance(part, ml_collections.ConfigDict) else 1
+        if not isinstance(depth, int) or not 0 < depth <= MOST_LAYERS:
+            raise ConfigError(f"model.{name}.depth={depth!r} is none of 1 to {MOST_LAYERS}")
 
 
 def _max_length(stored: Mapping[str, Any]) -> int:
@@ -258,9 +281,11 @@ def _max_length(stored: Mapping[str, Any]) -> int:
     return stored.get("data", stored).get("max_length", room)
 
 
-def _cleaning(stored: Mapping[str, Any]) -> int | None:
+def _max_words(stored: Mapping[str, Any]) -> int | None:
     """Words that cleaned captions have at most; None where captions stay as they are."""
-    data = stored.get("data", {})
+    if "data" not in stored:
+        return stored.get("max_words")
+    data = stored["data"]
     return data.get("max_words") if data.get("clean_captions") else None
 
 
@@ -269,7 +294,3 @@ def _names(folder: pathlib.Path) -> set[str]:
     shards = {path.name for path in folder.glob("model-*.safetensors")}
     own = {SETTINGS, PROCESSOR, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS, INDEX, CARD, ONNX}
     return own | set(MIRROR_FILES) | shards
-
-
-def _shapes(params: Mapping[str, Any]) -> Shapes:
-    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}

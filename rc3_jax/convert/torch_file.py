@@ -32,6 +32,7 @@ STORED_TYPES = {
     **{f"U{8 * size}": np.dtype(f"<u{size}") for size in (1, 2, 4, 8)},
 }
 """NumPy's types of those in safetensors files."""
+FLOATS = (*map(np.dtype, (np.float16, np.float32, np.float64)), BFLOAT16)
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """How Hugging Face names a model's tensors; in shards, with `.index.json` for the list of them."""
 
@@ -116,12 +117,13 @@ class TensorFolder:
         if found:
             raise TensorFileError(
                 f"{self.folder} holds pickled tensors alone ({found[0]}), and a pickle can name "
-                f"code to run; take a version with {safe}, or allow pickles: they are read without "
+                f"code to run; take a version with {safe}, or give --allow_pickle: they are read without "
                 "running what they name"
             )
         raise TensorFileError(
             f"{self.folder} holds neither {safe} nor {safe}.index.json, in which PyTorch models "
-            "of Hugging Face keep their tensors"
+            "of Hugging Face keep their tensors; of a model on the Hub with pickled tensors alone, "
+            "these are downloaded with --allow_pickle"
         )
 
     def _shards(self, index: pathlib.Path, suffix: str) -> list[pathlib.Path]:
@@ -151,6 +153,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise TensorFileError(f"{path} must hold an object, not a {type(content).__name__}")
     return content
+
+
+def check_floats(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises TensorFileError with every tensor that holds no floating-point numbers."""
+    others = [f"{name} holds {x.dtype}" for name, x in tensors.items() if x.dtype not in FLOATS]
+    if others:
+        raise TensorFileError(
+            f"{path}: what holds no floating-point numbers; take a version without quantisation: "
+            + ", ".join(others)
+        )
 
 
 def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:

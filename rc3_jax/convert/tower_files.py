@@ -98,6 +98,8 @@ def from_hf(
             say(describe(cut, tower.settings["width"]))
             _change_rows(params, lambda table: cut_rows(table, cut.kept))
             tokenizer = cut.tokenizer
+        if system == "cclm":
+            say("note: set model.text.position_offset=2, where XLM-R's positions begin")
         settings["model"]["text"] = tower.settings
         settings |= {"vocab_size": len(_words(params)), "pooling": tower.pooling or "mean"}
         settings["source"]["text"] = str(text)
@@ -156,7 +158,7 @@ def to_hf(
         write_json(folder / SETTINGS, config)
         if part == "text" and (source / TOKENIZER).is_file():
             shutil.copy(source / TOKENIZER, folder / TOKENIZER)
-        if part == "patch":
+        if part == "patch" and all(name in model for name in NORMALISATION):
             write_json(folder / PREPROCESSOR, _preprocessor(model))
     say(f"wrote {target}")
 

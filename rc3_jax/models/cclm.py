@@ -58,6 +58,10 @@ class CCLM(PairModel):
         """The learned scalar, float32, that the logits of every contrast are divided by."""
         return self.temperature
 
+    def pair_temperature(self) -> Float[Array, ""]:
+        """The same."""
+        return self.temperature
+
     def vocabulary(self) -> tuple[Float[Array, "vocab width"], Float[Array, " vocab"]]:
         """See `PairModel`."""
         words = self.text.word_embedding.embedding if self.tied_decoder else self.decoder

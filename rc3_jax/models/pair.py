@@ -35,6 +35,10 @@ class PairModel(nn.Module):
         """Visual tokens and image vectors of a batch's rows."""
         raise NotImplementedError
 
+    def pair_temperature(self) -> Float[Array, ""]:
+        """The learned scalar that similarities of images and texts are divided by, float32."""
+        raise NotImplementedError
+
     def vocabulary(self) -> tuple[Float[Array, "vocab width"], Float[Array, " vocab"]]:
         """What `token_states` are compared with, in the type of computation, and each word's bias."""
         raise NotImplementedError

@@ -61,6 +61,10 @@ class RC3(PairModel):
         """The learned scalar, float32, that the logits of each contrast are divided by."""
         return self.temperature
 
+    def pair_temperature(self) -> Float[Array, ""]:
+        """That of images and texts."""
+        return self.temperature["image_text"]
+
     def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> View:
         """Patch and ROI tokens of images, either part masked out where a row says so.
 

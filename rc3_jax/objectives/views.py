@@ -14,8 +14,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from rc3_jax.models.cclm import CCLM
-from rc3_jax.models.pair import View
+from rc3_jax.models.pair import PairModel, View
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.masked_lm import masked_lm_loss
 from rc3_jax.objectives.matching import Rule, has_negative, matching_loss, sample_negatives
@@ -48,11 +47,12 @@ class Context(NamedTuple):
     """What all losses of a step share.
 
     Attributes:
-      objective: `config.objective`.
+      objective: `config.objective` of CCLM; `contrast` and `matching` read its `pairs`,
+        `itc_grad_scale`, `negatives` and `negative_floor`.
       in_parts: `microbatch` of the model, which takes a function of the model and rows.
     """
 
-    model: CCLM
+    model: PairModel
     objective: ml_collections.ConfigDict
     deterministic: bool
     mesh: Mesh | None
@@ -83,7 +83,7 @@ def contrast(context: Context, pair: Pair) -> Array:
     """InfoNCE of the two views' vectors over the whole batch."""
     scale = context.objective.itc_grad_scale
     vectors = (scale_gradient(view.vector, scale) for view in (pair.view, pair.text))
-    return info_nce(*vectors, context.model.temperatures(), pair.groups, tiling=context.tiling)
+    return info_nce(*vectors, context.model.pair_temperature(), pair.groups, tiling=context.tiling)
 
 
 def scale_gradient(x: Array, scale: float) -> Array:
@@ -95,7 +95,7 @@ def draw_negatives(
     context: Context, pair: Pair, key: PRNGKeyArray
 ) -> tuple[Int[Array, " batch"], Int[Array, " batch"]]:
     """For each text the row of a wrong view, for each view that of a wrong text."""
-    tau, rule = context.model.temperatures(), context.rule(len(pair.groups))
+    tau, rule = context.model.pair_temperature(), context.rule(len(pair.groups))
 
     def draw(key, anchors, candidates):
         return sample_negatives(key, anchors, candidates, tau, pair.groups, context.tiling, rule)

@@ -8,6 +8,7 @@ converted weights holds `params` in place of checkpoints.
 from __future__ import annotations
 
 import contextlib
+import json
 import pathlib
 import sys
 from collections.abc import Collection, Iterator
@@ -94,7 +95,9 @@ def load_params(
     stored = _stored(path, in_run)
     held = stored[PARAMS] if in_run else stored
     others = {} if parts is None else {name: held[name] for name in held.keys() - set(parts)}
-    check_fit(path, _shapes({k: v for k, v in held.items() if k not in others}), _shapes(abstract))
+    check_fit(
+        path, shapes_of({k: v for k, v in held.items() if k not in others}), shapes_of(abstract)
+    )
     skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, others)
     loaded = _load(path, in_run, stored, skipped | abstract)
     return {name: loaded[name] for name in abstract}
@@ -137,7 +140,33 @@ def stored_shapes(folder: pathlib.Path, step: int | None = None) -> dict[str, tu
     """
     path, in_run = _place_of_params(folder, step)
     stored = _stored(path, in_run)
-    return _shapes(stored[PARAMS] if in_run else stored)
+    return shapes_of(stored[PARAMS] if in_run else stored)
+
+
+def stored_step(folder: pathlib.Path, step: int | None = None) -> int | None:
+    """The step of the checkpoint that `load_params` would read; None for converted weights.
+
+    Raises:
+      ConfigError: if the folder holds none.
+    """
+    path, in_run = _place_of_params(folder, step)
+    return int(path.name) if in_run else None
+
+
+def stored_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """What `config.json` of a folder holds.
+
+    Raises:
+      ConfigError: if it is missing, broken or no object, or its `model` is none.
+    """
+    file = folder / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings.get("model", {}), dict):
+            raise TypeError("it must hold an object, and its model must be one")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
+    return settings
 
 
 def _stored(path: pathlib.Path, in_run: bool) -> dict[str, Any]:
@@ -181,7 +210,8 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"{path} cannot be read as parameters: {reason}") from error
 
 
-def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
+def shapes_of(params: Any) -> dict[str, tuple[int, ...]]:
+    """The shapes of nested parameters by their paths, parts joined by `/`."""
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}
 
 

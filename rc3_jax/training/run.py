@@ -57,10 +57,16 @@ class Run(NamedTuple):
             ema = jax.tree.map(jnp.copy, {part: params[part] for part in EMA_PARTS})
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
 
+    def abstract_params(self) -> Any:
+        """Shapes, dtypes and shardings of the parameters; nothing is computed."""
+        return self._laid_out(jax.eval_shape(lambda: initial_params(self.model, self.config)))
+
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed."""
         encoder = abstract_encoder(self.config, self.model.text.vocab_size)
-        shapes = jax.eval_shape(self.initial_state, None, encoder)
+        return self._laid_out(jax.eval_shape(self.initial_state, None, encoder))
+
+    def _laid_out(self, shapes: Any) -> Any:
         return jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             shapes,
@@ -147,8 +153,9 @@ def load_run(
                 f"{folder} holds no checkpoint yet; it saves its first after "
                 f"checkpoint.every={config.checkpoint.every} steps"
             )
-        run = prepare_run(config, folder)
-        return run, checkpoints.restore(run.abstract_state()).params
+        newest = checkpoints.latest
+    run = prepare_run(config, folder)
+    return run, load_params(folder, run.abstract_params(), newest)
 
 
 def with_defaults(stored: dict[str, Any]) -> dict[str, Any]:

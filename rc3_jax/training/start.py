@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -11,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from rc3_jax.config import ConfigError
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from rc3_jax.training.checkpoint import load_params, stored_shapes
+from rc3_jax.training.checkpoint import load_params, stored_settings, stored_shapes
 
 FREE = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
 """Settings that do not change what parameters mean."""
@@ -53,22 +54,46 @@ def start_settings(config: ml_collections.ConfigDict, folder: str) -> None:
     """Sets `config.init`, and the model's sizes and the vocabulary to those of the folder.
 
     Raises:
-      ConfigError: if it has no settings.
+      ConfigError: if it has no settings, those of another system, or some that no model has.
     """
     path = pathlib.Path(folder)
     settings = _settings(path)
     if "model" not in settings:
         raise ConfigError(f"{path} has no config.json of a model; name one that convert.py made")
+    if settings.get("system", config.system) != config.system:
+        raise ConfigError(
+            f"{path} is of {settings['system']}; this configuration is of {config.system}"
+        )
     config.init = folder
-    for name, value in settings["model"].items():
-        if not isinstance(value, dict):
-            config.model[name] = value
-        elif value.get("type") == config.model[name].get("type"):
-            config.model[name].update(value)
-        else:  # towers of two types have different settings
-            config.model[name] = ml_collections.ConfigDict(value)
+    set_sizes(config.model, settings["model"], path)
     if (path / FILE_NAME).is_file():
         config.data.tokenizer.path = str(path / FILE_NAME)
+
+
+def set_sizes(
+    model: ml_collections.ConfigDict, stored: Mapping[str, Any], folder: pathlib.Path
+) -> None:
+    """Sets `config.model` to what is stored of it; what is not stored stays as it is.
+
+    Args:
+      folder: where it is stored, for messages.
+
+    Raises:
+      ConfigError: for settings that the model does not have, or of other types.
+    """
+    if unknown := stored.keys() - model.keys():
+        raise ConfigError(f"{folder}: a model has no settings {', '.join(sorted(unknown))}")
+    try:
+        for name, value in stored.items():
+            own = model[name]
+            if not isinstance(value, dict):
+                model[name] = value
+            elif value.get("type") == own.get("type"):
+                own.update(value)
+            else:  # towers of two types have different settings
+                model[name] = ml_collections.ConfigDict(value)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}: model.{name} cannot be {value!r}: {error}") from error
 
 
 def check_vocabulary(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
@@ -105,10 +130,4 @@ def check_init(config: ml_collections.ConfigDict) -> None:
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
     """`config.json` of the folder; empty where it has none."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return {}
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise ConfigError(f"{file} cannot be read as settings: {error}") from error
+    return stored_settings(folder) if (folder / "config.json").is_file() else {}

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from rc3_jax.config import ConfigError
-from rc3_jax.convert.check import check
+from rc3_jax.convert.check import check, largest_of
 from rc3_jax.convert.torch_export import to_torch
+from rc3_jax.convert.tower_files import from_hf, to_hf
 from tests.convert.exported import tiny_folder
 from tests.processes import FAST_COMPILATION, ROOT
 from tests.vision_reference import require
@@ -67,6 +71,44 @@ def test_two_models_of_ours(folders, tmp_path):
         check(folders[0], tmp_path / "narrow")
 
 
+def test_each_model_computes_with_its_own_settings(folders, tmp_path):
+    for name, change in (("heads", {"heads": 1}), ("depth", {"depth": 1})):
+        shutil.copytree(folders[0], tmp_path / name)
+        settings = json.loads((tmp_path / name / "config.json").read_text())
+        settings["model"]["text"] |= change
+        (tmp_path / name / "config.json").write_text(json.dumps(settings))
+    found = {item.name: item.relative for item in check(folders[0], tmp_path / "heads")}
+    assert found["text"] > 1e-4 and found["patch"] == 0
+    with pytest.raises(ConfigError, match="mis-shaped: text/encoder/layers/mlp_in/bias"):
+        check(folders[0], tmp_path / "depth")
+
+
+def test_not_a_number_is_the_largest_difference(folders, tmp_path):
+    shutil.copytree(folders[1], tmp_path / "broken")
+    tensors = load_file(tmp_path / "broken" / "model.safetensors")
+    tensors["word_bias"][0] = np.nan
+    save_file(tensors, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    worst = largest_of(check(folders[0], tmp_path / "broken"))
+    assert worst.name == "word_logits" and math.isnan(worst.relative)
+
+
+def test_towers_alone_are_compared(folders, tmp_path):
+    run = folders[0]
+    for part in ("text", "patch"):
+        to_hf(run, tmp_path / f"{part}_hf", part=part)
+        from_hf(tmp_path / part, **{part: str(tmp_path / f"{part}_hf")})
+        for other in (run, tmp_path / f"{part}_hf"):
+            found = check(tmp_path / part, other, step=None)
+            assert {item.name.split(".")[0] for item in found} == {part}
+            assert len(found) == 3 and largest_of(found).relative < 1e-5
+    with pytest.raises(ConfigError, match="takes images of 32 pixels a side"):
+        check(tmp_path / "text", tmp_path / "patch_hf")
+
+
+def test_a_step_counts_for_runs_alone(folders):
+    assert largest_of(check(*folders, step=3)).relative < 1e-5
+
+
 def test_folders_that_are_no_models(folders, tmp_path):
     with pytest.raises(ConfigError, match=r"config.json cannot be read as settings of a model"):
         check(folders[0], tmp_path)
@@ -75,14 +117,16 @@ def test_folders_that_are_no_models(folders, tmp_path):
         check(folders[0], tmp_path)
     with pytest.raises(ConfigError, match="neither folder is of RC³"):
         check(tmp_path, tmp_path)
+    for content in ("[" * 100_000, "[]", '{"system": "rc3", "model": []}'):
+        (tmp_path / "config.json").write_text(content)
+        with pytest.raises(ConfigError, match="cannot be read as settings of a model"):
+            check(folders[0], tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"system": "cclm"}))
     with pytest.raises(ConfigError, match="is of cclm"):
         check(tmp_path, folders[0])
 
 
 def test_a_hugging_face_tower_is_compared_layer_by_layer(folders, tmp_path):
-    from rc3_jax.convert.tower_files import to_hf
-
     run, _ = folders
     for part, last in (("text", "text"), ("patch", "patch")):
         to_hf(run, tmp_path / part, part=part)

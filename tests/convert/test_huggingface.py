@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -179,6 +180,9 @@ def test_other_single_files_are_refused(tmp_path):
         ("patch", dict(image_size=[18, 12]), r"image_size=\[18, 12\], must be square"),
         ("patch", dict(patch_size=[6]), r"patch_size=\[6\], must be square"),
         ("patch", dict(patch_size=20), "patch_size=20 is larger than image_size=18"),
+        ("patch", dict(layer_norm_eps=math.inf), "layer_norm_eps=inf, must be a number"),
+        ("patch", dict(layer_norm_eps=10**400), "must be a number from 0 on"),
+        ("patch", dict(image_size=10**7, patch_size=1), "patches a side, more than 128"),
         ("patch", dict(num_hidden_layers=5), "missing: encoder.layer.4.layernorm_before.weight"),
         ("patch", dict(model_type="clip", vision_config=3), "vision_config must be an object"),
     ],

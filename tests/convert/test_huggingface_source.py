@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 
 import huggingface_hub
@@ -91,7 +92,9 @@ def test_broken_and_missing_files_are_refused(tmp_path):
 def test_pickles_need_permission(tmp_path):
     require("torch")
     write_tensors(tmp_path / "pytorch_model.bin", {"a": ONES})
-    with pytest.raises(TensorFileError, match="holds pickled tensors alone .* or allow pickles"):
+    with pytest.raises(
+        TensorFileError, match="holds pickled tensors alone .* or give --allow_pickle"
+    ):
         TensorFolder(tmp_path)
     np.testing.assert_array_equal(TensorFolder(tmp_path, allow_pickle=True).read("a"), ONES)
     save_file({"a": 3 * ONES}, tmp_path / "model.safetensors")
@@ -223,8 +226,13 @@ def test_normalisation_of_pixels(tmp_path, file, settings, expected):
     assert image_normalisation(tmp_path) == expected
 
 
-@pytest.mark.parametrize("values", [[1, 2], "abc", [1, 2, "3"], None])
+@pytest.mark.parametrize(
+    "values", [[1, 2], "abc", [1, 2, "3"], [1, 2, math.nan], [1, 2, 10**400], None]
+)
 def test_wrong_normalisation_is_refused(tmp_path, values):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict(image_mean=values)))
     with pytest.raises(ConfigError, match="must be three numbers"):
+        image_normalisation(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(dict(image_std=[1, 0, 1])))
+    with pytest.raises(ConfigError, match="must be above 0"):
         image_normalisation(tmp_path)

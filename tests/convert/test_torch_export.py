@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
@@ -20,9 +21,10 @@ from rc3_jax.convert import torch_export
 from rc3_jax.convert.torch_export import from_torch, to_torch
 from rc3_jax.convert.torch_file import TensorFileError
 from rc3_jax.data.example import example_batch
+from rc3_jax.data.tokenizer import train_tokenizer
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.training.checkpoint import load_some, stored_shapes
-from tests.convert.exported import tiny_folder
+from tests.convert.exported import TEXTS, tiny_folder
 from tests.processes import run_python
 from tests.tiny import tiny_config
 from tests.vision_reference import require
@@ -138,6 +140,46 @@ def test_every_tensor_that_does_not_fit_is_listed(exported, tmp_path):
     assert not (tmp_path / "back").exists()
 
 
+def test_numbers_of_another_kind_are_refused(exported, tmp_path):
+    tensors = load_file(exported / WEIGHTS)
+    tensors["matching_head.logits.weight"] = tensors["matching_head.logits.weight"].astype(np.int8)
+    save_file(tensors, exported / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(TensorFileError, match=r"matching_head.logits.weight holds int8"):
+        from_torch(exported, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_cleaning_of_captions_survives(tiny, tmp_path):
+    run = copied(tiny[0], tmp_path / "run")
+    settings = json.loads((run / "config.json").read_text())
+    settings["data"] |= {"clean_captions": True, "max_words": 7}
+    (run / "config.json").write_text(json.dumps(settings))
+    to_torch(run, tmp_path / "out")
+    from_torch(tmp_path / "out", tmp_path / "back")
+    to_torch(tmp_path / "back", tmp_path / "again")
+    processor = json.loads((tmp_path / "again" / "processor_config.json").read_text())
+    assert processor["max_words"] == 7
+
+
+def test_a_vocabulary_of_other_weights_is_refused(tiny, tmp_path):
+    run = copied(tiny[0], tmp_path / "run")
+    (run / "tokenizer.json").write_text(train_tokenizer(TEXTS[:1], 20, 24).to_json())
+    with pytest.raises(ConfigError, match="pieces and the word embeddings have"):
+        to_torch(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_cannot_grow_leaves_nothing(tiny, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(ConfigError, match="could not be written"):
+            to_torch(tiny[0], tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_pickled_weights_need_a_word_of_consent(tiny, exported, tmp_path):
     torch = require("torch")
     tensors = {k: torch.from_numpy(v) for k, v in load_file(exported / WEIGHTS).items()}
@@ -154,9 +196,9 @@ def test_settings_that_cannot_be_read(exported, tmp_path):
     wide = json.loads(json.dumps(good))
     wide["model"]["text"]["width"] = 32
     for settings, reason in (
-        ("{", "cannot be read as that of an exported model"),
+        ("{", "cannot be read as settings of a model"),
         (json.dumps(good | {"model_type": "bert"}), "of model_type 'bert', not of rc3"),
-        (json.dumps(good | {"model": 3}), "model must be an object"),
+        (json.dumps(good | {"model": 3}), "its model must be one"),
         (json.dumps(good | {"model": {}}), "lacks a setting"),
         (json.dumps(wide), "they must be equal"),
         (json.dumps(good | {"vocab_size": 7}), "mis-shaped: text.word_embedding.weight"),
@@ -208,27 +250,6 @@ def test_an_export_is_replaced_and_a_folder_of_others_is_not(tiny, exported):
     (exported / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds more than a conversion writes"):
         to_torch(tiny[0], exported, overwrite=True)
-
-
-def test_the_card_tells_what_the_run_was(tiny, tmp_path):
-    run = copied(tiny[0], tmp_path / "run")
-    recalls = {"IR@1": 0.25, "TR@1": 0.5}
-    scores = {"step": 4, "retrieval": {"both": {"de": recalls, "zh": recalls}}}
-    (run / "scores.json").write_text(json.dumps(scores))
-    to_torch(run, tmp_path / "out", licence="cc-by-4.0")
-    card = (tmp_path / "out" / "README.md").read_text()
-    for text in (
-        "license: cc-by-4.0\n",
-        "- cs\n- de\n- en\n- fr\n- ja\n- zh\n",
-        "| de | 25.0 | 50.0 |",
-        "4 steps of 16 rows, seed 0",
-        "- **scenes** (scenes): parallel 64, seed 0, strict 64, strict_languages en de fr",
-    ):
-        assert text in card
-    assert str(tmp_path) not in card
-    (run / "scores.json").write_text("[")
-    with pytest.raises(ConfigError, match="cannot be read as scores"):
-        to_torch(run, tmp_path / "other")
 
 
 SHARDED = """

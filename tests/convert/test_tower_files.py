@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -140,8 +141,10 @@ def test_a_run_of_another_shape_is_told_what_differs(converted, checkpoints, tmp
     config.model.text.heads = config.model.patch.heads = 4
     with pytest.raises(ConfigError, match="holds another model: .*text.heads is 4, there 2"):
         prepare_run(config).create_state()
-    config = start_from(converted, tiny_cclm)
-    config.optimizer.no_decay = (r".*/bias",)
+    with pytest.raises(ConfigError, match="is of rc3; this configuration is of cclm"):
+        start_from(converted, tiny_cclm)
+    config = tiny_cclm()
+    config.init = str(converted)
     with pytest.raises(ConfigError, match="holds patch, which a model of cclm does not have"):
         prepare_run(config).create_state()
     config = start_from(converted)
@@ -207,6 +210,12 @@ def test_an_encoder_of_another_vocabulary_is_refused(checkpoints, converted, tmp
         prepared(tmp_path).create_state()
     with pytest.raises(ConfigError, match="nothing else has a use for it"):
         prepared(converted, relevance="own")
+    from_hf(tmp_path / "short", text=str(checkpoints / "text"))
+    settings = json.loads((tmp_path / "short" / "config.json").read_text())
+    settings["model"]["text"]["max_positions"] = 20
+    (tmp_path / "short" / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="reads 18 tokens at most"):
+        prepared(tmp_path / "short").create_state()
     from_hf(tmp_path / "whole", text=str(checkpoints / "text"))
     prepared(tmp_path / "whole").create_state()
     pieces = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())
@@ -232,6 +241,31 @@ def test_a_tower_returns_to_hugging_face(checkpoints, converted, tmp_path, part)
     if part == "patch":
         processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / part, use_fast=False)
         assert list(processor.image_mean) == [0.4, 0.5, 0.6] and processor.size["height"] == 32
+
+
+def test_without_a_known_normalisation_none_is_written(checkpoints, tmp_path):
+    shutil.copytree(checkpoints / "patch", tmp_path / "patch")
+    (tmp_path / "patch" / "preprocessor_config.json").unlink()
+    from_hf(tmp_path / "one", patch=str(tmp_path / "patch"))
+    to_hf(tmp_path / "one", tmp_path / "back", part="patch")
+    names = sorted(path.name for path in (tmp_path / "back").iterdir())
+    assert names == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"system": "cclm", "model": {}}, "is of cclm; this configuration is of rc3"),
+        ({"model": {"text": {"width": "wide"}}}, "model.text cannot be"),
+        ({"model": {"text": 3}}, "model.text cannot be 3"),
+        ({"model": {"vision": {}}}, "has no settings vision"),
+        ({"model": []}, "cannot be read as settings of a model"),
+    ],
+)
+def test_settings_that_no_run_can_start_from(tmp_path, settings, reason):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=reason):
+        start_settings(tiny_config(), str(tmp_path))
 
 
 def test_layers_that_are_picked(checkpoints, tmp_path):

@@ -1,0 +1,109 @@
+"""Examples of a task to batches of arrays."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import ml_collections
+import numpy as np
+
+from rc3_jax.config import ConfigError
+from rc3_jax.data.example import Row, visual_fields
+from rc3_jax.data.image import decode, resize
+from rc3_jax.data.record import Record
+from rc3_jax.data.tokenizer import Tokenizer
+from rc3_jax.downstream.examples import Example, Picture
+from rc3_jax.evaluation.retrieval import MODES
+
+WRONG = -1
+"""The label of an example whose right class is none of the task's."""
+
+
+class Batches:
+    """Rows of examples, read with threads while the model computes.
+
+    A row has the visual fields (`visual_fields`; of two pictures each `[2, ...]`), `ids` and
+    `label`, `WRONG` where it is none; `present` is False for rows that fill the last batch.
+
+    Args:
+      config: settings of the model and of `data`, as a run has them.
+      mode: visual parts that are read, one of `MODES`.
+      numbers: picture → its number, which then is the label: what retrieval is about.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        tokenizer: Tokenizer,
+        config: ml_collections.ConfigDict,
+        batch_size: int,
+        mode: str,
+        numbers: Mapping[str, int] | None = None,
+    ):
+        if not examples:
+            raise ConfigError("there are no examples; check the task's files")
+        self._examples, self._tokenizer, self._config = examples, tokenizer, config
+        self._batch_size, self._mode, self._numbers = batch_size, mode, numbers
+
+    def __len__(self) -> int:
+        """Batches of a pass over all examples."""
+        return math.ceil(len(self._examples) / self._batch_size)
+
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Row]:
+        """All examples once, in a random order of the epoch; the last batch begins it again."""
+        rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+        order = rng.permutation(len(self._examples))
+        count = len(self) * self._batch_size
+        return self._read(np.resize(order, count), count)
+
+    def in_order(self) -> Iterator[Row]:
+        """All examples once."""
+        count = len(self) * self._batch_size
+        return self._read(np.resize(np.arange(len(self._examples)), count), len(self._examples))
+
+    def _read(self, numbers: np.ndarray, present: int) -> Iterator[Row]:
+        with concurrent.futures.ThreadPoolExecutor(self._config.data.threads) as pool:
+            parts = numbers.reshape(len(self), -1)
+            waiting = [pool.submit(self._row, n) for n in parts[0]]
+            for place, part in enumerate(parts):
+                rows = [future.result() for future in waiting]
+                if place + 1 < len(parts):
+                    waiting = [pool.submit(self._row, n) for n in parts[place + 1]]
+                batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+                batch["present"] = place * len(part) + np.arange(len(part)) < present
+                yield batch
+
+    def _row(self, number: int) -> Row:
+        example = self._examples[number]
+        fields = [picture_fields(p, self._config, self._mode) for p in example.pictures]
+        row = fields[0]
+        if len(fields) > 1:
+            row = {name: np.stack([field[name] for field in fields]) for name in row}
+        label = example.label
+        if self._numbers is not None:
+            label = self._numbers[example.pictures[0].name]
+        ids = self._tokenizer.encode([example.text])[0]
+        return row | {"ids": ids, "label": np.int32(WRONG if label is None else label)}
+
+
+def picture_fields(picture: Picture, config: ml_collections.ConfigDict, mode: str) -> Row:
+    """The visual fields of a picture, its parts masked as `mode` says.
+
+    Raises:
+      ConfigError: if regions alone are to be read and the picture has none.
+    """
+    patches, regions = MODES[mode]
+    size = config.model.patch.image_size
+    record = Record(picture.name, 0, {}, picture.image, picture.boxes, picture.features)
+    pixels = resize(decode(picture.image, picture.name), size)
+    row = visual_fields(record, pixels, picture.boxes, None, config)
+    row["use_patches"] = np.bool_(patches)
+    if "use_regions" in row:
+        row["use_regions"] = np.bool_(regions)
+    if not patches and not ("region_mask" in row and row["region_mask"].any()):
+        raise ConfigError(
+            f"{picture.name} has no regions to be read alone; give region features, or another mode"
+        )
+    return row

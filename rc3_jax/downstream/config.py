@@ -1,0 +1,110 @@
+"""Settings of fine-tuning, by task and system."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import ml_collections
+
+from rc3_jax.config import check_choice, parse_argument
+
+MINIATURE = "miniature"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What sets a task apart.
+
+    Attributes:
+      pictures: of a text.
+      retrieval: texts and images look for one another; otherwise a text has a class.
+      epochs, lr, batch_size: of fine-tuning in English, as IGLUE's baselines were
+        (Bugliarello et al., ICML 2022), where it has the task.
+    """
+
+    pictures: int = 1
+    retrieval: bool = False
+    epochs: int = 10
+    lr: float = 2e-5
+    batch_size: int = 128
+
+
+TASKS = {
+    "xvnli": Task(),
+    "xgqa": Task(epochs=5, lr=4e-5, batch_size=256),
+    "marvl": Task(pictures=2, epochs=20, lr=1e-5, batch_size=64),
+    "xflickrco": Task(retrieval=True, batch_size=64),
+    "wit": Task(retrieval=True, epochs=2, batch_size=64),
+    "multi30k": Task(retrieval=True, batch_size=64),
+    "mscoco": Task(retrieval=True, batch_size=64),
+}
+
+
+def finetune_config(task: str) -> ml_collections.ConfigDict:
+    """Zero-shot transfer: trained and selected on English, tested in every language.
+
+    Raises:
+      ConfigError: for an unknown task.
+    """
+    check_choice("the task", task, TASKS)
+    chosen = TASKS[task]
+    return ml_collections.ConfigDict(
+        dict(
+            name=task,
+            task=task,
+            annotations="",  # folder of the task's files; MINIATURE generates the task
+            images="",  # folder of its pictures
+            english="",  # folder of the English files: GQA, NLVR2 or Flickr30k
+            answers="",  # file of GQA's answers, if it is not in that folder
+            strip_phrase_numbers=False,  # of Japanese captions of xFlickr&CO
+            allow_missing=False,  # goes on where more than 5 % of the pictures are missing
+            mode="both",  # visual parts that are read: both, patches or regions
+            epochs=chosen.epochs,
+            batch_size=chosen.batch_size,
+            max_length=80 if task != "xgqa" else 40,  # tokens of a text, at most the model's
+            seed=0,
+            dropout=0.1,
+            train=dict(split="train", languages=("en",)),
+            select=dict(split="dev", languages=("en",)),
+            test=dict(split="test", languages=()),  # () for all that there are
+            threads=8,
+            mesh=dict(replica=1, data=-1, fsdp=1, tensor=1, fsdp_threshold=2**20, rules=()),
+            optimizer=dict(
+                lr=chosen.lr,
+                warmup=0.1,
+                decay="linear",
+                final_lr=0.0,
+                weight_decay=1e-4,
+                b1=0.9,
+                b2=0.999,
+                eps=1e-6,
+                clip=1.0,
+                mu_dtype=ml_collections.config_dict.placeholder(str),
+                rates=dict(),
+                no_decay=(r".*/bias", r".*norm/scale"),
+            ),
+        )
+    )
+
+
+def task_config(task: str, argument: str) -> ml_collections.ConfigDict:
+    """What a file of configs/downstream returns.
+
+    Args:
+      argument: what follows the colon of `--config`: `annotations`, `images` and `english` name the
+        folders of real data; without them the task is generated from scenes, with settings for
+        small models.
+
+    Raises:
+      ConfigError: for an unknown argument.
+    """
+    chosen = parse_argument(argument, annotations="", images="", english="", seed=0)
+    config = finetune_config(task)
+    config.seed = chosen.seed
+    if chosen.annotations:
+        folders = ("annotations", "images", "english")
+        config.update({name: chosen[name] for name in folders})
+        return config
+    config.update(annotations=MINIATURE, epochs=6, batch_size=64, max_length=60, dropout=0.0)
+    config.optimizer.lr = 1e-3
+    return config

@@ -1,0 +1,60 @@
+"""What every task is made of: texts about one or two pictures, with a label or without."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from rc3_jax.data.record import ImageLike
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Picture:
+    """An image of a task.
+
+    Attributes:
+      name: its identity within the task; equal names are one image.
+      image: the picture.
+      boxes: float32 `[regions, 4]`, x1, y1, x2, y2 as fractions of width and height.
+      features: float32 `[regions, feature_size]` of a detector, row for row with `boxes`.
+    """
+
+    name: str
+    image: ImageLike
+    boxes: np.ndarray | None = None
+    features: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """A text of a task.
+
+    Attributes:
+      where: file and line for messages.
+      identity: question, pair or caption; unique within a split.
+      text: hypothesis, question, statement or caption.
+      pictures: one; of tasks about two, left and right.
+      label: number of the right class; None where it is none of the task's classes, which no
+        prediction gets right. Retrieval has no labels.
+    """
+
+    where: str
+    identity: str
+    text: str
+    pictures: tuple[Picture, ...]
+    label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TaskData:
+    """The examples of a task.
+
+    Attributes:
+      classes: their names in the order of their numbers; empty for retrieval.
+      splits: split (`train`, `dev`, `test`, `train_48`, ...) → language → examples.
+    """
+
+    classes: tuple[str, ...]
+    splits: Mapping[str, Mapping[str, Sequence[Example]]]

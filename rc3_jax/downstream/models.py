@@ -1,0 +1,115 @@
+"""Models of the tasks on top of pre-trained ones, and how they start.
+
+CCLM has the heads of its published code (CCLM.md section 5, `models/tasks.py`). RC³ reads each
+picture of a text by itself; a head turns the first fused tokens into a class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+from flax.traverse_util import flatten_dict
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from rc3_jax.config import ConfigError
+from rc3_jax.convert.cclm_tasks import from_trunk
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.heads import Perceptron
+from rc3_jax.models.rc3 import RC3, build_rc3
+from rc3_jax.models.tasks import build_pair_classifier, build_two_image_classifier
+
+
+class RC3Classifier(nn.Module):
+    """Tells the class of a text about one picture or two.
+
+    Attributes:
+      trunk: its parameters are those of the pre-trained model, as far as they are needed.
+      classes: how many there are.
+    """
+
+    trunk: RC3
+    classes: int
+
+    @nn.compact
+    def __call__(
+        self,
+        rows: Mapping[str, Array],
+        ids: Int[Array, "batch length"],
+        deterministic: bool = True,
+    ) -> Float[Array, "batch classes"]:
+        """Logits, float32.
+
+        Args:
+          rows: visual fields as `RC3.encode_visual` takes them; of two pictures `[batch, 2, ...]`.
+        """
+        batch = len(ids)
+        pictures = rows["image"].shape[1] if rows["image"].ndim == 5 else 1
+        if pictures > 1:
+            rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in rows.items()}
+        visual = self.trunk.encode_visual(rows, deterministic)
+        states, _ = self.trunk.encode_text(ids, deterministic)
+        states, mask = (jnp.repeat(x, pictures, axis=0) for x in (states, ids != PAD_ID))
+        fused = self.trunk.fusion(states, mask, visual.tokens, visual.mask, deterministic)
+        first = fused[:, 0].reshape(batch, -1)
+        return Perceptron(self.classes, self.trunk.fusion.dtype, name="class_head")(first)
+
+
+def build_classifier(
+    system: str,
+    model: ml_collections.ConfigDict,
+    vocab_size: int,
+    *,
+    pictures: int,
+    classes: int,
+    mesh: Mesh | None = None,
+) -> nn.Module:
+    """The classifier of a task; called with rows, ids and `deterministic`, it returns logits.
+
+    Args:
+      model: `config.model` of the pre-trained one.
+      pictures: of a text, 1 or 2.
+
+    Raises:
+      ConfigError: for settings that cannot be.
+    """
+    if system == "rc3":
+        return RC3Classifier(build_rc3(model, vocab_size, mesh), classes)
+    build = build_two_image_classifier if pictures == 2 else build_pair_classifier
+    return build(model, vocab_size, classes, mesh)
+
+
+def start_params(system: str, trunk: Mapping[str, Any], drawn: Mapping[str, Any], pictures: int):
+    """The parameters that fine-tuning a classifier starts from.
+
+    Args:
+      trunk: those of the pre-trained model.
+      drawn: those of the classifier, at random.
+
+    Raises:
+      ConfigError: lists every parameter that the pre-trained model lacks or has in another shape.
+    """
+    if system == "cclm":
+        return from_trunk(trunk, "two_images" if pictures == 2 else "classifier", drawn)
+    found = flatten_dict(trunk, sep="/")
+
+    def given(path, leaf):
+        name = "/".join(key.key for key in path)
+        stored = found.get(name)
+        if stored is None or stored.shape != leaf.shape:
+            has = "missing" if stored is None else f"{stored.shape}"
+            problems.append(f"{name} {leaf.shape}: {has}")
+            return leaf
+        return jnp.asarray(stored)
+
+    problems: list[str] = []
+    started = {**drawn, "trunk": jax.tree_util.tree_map_with_path(given, drawn["trunk"])}
+    if problems:
+        lines = "\n  ".join(problems)
+        raise ConfigError(f"the pre-trained model does not fit the task's:\n  {lines}")
+    return started

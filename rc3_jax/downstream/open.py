@@ -1,0 +1,47 @@
+"""The examples of a task, from its files or generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import ml_collections
+
+from rc3_jax.config import ConfigError
+from rc3_jax.downstream.config import MINIATURE
+from rc3_jax.downstream.examples import TaskData
+from rc3_jax.downstream.miniatures import miniature
+from rc3_jax.downstream.pictures import ImageFinder
+from rc3_jax.downstream.readers import read_task
+
+
+def open_task(config: ml_collections.ConfigDict, say: Callable[[str], None] = print) -> TaskData:
+    """The splits that `config` trains, selects and tests on; see `finetune_config`.
+
+    Args:
+      say: is given a line on everything that is left out: files, rows, images.
+
+    Raises:
+      ConfigError, DataError: if they are not there or cannot be used.
+    """
+    if config.annotations == MINIATURE:
+        return miniature(config.task)
+    if not config.annotations or not config.images:
+        raise ConfigError(
+            f"{config.task}: name the folders of its files and of its pictures: "
+            f"--config=configs/downstream/{config.task}.py:annotations=/data/...,images=/data/..."
+        )
+    notes: list[str] = []
+    data = read_task(
+        config.task,
+        config.annotations,
+        ImageFinder(config.images, regions=config.mode != "patches"),
+        splits=sorted({config[part].split for part in ("train", "select", "test")}),
+        english=config.english or None,
+        answers=config.answers or None,
+        strip_phrase_numbers=config.strip_phrase_numbers,
+        allow_missing=config.allow_missing,
+        notes=notes,
+    )
+    for note in notes:
+        say(f"note: {note}")
+    return data

@@ -1,0 +1,214 @@
+"""Scores of downstream tasks, from predictions and ranks (NumPy).
+
+What counts is as in IGLUE (Bugliarello et al. 2022): rows without a right class stay in the
+denominator, averages over languages leave English out, and retrieval ranks all images for a caption
+(IR) and all captions of a language for an image (TR), where the best of the image's own counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from rc3_jax.evaluation.retrieval import CUTOFFS, ranks_of_right
+
+NO_CLASS = -1
+"""The prediction where no score is a number. It is never right."""
+
+
+def best_classes(scores: Float[np.ndarray, "rows classes"]) -> Int[np.ndarray, " rows"]:
+    """The class with the highest score, the first of equals; what is not a number never wins."""
+    scores = np.asarray(scores)
+    known = ~np.isnan(scores)
+    best = np.argmax(np.where(known, scores, -np.inf), axis=1)
+    # Where all numbers are -inf, the first class may be one that is not a number.
+    best = np.where(known[np.arange(len(best)), best], best, np.argmax(known, axis=1))
+    return np.where(known.any(axis=1), best, NO_CLASS)
+
+
+def accuracy(predictions: Sequence[int] | np.ndarray, labels: Sequence[int | None]) -> float:
+    """Share of rows whose predicted class is the label; None and below 0 are labels of no class.
+
+    Raises:
+      ValueError: none, or not one prediction for each label.
+    """
+    return float(np.mean(_right(predictions, labels)))
+
+
+def exact_match(predictions: Sequence[str], answers: Sequence[str | None]) -> float:
+    """Share of predicted answers that are the right one, letter for letter (xGQA).
+
+    Raises:
+      ValueError: none, or not one prediction for each answer.
+    """
+    _check_count(len(predictions), len(answers))
+    pairs = zip(predictions, answers, strict=True)
+    return sum(answer is not None and given == answer for given, answer in pairs) / len(answers)
+
+
+def expected_calibration_error(
+    probabilities: Float[np.ndarray, "rows classes"],
+    labels: Sequence[int | None],
+    bins: int = 15,
+) -> float:
+    """Mean distance of confidence and accuracy over bins of equal width (Guo et al. 2017).
+
+    Confidence is the probability of the predicted class. Rows without a right class count as
+    wrong, as in `accuracy`: to be sure of one of them is an error of calibration.
+
+    Raises:
+      ValueError: not probabilities: outside of [0, 1], or not a number.
+    """
+    probabilities = np.asarray(probabilities, np.float64)
+    if not np.all((probabilities >= 0) & (probabilities <= 1 + 1e-6)):
+        raise ValueError("probabilities must be numbers in [0, 1]; apply softmax or sigmoid first")
+    right = _right(best_classes(probabilities), labels)
+    confidence = probabilities.max(axis=1)
+    # A bin holds its upper edge; the first one zero too.
+    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    gaps = np.bincount(places, weights=confidence - right, minlength=bins)
+    return float(np.abs(gaps).sum() / len(right))
+
+
+class Ranks(NamedTuple):
+    """Ranks of the right items, 1 for the first; infinite for images without a caption."""
+
+    images: Float[np.ndarray, " captions"]
+    captions: Float[np.ndarray, " images"]
+
+
+def retrieval_ranks(
+    scores: Float[np.ndarray, "captions images"],
+    image_of_caption: Sequence[int] | np.ndarray,
+    image_scores: Float[np.ndarray, "images captions"] | None = None,
+    chunk: int = 1024,
+) -> Ranks:
+    """Ranks of the image for each caption, and of the best own caption for each image.
+
+    Wrong items that tie with a right one rank before it, and so does what is not a number.
+
+    Args:
+      image_of_caption: row of the image that each caption describes.
+      image_scores: where images rank captions by other scores than captions rank images.
+      chunk: queries compared at a time, which bounds memory.
+
+    Raises:
+      ValueError: shapes that do not fit, or a caption of no image.
+    """
+    scores = np.asarray(scores)
+    owners = np.asarray(image_of_caption)
+    if scores.ndim != 2 or not scores.size or owners.shape != scores.shape[:1]:
+        raise ValueError(f"scores are {scores.shape}, image_of_caption is {owners.shape}")
+    image_scores = scores.T if image_scores is None else np.asarray(image_scores)
+    if image_scores.shape != scores.shape[::-1]:
+        raise ValueError(f"image_scores are {image_scores.shape}, scores {scores.shape}")
+    if owners.min() < 0 or owners.max() >= scores.shape[1]:
+        raise ValueError(f"image_of_caption must be in [0, {scores.shape[1]})")
+    numbers = np.arange(scores.shape[1])
+    return Ranks(
+        _ranks(scores, owners, numbers, chunk), _ranks(image_scores, numbers, owners, chunk)
+    )
+
+
+def retrieval_scores(ranks: Ranks, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
+    """`IR@1` ... `TR@10` as shares, and `IR median`, `IR mean`, `TR median`, `TR mean` ranks.
+
+    Images without a caption take no part in TR.
+    """
+    found = {}
+    for name, all_ranks in (("IR", ranks.images), ("TR", ranks.captions)):
+        of_queries = all_ranks[np.isfinite(all_ranks)]
+        found |= {f"{name}@{k}": float(np.mean(of_queries <= k)) for k in cutoffs}
+        found[f"{name} median"] = float(np.median(of_queries))
+        found[f"{name} mean"] = float(np.mean(of_queries))
+    return found
+
+
+def rank_variance(ranks: Mapping[str, Mapping[str, float]]) -> float:
+    """Variance across languages of the rank of the same image, mean over images.
+
+    How unequally languages find an image: the mean rank variance of CCRK (Nie et al., KDD 2024),
+    the mean squared distance from an image's mean rank.
+
+    Args:
+      ranks: language → image → its rank. Images that a language lacks take no part.
+
+    Raises:
+      ValueError: fewer than two languages, or no image that all of them have.
+    """
+    if len(ranks) < 2:
+        raise ValueError("ranks of at least two languages are needed")
+    shared = sorted(set.intersection(*(set(by_image) for by_image in ranks.values())))
+    if not shared:
+        raise ValueError(f"no image has a rank in all of {', '.join(ranks)}")
+    table = np.array([[by_image[image] for image in shared] for by_image in ranks.values()])
+    return float(np.mean(np.var(table, axis=0)))
+
+
+def average_without_english(scores: Mapping[str, float], english: str = "en") -> float:
+    """Mean over the other languages.
+
+    Raises:
+      ValueError: if there is none.
+    """
+    others = [score for language, score in scores.items() if language != english]
+    if not others:
+        raise ValueError("no language but English to average over")
+    return float(np.mean(others))
+
+
+def zero_shot_gap(scores: Mapping[str, float], english: str = "en") -> dict[str, float]:
+    """Language → by how much its score is below the English one.
+
+    Raises:
+      ValueError: if there is no score for English.
+    """
+    if english not in scores:
+        raise ValueError(f"no score for {english!r}, only for {', '.join(scores)}")
+    return {
+        language: float(scores[english] - score)
+        for language, score in scores.items()
+        if language != english
+    }
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean over seeds and its standard error, which of one value is not a number.
+
+    Raises:
+      ValueError: if there is no value.
+    """
+    if not len(values):
+        raise ValueError("no value to average over")
+    error = np.std(values, ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return float(np.mean(values)), float(error)
+
+
+def _right(predictions, labels: Sequence[int | None]) -> np.ndarray:
+    """Bool `[rows]`."""
+    predictions = np.asarray(predictions)
+    _check_count(len(predictions), len(labels))
+    known = np.array([NO_CLASS if label is None else label for label in labels])
+    return (predictions == known) & (known >= 0)
+
+
+def _check_count(predictions: int, labels: int) -> None:
+    if predictions != labels or not labels:
+        raise ValueError(f"{predictions} predictions for {labels} labels")
+
+
+def _ranks(
+    scores: np.ndarray, query_images: np.ndarray, item_images: np.ndarray, chunk: int
+) -> np.ndarray:
+    ranks = [
+        ranks_of_right(
+            scores[start : start + chunk],
+            query_images[start : start + chunk, None] == item_images,
+        )
+        for start in range(0, len(scores), chunk)
+    ]
+    return 1 + np.concatenate(ranks)
