@@ -40,6 +40,7 @@ def quiet():
     return Console(file=io.StringIO(), width=100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures, task", [(1, "xvnli"), (2, "marvl")])
 def test_a_simple_task_is_learned(pretrained, tmp_path, pictures, task):
     result = finetune(
