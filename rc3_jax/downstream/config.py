@@ -59,6 +59,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             strip_phrase_numbers=False,  # of Japanese captions of xFlickr&CO
             allow_missing=False,  # goes on where more than 5 % of the pictures are missing
             mode="both",  # visual parts that are read: both, patches or regions
+            rerank=128,  # candidates that the matching head orders; 0 for none, -1 for all
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             max_length=80 if task != "xgqa" else 40,  # tokens of a text, at most the model's

@@ -19,7 +19,7 @@ from rich.console import Console
 from rc3_jax.config import ConfigError
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME
-from rc3_jax.downstream.batches import Batches
+from rc3_jax.downstream.batches import Batches, picture_fields
 from rc3_jax.downstream.config import TASKS
 from rc3_jax.downstream.examples import Example, TaskData
 from rc3_jax.downstream.learners import Learner, classifier, retrieval
@@ -112,7 +112,7 @@ def score_languages(
     """language → scores, each printed when it is known."""
     scores = {}
     for code, of in examples.items():
-        scores[code], _ = learner.score(params, of)
+        scores[code], _ = learner.score(params, of, final=True)
         (console or Console()).print(f"{code}: {_line(scores[code])}")
     return scores
 
@@ -129,16 +129,20 @@ def make_learner(config, data: TaskData, pretrained: Pretrained, mesh) -> tuple[
     if pretrained.classes and pretrained.classes != data.classes:
         raise ConfigError(f"the model's classes are not those of the data, {len(data.classes)}")
     settings = dict(model=pretrained.model, data=dict(threads=config.threads))
+    settings = ml_collections.ConfigDict(settings)
+    mode = config.mode if pretrained.model.roi.regions else "patches"
     make = functools.partial(
         Batches,
         tokenizer=pretrained.tokenizer,
-        config=ml_collections.ConfigDict(settings),
+        config=settings,
         batch_size=config.batch_size,
-        mode=config.mode if pretrained.model.roi.regions else "patches",
+        mode=mode,
     )
     if task.retrieval:
-        batches = functools.partial(make, numbers=picture_numbers(data))
-        return retrieval(pretrained, mesh, batches), batches
+        fields_of = functools.partial(picture_fields, config=settings, mode=mode)
+        rerank = None if config.rerank < 0 else config.rerank
+        learner = retrieval(pretrained, mesh, fields_of, config.batch_size, rerank)
+        return learner, functools.partial(make, numbers=picture_numbers(data))
     return classifier(pretrained, len(data.classes), task.pictures, mesh, make, config.seed), make
 
 

@@ -13,13 +13,14 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rc3_jax.data.example import example_batch
+from rc3_jax.data.example import Row, example_batch
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.downstream.batches import Batches
-from rc3_jax.downstream.examples import Example
+from rc3_jax.downstream.examples import Example, Picture
 from rc3_jax.downstream.models import build_classifier, start_params
 from rc3_jax.downstream.pretrained import Pretrained
-from rc3_jax.evaluation.retrieval import CUTOFFS, recalls
+from rc3_jax.evaluation.pair_encoder import PairEncoder, RetrievalData
+from rc3_jax.evaluation.rerank import rank_recalls, retrieve
 from rc3_jax.models.pair import PairModel, View
 from rc3_jax.models.tasks import classification_loss
 from rc3_jax.objectives.microbatch import microbatch
@@ -49,13 +50,14 @@ class Learner(NamedTuple):
       params: what training starts from.
       loss: `(params, batch, key)` to the mean loss of a batch; the key is dropout's and of the
         negatives.
-      score: `(params, examples)` to the task's scores and the outputs behind them.
+      score: `(params, examples, final=False)` to the task's scores and the outputs behind them;
+        final ones may take longer.
       main: the score that checkpoints are selected by.
     """
 
     params: Any
     loss: Callable[[Any, Batch, PRNGKeyArray], Float[Array, ""]]
-    score: Callable[[Any, Sequence[Example]], tuple[Scores, dict[str, np.ndarray]]]
+    score: Callable[..., tuple[Scores, dict[str, Any]]]
     main: str
 
 
@@ -87,7 +89,8 @@ def classifier(
 
     answer = _replicated(lambda params, batch: jax.nn.softmax(logits(params, batch)), mesh)
 
-    def score(params, examples):
+    def score(params, examples, final=False):
+        del final
         probabilities, labels = [], []
         for batch in batches(examples).in_order():
             found = np.asarray(answer(params, from_host(batch, mesh)))
@@ -114,9 +117,19 @@ def picture_rows(model: ml_collections.ConfigDict, pictures: int) -> dict[str, n
 
 
 def retrieval(
-    pretrained: Pretrained, mesh: Mesh, batches: Callable[[Sequence[Example]], Batches]
+    pretrained: Pretrained,
+    mesh: Mesh,
+    fields_of: Callable[[Picture], Row],
+    batch_size: int,
+    rerank: int | None,
 ) -> Learner:
-    """Contrast and matching; recall of images for texts (IR) and of texts for images (TR)."""
+    """Contrast and matching; recall of images for texts (IR) and of texts for images (TR).
+
+    Args:
+      fields_of: the visual fields of a picture.
+      rerank: candidates of each query that the matching head orders in final scores; see
+        `retrieve`.
+    """
     build = SYSTEMS[pretrained.system].build
     model = build(pretrained.model, pretrained.tokenizer.vocab_size, mesh)
 
@@ -136,29 +149,31 @@ def retrieval(
         apply = nn.apply(losses, model)
         return apply({"params": params}, batch, negatives, rngs={"dropout": dropout})
 
-    def vectors(params, batch):
-        def encode(model):
-            return model.encode_visual(batch).vector, model.encode_text(batch["ids"])[1]
+    encoder = PairEncoder(model, mesh, batch_size)
+    encode = pretrained.tokenizer.encode
 
-        return nn.apply(encode, model)({"params": params})
+    def score(params, examples, final=False):
+        pictures = {e.pictures[0].name: e.pictures[0] for e in examples}
+        numbers = {name: number for number, name in enumerate(pictures)}
+        shown = list(pictures.values())
 
-    encode = _replicated(vectors, mesh)
+        def rows(places):
+            fields = [fields_of(shown[place]) for place in places]
+            return {name: np.stack([row[name] for row in fields]) for name in fields[0]}
 
-    def score(params, examples):
-        images, texts, owners = [], [], []
-        for batch in batches(examples).in_order():
-            found = (np.asarray(x) for x in encode(params, from_host(batch, mesh)))
-            for kept, x in zip((images, texts), found, strict=True):
-                kept.append(x[batch["present"]])
-            owners.append(batch["label"][batch["present"]])
-        images, texts, owners = map(np.concatenate, (images, texts, owners))
-        pictures, first = np.unique(owners, return_index=True)  # each image once
-        images = images[first]
-        found = {"IR": recalls(texts, images, owners, pictures)}
-        found["TR"] = recalls(images, texts, pictures, owners)
-        scores = {f"{name}@{k}": found[name][k] for name in found for k in CUTOFFS}
+        data = RetrievalData(
+            encode([e.text for e in examples]),
+            np.array([numbers[e.pictures[0].name] for e in examples]),
+            np.arange(len(shown)),
+            rows,
+        )
+        found = retrieve(encoder, params, data, k=rerank if final else 0)
+        scores = rank_recalls(found.by_vectors)
         scores["mean"] = float(np.mean(list(scores.values())))
-        return scores, {"texts": texts, "images": images, "owners": owners, "pictures": pictures}
+        if final and rerank != 0:
+            again = rank_recalls(found.by_matching)
+            scores |= {f"re-ranked {name}": value for name, value in again.items()}
+        return scores, {"ranks": found}
 
     return Learner(pretrained.params, loss, score, "mean")
 

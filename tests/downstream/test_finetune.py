@@ -5,13 +5,20 @@ from __future__ import annotations
 import io
 import json
 
+import ml_collections
 import numpy as np
 import pytest
 from rich.console import Console
 
 from rc3_jax.config import save_config
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.downstream.batches import picture_fields
 from rc3_jax.downstream.config import finetune_config
-from rc3_jax.downstream.finetune import finetune
+from rc3_jax.downstream.finetune import evaluate, finetune
+from rc3_jax.downstream.miniatures import miniature
+from rc3_jax.downstream.pretrained import load_pretrained
+from rc3_jax.evaluation.retrieval import ranks_of_right
+from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
 from rc3_jax.training.run import prepare_run
 from tests.downstream.colours import colour_task
@@ -58,3 +65,34 @@ def test_a_simple_task_is_learned(pretrained, tmp_path, pictures, task):
     for path in stored_shapes(tmp_path / "tuned"):
         before, after = (load_some(tmp_path / x, [path])[path] for x in ("tuned", "again"))
         np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.slow
+def test_retrieval_scores_are_those_of_all_vectors(pretrained, tmp_path):
+    data = miniature("xflickrco", sizes={"train": 24, "dev": 12, "test": 12})
+    config = settings("xflickrco", epochs=1, rerank=-1)
+    result = finetune(config, data, pretrained, tmp_path / "tuned", quiet())
+    assert set(result["scores"]) == {"en", "de", "fr", "cs", "zh", "ja"}
+    assert evaluate(config, data, tmp_path / "tuned", quiet()) == result["scores"]
+    tuned = load_pretrained(tmp_path / "tuned", config.max_length)
+    model = build_rc3(tuned.model, tuned.tokenizer.vocab_size)
+    bound = model.bind({"params": tuned.params})
+    settings_of_rows = ml_collections.ConfigDict(dict(model=tuned.model))
+    for code, examples in data.splits["test"].items():
+        rows = [picture_fields(e.pictures[0], settings_of_rows, "both") for e in examples]
+        visual = bound.encode_visual({k: np.stack([r[k] for r in rows]) for k in rows[0]})
+        ids = tuned.tokenizer.encode([e.text for e in examples])
+        states, texts = bound.encode_text(ids)
+        similarity = np.asarray(texts @ visual.vector.T)
+        right = np.eye(len(examples), dtype=bool)
+        logits = np.zeros(right.shape)
+        for image in range(len(examples)):
+            tokens, mask = (np.repeat(x[image : image + 1], len(ids), axis=0) for x in visual[:2])
+            fused = bound.fusion(states, ids != PAD_ID, tokens, mask)
+            logits[:, image] = bound.match(fused)[:, 1]
+        for prefix, scores in (("", similarity), ("re-ranked ", logits)):
+            for name, values in (("IR", scores), ("TR", scores.T)):
+                for k in (1, 5, 10):
+                    share = np.mean(ranks_of_right(values, right) < k)
+                    assert result["scores"][code][f"{prefix}{name}@{k}"] == pytest.approx(share)
+    assert len({round(s["mean"], 6) for s in result["scores"].values()}) > 1
