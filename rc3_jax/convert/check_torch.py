@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pathlib
 import re
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rc3_jax.config import ConfigError
+from rc3_jax.convert.output import import_extra
 
 Outputs = dict[str, np.ndarray]
 COMPARED = re.compile(r"(?:.*\.)?(?:layers\.\d+|block_\d+)|text|patch|roi")
@@ -39,7 +39,7 @@ def mirror(
       pixels: normalised, `[rows, size, size, 3]`.
       ids: `[rows, length]`.
     """
-    torch = _import("torch")
+    torch = import_extra("torch", "torch")
     from rc3_jax.convert.mirror.modeling_rc3 import RC3Model
 
     model = _load(RC3Model, folder)
@@ -72,7 +72,7 @@ def tower(folder: pathlib.Path, kind: Any, pixels: np.ndarray, ids: np.ndarray) 
     Args:
       kind: the model_type that its `config.json` names.
     """
-    torch, transformers = _import("torch"), _import("transformers")
+    torch, transformers = import_extra("torch", "torch"), import_extra("transformers", "torch")
     if not isinstance(kind, str) or kind not in CLASSES:
         raise ConfigError(f"{folder} is of model_type {kind!r}; one of {', '.join(CLASSES)} can be")
     part, name = CLASSES[kind]
@@ -109,7 +109,7 @@ def _last(torch, kind: str, model, states):
 
 def _load(kind: Any, folder: pathlib.Path) -> Any:
     """A model in float32, of files that cannot run code."""
-    torch = _import("torch")
+    torch = import_extra("torch", "torch")
     try:
         model = kind.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
@@ -121,13 +121,3 @@ def _load(kind: Any, folder: pathlib.Path) -> Any:
 
 def _channels_first(torch, pixels: np.ndarray):
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"{name} is needed to run a PyTorch model; install the extra `torch` "
-            "(pip install -e '.[torch]')"
-        ) from error

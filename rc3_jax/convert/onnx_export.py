@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import pathlib
 import warnings
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rc3_jax.config import ConfigError
+from rc3_jax.convert.output import import_extra
 
 TOLERANCE = 1e-4
 """Largest difference of an output from PyTorch's."""
@@ -31,9 +31,9 @@ def export_onnx(folder: pathlib.Path, seed: int = 0) -> dict[str, float]:
     Raises:
       ConfigError: if a library is missing, or a difference is beyond `TOLERANCE`.
     """
-    torch, onnxruntime = _import("torch"), _import("onnxruntime")
+    torch, onnxruntime = import_extra("torch", "onnx"), import_extra("onnxruntime", "onnx")
     for library in ("onnx", "onnxscript"):  # torch.onnx needs them
-        _import(library)
+        import_extra(library, "onnx")
     from rc3_jax.convert.mirror.modeling_rc3 import RC3Model
 
     model = RC3Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
@@ -94,13 +94,3 @@ def _encoder(torch: Any, model: Any, method: str, output: str) -> Any:
             return getattr(getattr(self.model, method)(given), output)
 
     return Encoder()
-
-
-def _import(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigError(
-            f"{name} is needed to write ONNX files; install the extra `onnx` "
-            "(pip install -e '.[onnx]')"
-        ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -125,6 +126,20 @@ def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDi
             f"{folder} is of {stored['system']}; this conversion is of models of {system}"
         )
     return ml_collections.ConfigDict(stored["model"])
+
+
+def import_extra(name: str, extra: str) -> Any:
+    """A library that an extra of the project installs.
+
+    Raises:
+      ConfigError: if it is missing.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"{name} is needed for this; install the extra `{extra}` (pip install -e '.[{extra}]')"
+        ) from error
 
 
 def sha256(path: pathlib.Path) -> str:
