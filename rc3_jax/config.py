@@ -202,3 +202,19 @@ def parse_argument(argument: str | None, **defaults: Any) -> ml_collections.Conf
 def save_config(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
     """Writes the settings as JSON."""
     path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def stored_settings(folder: pathlib.Path) -> dict[str, Any]:
+    """What `config.json` of a folder holds.
+
+    Raises:
+      ConfigError: if it is missing, broken or no object, or its `model` is none.
+    """
+    file = folder / "config.json"
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict) or not isinstance(settings.get("model", {}), dict):
+            raise TypeError("it must hold an object, and its model must be one")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
+    return settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.config import ConfigError, check_choice, stored_settings
 from rc3_jax.config_cclm import visual_grid
 from rc3_jax.data.example import example_batch
 from rc3_jax.data.stream import KINDS
@@ -35,7 +34,8 @@ STEPS = ("summed", "separate")
 NEGATIVES = ("global", "local")
 
 Loss = Callable[..., tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]]
-"""`(params, ema, step, batch) -> (loss, terms)`, `ema` being `TrainState.ema`; its randomness comes from (seed, step)."""
+"""`(params, ema, step, batch) -> (loss, terms)`, `ema` being `TrainState.ema`; its randomness comes
+from (seed, step)."""
 
 
 class System(NamedTuple):
@@ -180,18 +180,18 @@ def encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Raises:
       ConfigError: if it is none that `convert.py from-hf` made of a sentence encoder.
     """
-    file = pathlib.Path(config.objective.relevance_encoder) / "config.json"
+    folder = pathlib.Path(config.objective.relevance_encoder)
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = stored_settings(folder)
         return {
             "text": settings["model"]["text"],
             "vocab_size": settings["vocab_size"],
             "pooling": settings["pooling"],
         }
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"objective.relevance_encoder: {file} cannot be read as that of a sentence encoder "
-            f"({error!r}); make the folder with launch/convert.py from-hf --text=..."
+            f"objective.relevance_encoder: {folder}/config.json cannot be read as that of a sentence "
+            f"encoder ({error!r}); make the folder with launch/convert.py from-hf --text=..."
         ) from error
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.table import Table
 
-from rc3_jax.config import ConfigError, default_config
+from rc3_jax.config import ConfigError, default_config, stored_settings
 from rc3_jax.convert import check_torch
 from rc3_jax.convert.output import SETTINGS, reasons
 from rc3_jax.data.example import example_batch
@@ -39,7 +39,6 @@ from rc3_jax.training.checkpoint import (
     check_fit,
     load_some,
     shapes_of,
-    stored_settings,
     stored_shapes,
 )
 from rc3_jax.training.start import set_sizes, start_parts

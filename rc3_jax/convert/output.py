@@ -17,8 +17,8 @@ from typing import Any
 import ml_collections
 from safetensors import SafetensorError
 
-from rc3_jax.config import ConfigError
-from rc3_jax.training.checkpoint import PARAMS, stored_settings
+from rc3_jax.config import ConfigError, stored_settings
+from rc3_jax.training.checkpoint import PARAMS
 
 SETTINGS = "config.json"
 OWN_FILES = (PARAMS, SETTINGS, "tokenizer.json")

@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
-from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.config import ConfigError, check_choice, stored_settings
 from rc3_jax.convert.mirror_names import from_mirror, mirror_shapes, to_mirror
 from rc3_jax.convert.model_card import CARD, model_card
 from rc3_jax.convert.onnx_export import FOLDER as ONNX
@@ -45,7 +45,6 @@ from rc3_jax.training.checkpoint import (
     load_some,
     save_params,
     shapes_of,
-    stored_settings,
     stored_shapes,
     stored_step,
 )

@@ -10,8 +10,7 @@ import ml_collections
 import numpy as np
 
 from rc3_jax.config import ConfigError
-from rc3_jax.data.example import Row, visual_fields
-from rc3_jax.data.image import decode, resize
+from rc3_jax.data.example import Row, evaluation_row
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.downstream.examples import Example, Picture
@@ -95,10 +94,8 @@ def picture_fields(picture: Picture, config: ml_collections.ConfigDict, mode: st
       ConfigError: if regions alone are to be read and the picture has none.
     """
     patches, regions = MODES[mode]
-    size = config.model.patch.image_size
     record = Record(picture.name, 0, {}, picture.image, picture.boxes, picture.features)
-    pixels = resize(decode(picture.image, picture.name), size)
-    row = visual_fields(record, pixels, picture.boxes, None, config)
+    row = evaluation_row(record, config)
     row["use_patches"] = np.bool_(patches)
     if "use_regions" in row:
         row["use_regions"] = np.bool_(regions)

@@ -17,6 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
 from rc3_jax.config import ConfigError
+from rc3_jax.convert.output import write_json
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.downstream.batches import Batches, picture_fields
@@ -24,7 +25,7 @@ from rc3_jax.downstream.config import TASKS
 from rc3_jax.downstream.examples import Example, TaskData
 from rc3_jax.downstream.learners import Learner, classifier, retrieval
 from rc3_jax.downstream.pretrained import Pretrained, load_pretrained
-from rc3_jax.parallel.mesh import BATCH, batch_devices, make_mesh, to_global
+from rc3_jax.parallel.mesh import BATCH, batch_devices, from_host, make_mesh
 from rc3_jax.parallel.rules import shardings
 from rc3_jax.training.checkpoint import PARAMS, save_params
 from rc3_jax.training.optimizer import make_optimizer
@@ -210,7 +211,7 @@ def _train(config, learner: Learner, train: Batches, batches, dev, mesh, console
         losses = []
         for place, batch in enumerate(train.shuffled(config.seed, epoch)):
             number = np.int32(epoch * len(train) + place)
-            state, loss = compiled(state, to_global(_own(batch), mesh), number)
+            state, loss = compiled(state, from_host(batch, mesh), number)
             losses.append(loss)
         mean = float(np.mean(jax.device_get(losses)))
         if not np.isfinite(mean):
@@ -225,13 +226,6 @@ def _train(config, learner: Learner, train: Batches, batches, dev, mesh, console
         if value > best:  # the earlier one of equals
             best, kept = value, jax.device_get(state[0])
     return jax.device_put(kept, places[0]), history
-
-
-def _own(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The rows of a global batch that this process reads."""
-    count = len(batch["ids"]) // jax.process_count()
-    start = count * jax.process_index()
-    return {name: value[start : start + count] for name, value in batch.items()}
 
 
 def _line(scores: Mapping[str, float]) -> str:
@@ -251,8 +245,6 @@ def _write(folder, config, data, pretrained: Pretrained, params, result) -> None
         "classes": data.classes,
         "finetuning": json.loads(config.to_json_best_effort()),
     }
-    texts = {"config.json": settings, "scores.json": result}
-    for name, content in texts.items():
-        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-        (folder / name).write_text(text, encoding="utf-8")
+    write_json(folder / "config.json", settings)
+    write_json(folder / "scores.json", result)
     (folder / FILE_NAME).write_text(pretrained.tokenizer.to_json(), encoding="utf-8")

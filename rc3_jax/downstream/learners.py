@@ -19,6 +19,7 @@ from rc3_jax.downstream.batches import Batches
 from rc3_jax.downstream.examples import Example, Picture
 from rc3_jax.downstream.models import build_classifier, start_params
 from rc3_jax.downstream.pretrained import Pretrained
+from rc3_jax.downstream.scoring import accuracy, best_classes
 from rc3_jax.evaluation.pair_encoder import PairEncoder, RetrievalData
 from rc3_jax.evaluation.rerank import rank_recalls, retrieve
 from rc3_jax.models.pair import PairModel, View
@@ -97,8 +98,8 @@ def classifier(
             probabilities.append(found[batch["present"]])
             labels.append(batch["label"][batch["present"]])
         probabilities, labels = np.concatenate(probabilities), np.concatenate(labels)
-        right = probabilities.argmax(axis=1) == labels
-        return {"accuracy": float(right.mean())}, {"probabilities": probabilities, "labels": labels}
+        scores = {"accuracy": accuracy(best_classes(probabilities), labels)}
+        return scores, {"probabilities": probabilities, "labels": labels}
 
     params = pretrained.params
     if pretrained.task is None:

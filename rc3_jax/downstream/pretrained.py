@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any, NamedTuple
 
 import ml_collections
-import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, stored_settings
 from rc3_jax.data.text import clean_caption
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, from_json, load_tokenizer
 from rc3_jax.systems import SYSTEMS
@@ -36,26 +34,20 @@ class Pretrained(NamedTuple):
     classes: tuple[str, ...]
 
 
-def load_pretrained(
-    folder: pathlib.Path, max_length: int, step: int | None = None, vocabulary: str | None = None
-) -> Pretrained:
+def load_pretrained(folder: pathlib.Path, max_length: int) -> Pretrained:
     """Reads the parameters, settings and vocabulary of a folder.
 
     Args:
       max_length: tokens of a text, cut down to what the model's table of positions holds.
-      step: of a run's checkpoint; the newest by default.
-      vocabulary: see `load_tokenizer`; by default the one in the folder.
 
     Raises:
       ConfigError, DataError: if anything is missing or cannot be read.
     """
-    file = folder / "config.json"
+    stored, file = stored_settings(folder), folder / "config.json"
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        system, settings = stored["system"], stored["model"]
-        model = ml_collections.ConfigDict(settings)
+        system, model = stored["system"], ml_collections.ConfigDict(stored["model"])
         room = model.text.max_positions - model.text.get("position_offset", 2)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{file} cannot be read as settings of a model ({error!r}); name the folder of a run, "
             "or one that launch/convert.py or launch/finetune.py made"
@@ -64,16 +56,14 @@ def load_pretrained(
         raise ConfigError(f"{file} is of system {system!r}; one of {', '.join(SYSTEMS)} can be")
     if parts := stored.get("parts"):
         raise ConfigError(f"{folder} holds {', '.join(parts)} alone; train a model from it first")
-    place = vocabulary or str(folder / FILE_NAME)
-    if vocabulary is None and not (folder / FILE_NAME).is_file():
-        raise ConfigError(f"{folder} has no {FILE_NAME}; name the vocabulary with --vocabulary")
-    tokenizer = load_tokenizer(place, min(max_length, room))
+    if not (folder / FILE_NAME).is_file():
+        raise ConfigError(f"{folder} has no {FILE_NAME}; copy there the vocabulary of the weights")
+    tokenizer = load_tokenizer(str(folder / FILE_NAME), min(max_length, room))
     data = stored.get("data", {})
     if data.get("clean_captions"):
         words = data["max_words"]
         length, text = tokenizer.max_length, tokenizer.to_json()
         tokenizer = from_json(text, length, lambda caption: clean_caption(caption, words))
-    found = load_some(folder, list(stored_shapes(folder, step)), step)
-    params = unflatten_dict({path: np.asarray(x) for path, x in found.items()}, sep="/")
+    params = unflatten_dict(load_some(folder, list(stored_shapes(folder))), sep="/")
     classes = tuple(stored.get("classes", ()))
     return Pretrained(system, model, tokenizer, params, stored.get("task"), classes)

@@ -8,7 +8,6 @@ converted weights holds `params` in place of checkpoints.
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import sys
 from collections.abc import Collection, Iterator
@@ -151,22 +150,6 @@ def stored_step(folder: pathlib.Path, step: int | None = None) -> int | None:
     """
     path, in_run = _place_of_params(folder, step)
     return int(path.name) if in_run else None
-
-
-def stored_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """What `config.json` of a folder holds.
-
-    Raises:
-      ConfigError: if it is missing, broken or no object, or its `model` is none.
-    """
-    file = folder / "config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("model", {}), dict):
-            raise TypeError("it must hold an object, and its model must be one")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
-    return settings
 
 
 def _stored(path: pathlib.Path, in_run: bool) -> dict[str, Any]:

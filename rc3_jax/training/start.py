@@ -10,9 +10,9 @@ from typing import Any
 import ml_collections
 from flax.traverse_util import flatten_dict
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, stored_settings
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
-from rc3_jax.training.checkpoint import load_params, stored_settings, stored_shapes
+from rc3_jax.training.checkpoint import load_params, stored_shapes
 
 FREE = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
 """Settings that do not change what parameters mean."""
