@@ -20,6 +20,10 @@ WRONG = -1
 """The label of an example whose right class is none of the task's."""
 
 
+NOT_VISUAL = ("ids", "label", "present")
+"""Fields of a batch that are not of its pictures."""
+
+
 class Batches:
     """Rows of examples, read with threads while the model computes.
 

@@ -60,6 +60,8 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             allow_missing=False,  # goes on where more than 5 % of the pictures are missing
             mode="both",  # visual parts that are read: both, patches or regions
             rerank=128,  # candidates that the matching head orders; 0 for none, -1 for all
+            head="class",  # of xgqa also "decoder", which ranks the answers as sentences
+            candidates=128,  # answers that the decoder ranks, those of the likeliest first tokens
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             max_length=80 if task != "xgqa" else 40,  # tokens of a text, at most the model's

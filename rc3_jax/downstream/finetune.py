@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import pathlib
 import time
@@ -20,11 +19,11 @@ from rc3_jax.config import ConfigError
 from rc3_jax.convert.output import write_json
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME
-from rc3_jax.downstream.batches import Batches, picture_fields
 from rc3_jax.downstream.config import TASKS
 from rc3_jax.downstream.examples import Example, TaskData
-from rc3_jax.downstream.learners import Learner, classifier, retrieval
+from rc3_jax.downstream.learner import Learner
 from rc3_jax.downstream.pretrained import Pretrained, load_pretrained
+from rc3_jax.downstream.tasks import make_learner
 from rc3_jax.parallel.mesh import BATCH, batch_devices, from_host, make_mesh
 from rc3_jax.parallel.rules import shardings
 from rc3_jax.training.checkpoint import PARAMS, save_params
@@ -116,47 +115,6 @@ def score_languages(
         scores[code], _ = learner.score(params, of, final=True)
         (console or Console()).print(f"{code}: {_line(scores[code])}")
     return scores
-
-
-def make_learner(config, data: TaskData, pretrained: Pretrained, mesh) -> tuple[Learner, Any]:
-    """The task's model, and what makes batches of its examples.
-
-    Raises:
-      ConfigError: if the model was fine-tuned for another task.
-    """
-    task = TASKS[config.task]
-    if pretrained.task not in (None, config.task):
-        raise ConfigError(f"the model was fine-tuned for {pretrained.task}, not for {config.task}")
-    if pretrained.classes and pretrained.classes != data.classes:
-        raise ConfigError(f"the model's classes are not those of the data, {len(data.classes)}")
-    settings = dict(model=pretrained.model, data=dict(threads=config.threads))
-    settings = ml_collections.ConfigDict(settings)
-    mode = config.mode if pretrained.model.roi.regions else "patches"
-    make = functools.partial(
-        Batches,
-        tokenizer=pretrained.tokenizer,
-        config=settings,
-        batch_size=config.batch_size,
-        mode=mode,
-    )
-    if task.retrieval:
-        fields_of = functools.partial(picture_fields, config=settings, mode=mode)
-        rerank = None if config.rerank < 0 else config.rerank
-        learner = retrieval(pretrained, mesh, fields_of, config.batch_size, rerank)
-        return learner, functools.partial(make, numbers=picture_numbers(data))
-    return classifier(pretrained, len(data.classes), task.pictures, mesh, make, config.seed), make
-
-
-def picture_numbers(data: TaskData) -> dict[str, int]:
-    """A number for every picture of the task."""
-    names = dict.fromkeys(
-        picture.name
-        for languages in data.splits.values()
-        for examples in languages.values()
-        for example in examples
-        for picture in example.pictures
-    )
-    return {name: number for number, name in enumerate(names)}
 
 
 def examples_of(

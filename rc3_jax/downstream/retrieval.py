@@ -1,0 +1,110 @@
+"""Fine-tuning for retrieval: contrast and matching, and the search of texts and images."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh
+
+from rc3_jax.data.example import Row
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.downstream.examples import Example, Picture
+from rc3_jax.downstream.learner import Learner, Scored
+from rc3_jax.downstream.pretrained import Pretrained
+from rc3_jax.evaluation.pair_encoder import PairEncoder, RetrievalData
+from rc3_jax.evaluation.rerank import Result, rank_recalls, retrieve
+from rc3_jax.models.pair import PairModel, View
+from rc3_jax.objectives.microbatch import microbatch
+from rc3_jax.objectives.views import Context, Pair, contrast, draw_negatives, matching
+from rc3_jax.systems import SYSTEMS
+
+OBJECTIVE = ml_collections.FrozenConfigDict(
+    dict(
+        itc_grad_scale=1.0,
+        negatives="global",
+        negative_floor=0.0,
+        pairs=dict(transport="gather", tile=512),
+    )
+)
+"""Of retrieval: contrast and matching over the whole batch, as CCLM's (CCLM.md section 5)."""
+
+
+def retrieval(
+    pretrained: Pretrained,
+    mesh: Mesh,
+    fields_of: Callable[[Picture], Row],
+    batch_size: int,
+    rerank: int | None,
+) -> Learner:
+    """Contrast and matching; recall of images for texts (IR) and of texts for images (TR).
+
+    Args:
+      fields_of: the visual fields of a picture.
+      rerank: candidates of each query that the matching head orders in final scores; see
+        `retrieve`.
+    """
+    build = SYSTEMS[pretrained.system].build
+    model = build(pretrained.model, pretrained.tokenizer.vocab_size, mesh)
+
+    def losses(model: PairModel, batch, key):
+        in_parts = functools.partial(microbatch, model, 1, mesh)
+        context = Context(model, OBJECTIVE, False, mesh, in_parts)
+        view = model.encode_visual(batch, False)
+        states, vector = model.encode_text(batch["ids"], False)
+        text = View(states, batch["ids"] != PAD_ID, vector)
+        pair = Pair(view, text, batch["label"])
+        return (
+            contrast(context, pair) + matching(context, pair, draw_negatives(context, pair, key))[0]
+        )
+
+    def loss(params, batch, key):
+        negatives, dropout = jax.random.split(key)
+        apply = nn.apply(losses, model)
+        return apply({"params": params}, batch, negatives, rngs={"dropout": dropout})
+
+    encoder = PairEncoder(model, mesh, batch_size)
+    encode = pretrained.tokenizer.encode
+
+    def score(params, examples, final=False):
+        pictures = {e.pictures[0].name: e.pictures[0] for e in examples}
+        numbers = {name: number for number, name in enumerate(pictures)}
+        shown = list(pictures.values())
+
+        def rows(places):
+            fields = [fields_of(shown[place]) for place in places]
+            return {name: np.stack([row[name] for row in fields]) for name in fields[0]}
+
+        data = RetrievalData(
+            encode([e.text for e in examples]),
+            np.array([numbers[e.pictures[0].name] for e in examples]),
+            np.arange(len(shown)),
+            rows,
+        )
+        found = retrieve(encoder, params, data, k=rerank if final else 0)
+        scores = rank_recalls(found.by_vectors)
+        scores["mean"] = float(np.mean(list(scores.values())))
+        if final and rerank != 0:
+            again = rank_recalls(found.by_matching)
+            again["mean"] = float(np.mean(list(again.values())))
+            scores |= {f"re-ranked {name}": value for name, value in again.items()}
+        return Scored(scores, _predictions(examples, shown, found))
+
+    return Learner(pretrained.params, loss, score, "mean")
+
+
+def _predictions(examples: Sequence[Example], pictures: Sequence[Picture], found: Result):
+    """Of each text, the final rank of its picture among pictures and of the picture's best text."""
+    names = [pictures[number].name for number in found.images]
+    rank_of = dict(zip(names, found.by_matching.image_to_text.tolist(), strict=True))
+    ranks = found.by_matching.text_to_image.tolist()
+    return [
+        {"id": e.identity, "picture": name, "IR rank": rank, "TR rank": rank_of[name]}
+        for e, name, rank in zip(
+            examples, (e.pictures[0].name for e in examples), ranks, strict=True
+        )
+    ]

@@ -1,0 +1,66 @@
+"""The model of a task, from its settings, its data and a pre-trained model."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import ml_collections
+from jax.sharding import Mesh
+
+from rc3_jax.config import ConfigError
+from rc3_jax.downstream.batches import Batches, picture_fields
+from rc3_jax.downstream.classification import classifier
+from rc3_jax.downstream.config import TASKS
+from rc3_jax.downstream.examples import Example, TaskData
+from rc3_jax.downstream.learner import Learner
+from rc3_jax.downstream.pretrained import Pretrained
+from rc3_jax.downstream.retrieval import retrieval
+
+MakeBatches = Callable[[Sequence[Example]], Batches]
+
+
+def make_learner(
+    config: ml_collections.ConfigDict, data: TaskData, pretrained: Pretrained, mesh: Mesh
+) -> tuple[Learner, MakeBatches]:
+    """The task's model, and what makes batches of its examples; see `finetune_config`.
+
+    Raises:
+      ConfigError: if the model was fine-tuned for another task or for other classes.
+    """
+    task = TASKS[config.task]
+    if pretrained.task not in (None, config.task):
+        raise ConfigError(f"the model was fine-tuned for {pretrained.task}, not for {config.task}")
+    if pretrained.classes and pretrained.classes != data.classes:
+        raise ConfigError(
+            f"the model was fine-tuned for {len(pretrained.classes)} classes, which are not the "
+            f"{len(data.classes)} of the data; start from the pre-trained model"
+        )
+    settings = dict(model=pretrained.model, data=dict(threads=config.threads))
+    settings = ml_collections.ConfigDict(settings)
+    mode = config.mode if pretrained.model.roi.regions else "patches"
+    make = functools.partial(
+        Batches,
+        tokenizer=pretrained.tokenizer,
+        config=settings,
+        batch_size=config.batch_size,
+        mode=mode,
+    )
+    if task.retrieval:
+        fields_of = functools.partial(picture_fields, config=settings, mode=mode)
+        rerank = None if config.rerank < 0 else config.rerank
+        learner = retrieval(pretrained, mesh, fields_of, config.batch_size, rerank)
+        return learner, functools.partial(make, numbers=picture_numbers(data))
+    return classifier(pretrained, data.classes, task.pictures, mesh, make, config.seed), make
+
+
+def picture_numbers(data: TaskData) -> dict[str, int]:
+    """A number for every picture of the task."""
+    names = dict.fromkeys(
+        picture.name
+        for languages in data.splits.values()
+        for examples in languages.values()
+        for example in examples
+        for picture in example.pictures
+    )
+    return {name: number for number, name in enumerate(names)}
