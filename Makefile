@@ -1,14 +1,19 @@
-# make demo: trains RC³ on generated scenes and prints its scores.  make test: runs the tests.
+# make demo: trains RC³ on generated scenes and prints its scores.
+# make tasks: fine-tunes the demo's model on the five tasks in miniature.  make test: runs the tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
-.PHONY: demo test lint clean
+.PHONY: demo tasks test lint clean
 
 demo: $(VENV)/run.done
 	rm -rf runs/demo
 	$(BIN)/python launch/train.py --config=configs/rc3_demo.py --workdir=runs/demo
+
+tasks: $(VENV)/run.done
+	test -f runs/demo/scores.json || $(MAKE) demo
+	$(BIN)/python launch/iglue.py --from=runs/demo --data=miniature --workdir=runs/demo_tasks
 
 test: $(VENV)/dev.done lint
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -8,20 +8,17 @@ Retrieval needs no fine-tuning; a model for the other tasks comes from launch/fi
 """
 
 import functools
-import json
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from rc3_jax.command_line import parse_flags
-from rc3_jax.config import ConfigError
-from rc3_jax.data.record import DataError
+from rc3_jax.command_line import define_cluster_flags, named_folder, parse_flags, run_program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/downstream.")
 FROM = flags.DEFINE_string("from", None, "Folder of the model.")
-OUTPUT = flags.DEFINE_string("output", None, "JSON file for the scores.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for scores.json and the predictions.")
+define_cluster_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -29,18 +26,12 @@ def main(argv: list[str]) -> None:
     from rc3_jax.downstream.finetune import evaluate
     from rc3_jax.downstream.open import open_task
 
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    config = CONFIG.value
-    try:
-        if FROM.value is None:
-            raise ConfigError("name the folder of a model: --from=runs/demo_xvnli")
-        scores = evaluate(config, open_task(config), pathlib.Path(FROM.value))
-        if OUTPUT.value:
-            text = json.dumps({"task": config.task, "scores": scores}, indent=2) + "\n"
-            pathlib.Path(OUTPUT.value).write_text(text, encoding="utf-8")
-    except (ConfigError, DataError) as error:
-        sys.exit(f"error: {error}")
+    def work() -> None:
+        config, source = CONFIG.value, named_folder(FROM, "runs/demo_xvnli")
+        folder = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+        evaluate(config, open_task(config), source, folder)
+
+    run_program(work)
 
 
 if __name__ == "__main__":

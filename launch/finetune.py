@@ -6,23 +6,22 @@ python launch/finetune.py --from=runs/base --workdir=runs/base_xvnli \\
 python launch/finetune.py ... --from=runs/base_xvnli --config.train.split=train_48 \\
     --config.train.languages="('fr',)"
 
-What follows a config's colon are its own arguments; --config.NAME=VALUE changes any setting.
+What follows a config's colon are its own arguments; --config.NAME=VALUE changes any setting. The same
+command goes on with a fine-tuning that was interrupted. launch/iglue.py runs many.
 """
 
 import functools
 import pathlib
-import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
-from rc3_jax.command_line import parse_flags
-from rc3_jax.config import ConfigError
-from rc3_jax.data.record import DataError
+from rc3_jax.command_line import define_cluster_flags, named_folder, parse_flags, run_program
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/downstream.")
 FROM = flags.DEFINE_string("from", None, "Folder of the model to start from.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write; <from>_<task> by default.")
+define_cluster_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -30,17 +29,12 @@ def main(argv: list[str]) -> None:
     from rc3_jax.downstream.finetune import finetune
     from rc3_jax.downstream.open import open_task
 
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)
-    config = CONFIG.value
-    try:
-        if FROM.value is None:
-            raise ConfigError("name the folder of a model: --from=runs/demo")
-        source = pathlib.Path(FROM.value)
+    def work() -> None:
+        config, source = CONFIG.value, named_folder(FROM, "runs/demo")
         folder = pathlib.Path(WORKDIR.value or f"{source}_{config.task}")
         finetune(config, open_task(config), source, folder)
-    except (ConfigError, DataError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+
+    run_program(work)
 
 
 if __name__ == "__main__":

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
+from collections.abc import Callable
 
 import ml_collections
-from absl import flags
+from absl import flags, logging
 
 from rc3_jax.config import ConfigError
+from rc3_jax.data.record import DataError
 
 
-def parse_flags(config: flags.FlagHolder[ml_collections.ConfigDict], argv: list[str]) -> list[str]:
+def parse_flags(
+    config: flags.FlagHolder[ml_collections.ConfigDict] | None, argv: list[str]
+) -> list[str]:
     """Reads the command line; what is not understood ends the program with the reason in one line.
 
     Args:
-      config: the flag that names the configuration.
+      config: the flag that names the configuration, of programs that need one.
     """
     try:
         remaining = flags.FLAGS(argv)
-        if config.value is None:
+        if config is not None and config.value is None:
             raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
-        if not config.value.name:  # a file that is missing shows only when it is read
+        if config is not None and not config.value.name:  # a missing file shows when it is read
             raise ConfigError("config.name is empty; the run's folder is named after it")
         if len(remaining) > 1:
             raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
@@ -30,3 +35,43 @@ def parse_flags(config: flags.FlagHolder[ml_collections.ConfigDict], argv: list[
         last = reason.strip().splitlines()[-1].strip().rpartition("Error: ")[2]
         sys.exit("error: " + (last if len(reason.splitlines()) > 2 else reason.replace("\n", " ")))
     return remaining
+
+
+def define_cluster_flags() -> None:
+    """The flags that tell a program about the other processes it runs with; see `run_program`."""
+    flags.DEFINE_string(
+        "coordinator", None, "host:port of the first process, where the cluster does not tell."
+    )
+    flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
+    flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
+    flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
+
+
+def run_program(work: Callable[[], None]) -> None:
+    """Joins the other processes and works; settings and data that cannot be end in one line."""
+    from rc3_jax.parallel.processes import join_processes
+    from rc3_jax.training.memory import OutOfMemory
+
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)  # the libraries narrate at the level of INFO
+    given = flags.FLAGS
+    try:
+        if given.distributed:
+            join_processes(given.coordinator, given.processes, given.process)
+        work()
+    except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
+        sys.exit(f"error: {error}")
+
+
+def named_folder(flag: flags.FlagHolder[str | None], example: str) -> pathlib.Path:
+    """The folder that a flag names.
+
+    Raises:
+      ConfigError: if it names none, or it is not there.
+    """
+    if flag.value is None:
+        raise ConfigError(f"name a folder: --{flag.name}={example}")
+    folder = pathlib.Path(flag.value)
+    if not folder.is_dir():
+        raise ConfigError(f"--{flag.name}={folder}: no such folder")
+    return folder

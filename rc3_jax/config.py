@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -218,3 +218,15 @@ def stored_settings(folder: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
     return settings
+
+
+def stored_max_words(settings: Mapping[str, Any]) -> int | None:
+    """Words that cleaned captions have at most; None where captions stay as they are.
+
+    Args:
+      settings: of a run, whose `data` tells it, or of converted or fine-tuned parameters.
+    """
+    if "data" not in settings:
+        return settings.get("max_words")
+    data = settings["data"]
+    return data.get("max_words") if data.get("clean_captions") else None

@@ -29,6 +29,8 @@ from rc3_jax.convert.names import Layers, Row, Table
 ENCODERS = ("text", "vision", "fusion")
 TASKS = ("retrieval", "classifier", "two_images", "answers")
 """`CCLM` itself, `PairClassifier`, `TwoImageClassifier`, `QuestionAnswering`."""
+WORD_HEAD = ("masked_lm_head", "word_bias", "decoder")
+"""`decoder`: the words' own table, of X²VLM only."""
 RETRIEVAL = (*ENCODERS, "temperature", "image_projection", "text_projection", "matching_head")
 CLASS_HEAD = tuple(
     row._replace(
@@ -144,7 +146,6 @@ def from_trunk(trunk: Mapping, task: str, fresh: Mapping) -> dict:
 
     Raises:
       ConfigError: for another task.
-      ValueError: for answers, if the trunk predicts words with a table of their own.
     """
     check_choice("the task", task, TASKS)
     if task == "retrieval":
@@ -154,11 +155,14 @@ def from_trunk(trunk: Mapping, task: str, fresh: Mapping) -> dict:
         twice = jax.tree.map(lambda x: np.repeat(np.asarray(x), 2, axis=0), trunk["fusion"])
         params["fusion"] = split_pairs(twice)
     if task == "answers":
-        if "decoder" in trunk:
-            raise ValueError("the answer decoder predicts words with its word embeddings only")
-        head = {name: trunk[name] for name in ("masked_lm_head", "word_bias")}
-        params["decoder"] = {**trunk["text"], "encoder": trunk["fusion"], **head}
+        params["decoder"] = decoder_from_trunk(trunk)
     return params
+
+
+def decoder_from_trunk(trunk: Mapping) -> dict:
+    """The parameters that an `AnswerDecoder` starts from, of `CCLM` or `RC3`."""
+    head = {name: trunk[name] for name in WORD_HEAD if name in trunk}
+    return {**trunk["text"], "encoder": trunk["fusion"], **head}
 
 
 def split_pairs(stack: Mapping) -> dict:
@@ -216,7 +220,7 @@ def _plain(entry: Row | Layers) -> Row | Layers:
 
 
 def _in_decoder(row: Row) -> bool:
-    return row.ours.split("/")[0] in ("text", "masked_lm_head", "word_bias")
+    return row.ours.split("/")[0] in ("text", *WORD_HEAD)
 
 
 def _decoder_row(row: Row) -> Row:

@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
-from rc3_jax.config import ConfigError, check_choice, stored_settings
+from rc3_jax.config import ConfigError, check_choice, stored_max_words, stored_settings
 from rc3_jax.convert.mirror_names import from_mirror, mirror_shapes, to_mirror
 from rc3_jax.convert.model_card import CARD, model_card
 from rc3_jax.convert.onnx_export import FOLDER as ONNX
@@ -115,7 +115,7 @@ def to_torch(
     with written(target, size) as folder:
         folder.mkdir()
         _write_weights(folder, source, step, shapes, DTYPES[dtype], shard_bytes)
-        write_companions(folder, model, vocab_size, max_length, dtype, _max_words(stored))
+        write_companions(folder, model, vocab_size, max_length, dtype, stored_max_words(stored))
         shutil.copy(tokenizer, folder / TOKENIZER)
         card = model_card(source, stored, count=count, dtype=dtype, step=step, licence=licence)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -278,14 +278,6 @@ def _max_length(stored: Mapping[str, Any]) -> int:
     """Tokens of a text, of a run's settings or of those of converted parameters."""
     room = stored["model"]["text"]["max_positions"] - 2
     return stored.get("data", stored).get("max_length", room)
-
-
-def _max_words(stored: Mapping[str, Any]) -> int | None:
-    """Words that cleaned captions have at most; None where captions stay as they are."""
-    if "data" not in stored:
-        return stored.get("max_words")
-    data = stored["data"]
-    return data.get("max_words") if data.get("clean_captions") else None
 
 
 def _names(folder: pathlib.Path) -> set[str]:

@@ -62,8 +62,13 @@ class Pool:
 def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str]) -> dict:
     """How many rows of each kind a global batch holds.
 
+    Shares that give whole rows are kept exactly. Others are rounded, by largest remainders, to
+    multiples of a power of two that divides the batch, so that devices can share them: of the
+    largest one that is at most a quarter of the rarest kind's rows. The number of devices has no
+    say, so that it may change where a run resumes.
+
     Raises:
-      DataError: if no kind is left, or the shares do not give whole rows.
+      DataError: if no kind is left, or one gets no row.
     """
     present = {kind: shares[kind] for kind in KINDS if kind in kinds and shares.get(kind, 0) > 0}
     if not set(present) - {"parallel"}:
@@ -73,12 +78,29 @@ def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str
             "or region rows"
         )
     total = sum(present.values())
-    rows = {kind: batch_size * share / total for kind, share in present.items()}
-    if any(abs(count - round(count)) > 1e-6 for count in rows.values()):
+    exact = {kind: batch_size * share / total for kind, share in present.items()}
+    if all(abs(count - round(count)) <= 1e-6 for count in exact.values()):
+        rows = {kind: round(count) for kind, count in exact.items()}
+    else:
+        rows = _rounded(batch_size, exact)
+    if lacking := [kind for kind, count in rows.items() if not count]:
         raise DataError(
-            f"batch_size={batch_size} cannot be shared as {present}; make it a multiple of {total:g}"
+            f"batch_size={batch_size} shared as {present} leaves no row to {', '.join(lacking)}; "
+            "make it larger, or set that share to 0"
         )
-    return {kind: round(count) for kind, count in rows.items()}
+    return rows
+
+
+def _rounded(batch_size: int, exact: Mapping[str, float]) -> dict[str, int]:
+    """Whole rows near the exact ones, with the same sum; see `batch_rows`."""
+    unit = batch_size & -batch_size  # the largest power of two that divides it
+    while unit > max(1, min(exact.values()) / 4):
+        unit //= 2
+    units = {kind: int(count // unit) for kind, count in exact.items()}
+    left = batch_size // unit - sum(units.values())
+    for kind in sorted(exact, key=lambda kind: -(exact[kind] % unit))[:left]:
+        units[kind] += 1
+    return {kind: count * unit for kind, count in units.items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ import concurrent.futures
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import ml_collections
 import numpy as np
 
@@ -20,7 +21,7 @@ WRONG = -1
 """The label of an example whose right class is none of the task's."""
 
 
-NOT_VISUAL = ("ids", "label", "present")
+NOT_VISUAL = ("ids", "label")
 """Fields of a batch that are not of its pictures."""
 
 
@@ -28,7 +29,7 @@ class Batches:
     """Rows of examples, read with threads while the model computes.
 
     A row has the visual fields (`visual_fields`; of two pictures each `[2, ...]`), `ids` and
-    `label`, `WRONG` where it is none; `present` is False for rows that fill the last batch.
+    `label`, `WRONG` where it is none. Each process reads its own share of a batch, see `to_global`.
 
     Args:
       config: settings of the model and of `data`, as a run has them.
@@ -57,26 +58,22 @@ class Batches:
     def shuffled(self, seed: int, epoch: int) -> Iterator[Row]:
         """All examples once, in a random order of the epoch; the last batch begins it again."""
         rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-        order = rng.permutation(len(self._examples))
-        count = len(self) * self._batch_size
-        return self._read(np.resize(order, count), count)
+        return self._read(rng.permutation(len(self._examples)))
 
     def in_order(self) -> Iterator[Row]:
-        """All examples once."""
-        count = len(self) * self._batch_size
-        return self._read(np.resize(np.arange(len(self._examples)), count), len(self._examples))
+        """All examples once; the last batch is filled up with the first ones."""
+        return self._read(np.arange(len(self._examples)))
 
-    def _read(self, numbers: np.ndarray, present: int) -> Iterator[Row]:
+    def _read(self, order: np.ndarray) -> Iterator[Row]:
+        parts = np.resize(order, (len(self), self._batch_size))
+        parts = np.array_split(parts, jax.process_count(), axis=1)[jax.process_index()]
         with concurrent.futures.ThreadPoolExecutor(self._config.data.threads) as pool:
-            parts = numbers.reshape(len(self), -1)
             waiting = [pool.submit(self._row, n) for n in parts[0]]
-            for place, part in enumerate(parts):
+            for place in range(len(parts)):
                 rows = [future.result() for future in waiting]
                 if place + 1 < len(parts):
                     waiting = [pool.submit(self._row, n) for n in parts[place + 1]]
-                batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-                batch["present"] = place * len(part) + np.arange(len(part)) < present
-                yield batch
+                yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, number: int) -> Row:
         example = self._examples[number]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from rc3_jax.data.example import example_batch
 from rc3_jax.downstream.batches import NOT_VISUAL, Batches
@@ -18,7 +19,8 @@ from rc3_jax.downstream.models import build_classifier, start_params
 from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.downstream.scoring import accuracy, best_classes, expected_calibration_error
 from rc3_jax.models.tasks import classification_loss
-from rc3_jax.parallel.mesh import from_host
+from rc3_jax.parallel.mesh import to_global
+from rc3_jax.training.checkpoint import check_fit, shapes_of
 
 
 def classifier(
@@ -51,31 +53,30 @@ def classifier(
     answer = jax.jit(lambda *given: jax.nn.softmax(logits(*given)), out_shardings=whole)
 
     def score(params, examples, final=False):
-        found, labels = [], []
-        for batch in batches(examples).in_order():
-            probabilities = np.asarray(answer(params, from_host(batch, mesh)))
-            found.append(probabilities[batch["present"]])
-            labels.append(batch["label"][batch["present"]])
-        return class_scores(np.concatenate(found), np.concatenate(labels), examples, classes, final)
+        found = [
+            np.asarray(answer(params, to_global(batch, mesh)))
+            for batch in batches(examples).in_order()
+        ]
+        return class_scores(np.concatenate(found)[: len(examples)], examples, classes, final)
 
     params = pretrained.params
+    empty = picture_rows(pretrained.model, pictures), np.zeros((1, 4), np.int32)
+    init = functools.partial(model.init, jax.random.key(seed), *empty)
     if pretrained.task is None:
-        rows = picture_rows(pretrained.model, pictures)
-        ids = np.zeros((1, 4), np.int32)
-        drawn = jax.jit(model.init)(jax.random.key(seed), rows, ids)["params"]
-        params = start_params(system, params, drawn, pictures)
+        task = "two_images" if pictures == 2 else "classifier"
+        params = start_params(system, params, jax.jit(init)()["params"], task)
+    check_fit("the model", shapes_of(params), shapes_of(jax.eval_shape(init)["params"]))
     return Learner(params, loss, score, "accuracy")
 
 
 def class_scores(
     probabilities: Float[np.ndarray, "examples classes"],
-    labels: Int[np.ndarray, " examples"],
     examples: Sequence[Example],
     classes: Sequence[str],
     final: bool,
 ) -> Scored:
     """Accuracy; of final scores also the calibration error, `ECE`. See `scoring`."""
-    best = best_classes(probabilities)
+    best, labels = best_classes(probabilities), [example.label for example in examples]
     scores = {"accuracy": accuracy(best, labels)}
     if final:
         scores["ECE"] = expected_calibration_error(probabilities, labels)

@@ -9,6 +9,9 @@ import ml_collections
 from rc3_jax.config import check_choice, parse_argument
 
 MINIATURE = "miniature"
+"""In place of a folder: the task is generated."""
+MINIATURES = ("xvnli", "xgqa", "marvl", "xflickrco", "wit")
+ENGLISH = "en"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +56,8 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             name=task,
             task=task,
             annotations="",  # folder of the task's files; MINIATURE generates the task
-            images="",  # folder of its pictures
+            generated=dict(train=3000, dev=300, test=300),  # examples of each split then
+            images="",  # folder of its pictures; several are joined by ":"
             english="",  # folder of the English files: GQA, NLVR2 or Flickr30k
             answers="",  # file of GQA's answers, if it is not in that folder
             strip_phrase_numbers=False,  # of Japanese captions of xFlickr&CO
@@ -62,14 +66,17 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             rerank=128,  # candidates that the matching head orders; 0 for none, -1 for all
             head="class",  # of xgqa also "decoder", which ranks the answers as sentences
             candidates=128,  # answers that the decoder ranks, those of the likeliest first tokens
+            count_first_twice=False,  # an answer's first token weighs double, as published
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             max_length=80 if task != "xgqa" else 40,  # tokens of a text, at most the model's
             seed=0,
+            lrs=(),  # rates in place of optimizer.lr, each tried; what is best on dev is kept
             dropout=0.1,
-            train=dict(split="train", languages=("en",)),
-            select=dict(split="dev", languages=("en",)),
+            train=dict(split="train", languages=(ENGLISH,)),
+            select=dict(split="dev", languages=(ENGLISH,)),
             test=dict(split="test", languages=()),  # () for all that there are
+            few_shot=dict(epochs=20, lrs=(1e-4, 5e-5, 1e-5)),  # of launch/iglue.py; as IGLUE's
             threads=8,
             mesh=dict(replica=1, data=-1, fsdp=1, tensor=1, fsdp_threshold=2**20, rules=()),
             optimizer=dict(
@@ -102,12 +109,18 @@ def task_config(task: str, argument: str) -> ml_collections.ConfigDict:
       ConfigError: for an unknown argument.
     """
     chosen = parse_argument(argument, annotations="", images="", english="", seed=0)
-    config = finetune_config(task)
-    config.seed = chosen.seed
-    if chosen.annotations:
-        folders = ("annotations", "images", "english")
-        config.update({name: chosen[name] for name in folders})
+    if chosen.annotations or task not in MINIATURES:
+        config = finetune_config(task)
+        config.update(chosen)
         return config
-    config.update(annotations=MINIATURE, epochs=6, batch_size=64, max_length=60, dropout=0.0)
+    return miniature_config(task, chosen.seed)
+
+
+def miniature_config(task: str, seed: int = 0) -> ml_collections.ConfigDict:
+    """The task generated from scenes, with settings for models of the demo."""
+    config = finetune_config(task)
+    config.update(annotations=MINIATURE, seed=seed, dropout=0.0, max_length=60, batch_size=64)
+    config.update(epochs=6)
     config.optimizer.lr = 1e-3
+    config.few_shot.lrs = (1e-3, 5e-4, 1e-4)
     return config

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -54,7 +56,24 @@ class TaskData:
     Attributes:
       classes: their names in the order of their numbers; empty for retrieval.
       splits: split (`train`, `dev`, `test`, `train_48`, ...) → language → examples.
+      left_out: split → language → rows of the files that are no examples, because they or their
+        pictures cannot be used.
     """
 
     classes: tuple[str, ...]
     splits: Mapping[str, Mapping[str, Sequence[Example]]]
+    left_out: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+
+def checksum(chosen: Mapping[str, Mapping[str, Sequence[Example]]]) -> str:
+    """SHA-256 of examples by split and language: identities, texts, labels, names of pictures.
+
+    It does not depend on how the files are written, nor on what the pictures show.
+    """
+    digest = hashlib.sha256()
+    for split, languages in sorted(chosen.items()):
+        for language, examples in sorted(languages.items()):
+            for e in examples:
+                row = [split, language, e.identity, e.text, e.label, [p.name for p in e.pictures]]
+                digest.update(json.dumps(row).encode())
+    return digest.hexdigest()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-import time
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import ml_collections
-import numpy as np
-import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.experimental.multihost_utils import sync_global_devices
 from rich.console import Console
 
 from rc3_jax.config import ConfigError
@@ -20,14 +18,26 @@ from rc3_jax.convert.output import write_json
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.downstream.config import TASKS
-from rc3_jax.downstream.examples import Example, TaskData
-from rc3_jax.downstream.learner import Learner
+from rc3_jax.downstream.examples import Example, TaskData, checksum
+from rc3_jax.downstream.learner import Learner, Scored
 from rc3_jax.downstream.pretrained import Pretrained, load_pretrained
+from rc3_jax.downstream.results import (
+    OF_THE_MACHINE,
+    SCORES,
+    Examples,
+    result_of,
+    score_line,
+    write_result,
+)
 from rc3_jax.downstream.tasks import make_learner
-from rc3_jax.parallel.mesh import BATCH, batch_devices, from_host, make_mesh
-from rc3_jax.parallel.rules import shardings
+from rc3_jax.downstream.train import Say, train
+from rc3_jax.parallel.mesh import batch_devices, make_mesh
 from rc3_jax.training.checkpoint import PARAMS, save_params
-from rc3_jax.training.optimizer import make_optimizer
+
+OF_OTHERS = ("test", "rerank", "few_shot")
+"""Settings that training does not read."""
+UNFINISHED = "unfinished"
+"""Folder of what an interrupted fine-tuning needs."""
 
 
 def finetune(
@@ -36,48 +46,73 @@ def finetune(
     source: pathlib.Path,
     folder: pathlib.Path,
     console: Console | None = None,
+    keep: bool = True,
 ) -> dict[str, Any]:
     """Trains from `source`, keeps the epoch that is best on dev, and scores it on the test.
 
-    Writes `params`, `config.json`, the vocabulary and `scores.json` into `folder`, which may be
-    the `source` of another fine-tuning, few-shot for instance.
+    Writes `params`, `config.json`, the vocabulary, `predictions` and last `scores.json` into
+    `folder`, which may be the `source` of another fine-tuning, few-shot for instance. Called again
+    for the folder of one that was interrupted, it goes on from the last epoch that ended.
 
     Args:
       config: see `finetune_config`.
       source: the folder of a run, of converted parameters, or of a fine-tuned model.
+      keep: False writes scores and predictions only.
 
     Raises:
       ConfigError, DataError: for settings or data that cannot be; nothing is written then.
+      FloatingPointError: if the loss is no number.
 
     Returns:
-      What `scores.json` holds: the scores by language, and those of every epoch on dev.
+      What `scores.json` holds; see docs/tasks.md.
     """
-    console = Console() if console is None else console
-    if (folder / PARAMS).exists():
+    say = speaker(console)
+    if (folder / SCORES).exists():
         raise ConfigError(f"{folder} holds a fine-tuned model already; choose another --workdir")
+    config = config.copy_and_resolve_references()
     mesh = make_mesh(config.mesh)
-    if config.batch_size % batch_devices(mesh):
-        raise ConfigError(
-            f"batch_size={config.batch_size} is not a multiple of the {batch_devices(mesh)} devices"
-        )
     pretrained = load_pretrained(source, config.max_length)
     pretrained.model.dropout = config.dropout
-    learner, batches = make_learner(config, data, pretrained, mesh)
     chosen = {name: examples_of(data, config[name], name) for name in ("train", "select", "test")}
-    train = [e for of in chosen["train"].values() for e in of if _is_usable(e, config.task)]
-    if not train:
+    usable = [e for of in chosen["train"].values() for e in of if _is_usable(e, config.task)]
+    if not usable:
         raise DataError(f"{config.task}: no example of {config.train.split} has a class to learn")
-    console.print(
-        f"{config.task}: {len(train):,} examples to train on, "
+    config.batch_size = _batch_size(config, len(usable), batch_devices(mesh))
+    learner, batches = make_learner(config, data, pretrained, mesh)
+    say(
+        f"{config.task}: {len(usable):,} examples to train on, "
         + ", ".join(f"{len(of):,} in {code}" for code, of in chosen["test"].items())
         + " to test"
     )
-    params, history = _train(
-        config, learner, batches(train), batches, chosen["select"], mesh, console
+    settings = json.loads(config.to_json_best_effort())
+    by_split = {f"{name} {config[name].split}": of for name, of in chosen.items()}
+    identity = {name: settings[name] for name in settings.keys() - {*OF_THE_MACHINE, *OF_OTHERS}}
+    identity |= {"seed": config.seed, "from": str(source), "data": checksum(by_split)}
+    params, best, history = train(
+        config,
+        learner,
+        batches(usable),
+        chosen["select"],
+        mesh,
+        folder / UNFINISHED,
+        identity,
+        say,
     )
-    scores = score_languages(learner, params, chosen["test"], console)
-    result = {"task": config.task, "scores": scores, "dev": history}
-    _write(folder, config, data, pretrained, params, result)
+    found = score_languages(config, data, learner, params, chosen["test"], say)
+    origin = {
+        "system": pretrained.system,
+        "from": str(source),
+        "train": dict(settings["train"], examples=len(usable)),
+        "dev": history,
+        "best": best,
+    }
+    result = result_of(config, data, by_split, found, **origin)
+    if keep:
+        _write_model(folder, settings | {"train": origin["train"]}, data, pretrained, params)
+    write_result(folder, result, found)
+    if jax.process_index() == 0:
+        shutil.rmtree(folder / UNFINISHED)
+    sync_global_devices("fine-tuned")
     return result
 
 
@@ -85,41 +120,68 @@ def evaluate(
     config: ml_collections.ConfigDict,
     data: TaskData,
     source: pathlib.Path,
+    folder: pathlib.Path | None = None,
     console: Console | None = None,
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Any]:
     """Scores of a model on `config.test`, by language.
 
     Args:
       source: the folder of a fine-tuned model; for retrieval also of a run, zero-shot without any
         fine-tuning.
+      folder: for `scores.json` and `predictions`; None writes nothing.
 
     Raises:
       ConfigError, DataError: for settings or data that cannot be.
+
+    Returns:
+      What `scores.json` holds; see docs/tasks.md.
     """
+    say = speaker(console)
+    config = config.copy_and_resolve_references()
+    if folder is not None and (folder / SCORES).exists():
+        raise ConfigError(f"{folder} holds scores already; choose another --output")
     pretrained = load_pretrained(source, config.max_length)
     if pretrained.task is None and not TASKS[config.task].retrieval:
         raise ConfigError(f"{source} was not fine-tuned for {config.task}; use launch/finetune.py")
+    tuned = pretrained.finetuning
+    if tuned:
+        config.train.update(split=tuned["train"]["split"])
+        config.train.languages = tuple(tuned["train"]["languages"])
+        config.seed = tuned["seed"]
+    chosen = examples_of(data, config.test, "test")
     learner, _ = make_learner(config, data, pretrained, make_mesh(config.mesh))
-    return score_languages(learner, learner.params, examples_of(data, config.test, "test"), console)
+    found = score_languages(config, data, learner, learner.params, chosen, say)
+    origin = {"system": pretrained.system, "from": str(source), "train": tuned.get("train")}
+    result = result_of(config, data, {f"test {config.test.split}": chosen}, found, **origin)
+    if folder is not None:
+        write_result(folder, result, found)
+    return result
+
+
+def speaker(console: Console | None) -> Say:
+    """Prints lines as they are, in the first process."""
+    if console is None:
+        console = Console(quiet=jax.process_index() > 0, soft_wrap=True)
+    return lambda line: console.print(line, markup=False, highlight=False, emoji=False)
 
 
 def score_languages(
+    config: ml_collections.ConfigDict,
+    data: TaskData,
     learner: Learner,
     params: Any,
-    examples: Mapping[str, Sequence[Example]],
-    console: Console | None,
-) -> dict[str, dict[str, float]]:
-    """language → scores, each printed when it is known."""
-    scores = {}
+    examples: Examples,
+    say: Say,
+) -> dict[str, Scored]:
+    """language → final scores and predictions, told as soon as they are known."""
+    left_out, found = data.left_out.get(config.test.split, {}), {}
     for code, of in examples.items():
-        scores[code], _ = learner.score(params, of, final=True)
-        (console or Console()).print(f"{code}: {_line(scores[code])}")
-    return scores
+        found[code] = learner.score(params, of, final=True)
+        say(score_line(code, found[code], left_out.get(code, 0)))
+    return found
 
 
-def examples_of(
-    data: TaskData, chosen: Mapping[str, Any], what: str
-) -> dict[str, Sequence[Example]]:
+def examples_of(data: TaskData, chosen: Mapping[str, Any], what: str) -> Examples:
     """language → examples of a split, of all its languages where none are named.
 
     Raises:
@@ -142,56 +204,24 @@ def _is_usable(example: Example, task: str) -> bool:
     return TASKS[task].retrieval or example.label is not None
 
 
-def _train(config, learner: Learner, train: Batches, batches, dev, mesh, console):
-    """The parameters that are best on dev, and the dev scores of every epoch."""
-    steps = config.epochs * len(train)
-    optimizer = make_optimizer(config.optimizer, steps, learner.params)
-    state = (learner.params, optimizer.init(learner.params))
-    places = shardings(state, mesh, config.mesh)
+def _batch_size(config: ml_collections.ConfigDict, examples: int, devices: int) -> int:
+    """That of the settings, or as many rows as there are examples if these are fewer.
 
-    def step(state, batch, number):
-        params, moments = state
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
-        loss, gradients = jax.value_and_grad(learner.loss)(params, batch, key)
-        updates, moments = optimizer.update(gradients, moments, params)
-        return (optax.apply_updates(params, updates), moments), loss
-
-    whole = NamedSharding(mesh, PartitionSpec())
-    compiled = jax.jit(
-        step,
-        in_shardings=(places, NamedSharding(mesh, BATCH), whole),
-        out_shardings=(places, whole),
-        donate_argnums=0,
-    )
-    state = jax.device_put(state, places)
-    best, kept, history, begun = -np.inf, None, [], time.perf_counter()
-    for epoch in range(config.epochs):
-        losses = []
-        for place, batch in enumerate(train.shuffled(config.seed, epoch)):
-            number = np.int32(epoch * len(train) + place)
-            state, loss = compiled(state, from_host(batch, mesh), number)
-            losses.append(loss)
-        mean = float(np.mean(jax.device_get(losses)))
-        if not np.isfinite(mean):
-            raise FloatingPointError(f"the loss of epoch {epoch + 1} is {mean}; lower optimizer.lr")
-        found = {code: learner.score(state[0], examples)[0] for code, examples in dev.items()}
-        value = float(np.mean([scores[learner.main] for scores in found.values()]))
-        history.append({"epoch": epoch + 1, "loss": mean, **found})
-        console.print(
-            f"epoch {epoch + 1}/{config.epochs}  loss {mean:.3f}  dev {learner.main} "
-            f"{value:.1%}  {time.perf_counter() - begun:.0f} s"
+    Raises:
+      ConfigError: if the devices cannot share a batch evenly.
+    """
+    if config.batch_size < 1 or config.batch_size % devices:
+        raise ConfigError(
+            f"batch_size={config.batch_size} is not a multiple of the {devices} devices"
         )
-        if value > best:  # the earlier one of equals
-            best, kept = value, jax.device_get(state[0])
-    return jax.device_put(kept, places[0]), history
+    return min(config.batch_size, -(-examples // devices) * devices)
 
 
-def _line(scores: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.1%}" for name, value in scores.items())
-
-
-def _write(folder, config, data, pretrained: Pretrained, params, result) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_model(folder: pathlib.Path, finetuning, data, pretrained: Pretrained, params) -> None:
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / PARAMS, ignore_errors=True)  # of a writing that was cut short
+    sync_global_devices("made room")
     save_params(folder, params)
     if jax.process_index():
         return
@@ -199,10 +229,10 @@ def _write(folder, config, data, pretrained: Pretrained, params, result) -> None
         "system": pretrained.system,
         "model": json.loads(pretrained.model.to_json()),
         "vocab_size": pretrained.tokenizer.vocab_size,
-        "task": config.task,
+        "task": finetuning["task"],
         "classes": data.classes,
-        "finetuning": json.loads(config.to_json_best_effort()),
+        "max_words": pretrained.max_words,
+        "finetuning": finetuning,
     }
     write_json(folder / "config.json", settings)
-    write_json(folder / "scores.json", result)
     (folder / FILE_NAME).write_text(pretrained.tokenizer.to_json(), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Models of the tasks on top of pre-trained ones, and how they start.
 
 CCLM has the heads of its published code (CCLM.md section 5, `models/tasks.py`). RC³ reads each
-picture of a text by itself; a head turns the first fused tokens into a class.
+picture of a text by itself; a head turns the first fused tokens into a class, or a decoder like
+CCLM's reads all of them and ranks answers.
 """
 
 from __future__ import annotations
@@ -18,8 +19,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from rc3_jax.config import ConfigError
-from rc3_jax.convert.cclm_tasks import from_trunk
+from rc3_jax.convert.cclm_tasks import decoder_from_trunk, from_trunk
 from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.decoder import (
+    Answerer,
+    Question,
+    answer_decoder,
+    build_question_answering,
+)
 from rc3_jax.models.heads import Perceptron
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.models.tasks import build_pair_classifier, build_two_image_classifier
@@ -60,6 +67,29 @@ class RC3Classifier(nn.Module):
         return Perceptron(self.classes, self.trunk.fusion.dtype, name="class_head")(first)
 
 
+class RC3Answerer(Answerer, kw_only=True):
+    """Answers a question about one picture.
+
+    Attributes:
+      trunk: see `RC3Classifier`.
+    """
+
+    trunk: RC3
+
+    def read_question(
+        self,
+        rows: Mapping[str, Array],
+        ids: Int[Array, "batch length"],
+        deterministic: bool = True,
+    ) -> Question:
+        """See `RC3.encode_visual` for `rows`."""
+        visual = self.trunk.encode_visual(rows, deterministic)
+        states, _ = self.trunk.encode_text(ids, deterministic)
+        mask = ids != PAD_ID
+        fused = self.trunk.fusion(states, mask, visual.tokens, visual.mask, deterministic)
+        return Question(fused, mask)
+
+
 def build_classifier(
     system: str,
     model: ml_collections.ConfigDict,
@@ -84,19 +114,40 @@ def build_classifier(
     return build(model, vocab_size, classes, mesh)
 
 
-def start_params(system: str, trunk: Mapping[str, Any], drawn: Mapping[str, Any], pictures: int):
-    """The parameters that fine-tuning a classifier starts from.
+def build_answerer(
+    system: str, model: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | None = None
+) -> Answerer:
+    """The model that ranks answers.
+
+    Args:
+      model: `config.model` of the pre-trained one.
+
+    Raises:
+      ConfigError: for settings that cannot be.
+    """
+    if system == "cclm":
+        return build_question_answering(model, vocab_size, mesh)
+    trunk = build_rc3(model, vocab_size, mesh)
+    return RC3Answerer(trunk=trunk, decoder=answer_decoder(trunk.text, trunk.fusion))
+
+
+def start_params(system: str, trunk: Mapping[str, Any], drawn: Mapping[str, Any], task: str):
+    """The parameters that fine-tuning starts from.
 
     Args:
       trunk: those of the pre-trained model.
-      drawn: those of the classifier, at random.
+      drawn: those of the task's model, at random; of an answerer their shapes suffice.
+      task: `classifier`, `two_images` or `answers`, see `from_trunk`.
 
     Raises:
       ConfigError: lists every parameter that the pre-trained model lacks or has in another shape.
     """
     if system == "cclm":
-        return from_trunk(trunk, "two_images" if pictures == 2 else "classifier", drawn)
-    found = flatten_dict(trunk, sep="/")
+        return from_trunk(trunk, task, drawn)
+    known = {"trunk": trunk}
+    if task == "answers":
+        known["decoder"] = decoder_from_trunk(trunk)
+    found = flatten_dict(known, sep="/")
 
     def given(path, leaf):
         name = "/".join(key.key for key in path)
@@ -108,7 +159,8 @@ def start_params(system: str, trunk: Mapping[str, Any], drawn: Mapping[str, Any]
         return jnp.asarray(stored)
 
     problems: list[str] = []
-    started = {**drawn, "trunk": jax.tree_util.tree_map_with_path(given, drawn["trunk"])}
+    wanted = {part: drawn[part] for part in known}
+    started = {**drawn, **jax.tree_util.tree_map_with_path(given, wanted)}
     if problems:
         lines = "\n  ".join(problems)
         raise ConfigError(f"the pre-trained model does not fit the task's:\n  {lines}")

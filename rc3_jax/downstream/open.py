@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import pathlib
+from collections.abc import Callable, Mapping
 
 import ml_collections
 
@@ -11,10 +13,12 @@ from rc3_jax.downstream.config import MINIATURE
 from rc3_jax.downstream.examples import TaskData
 from rc3_jax.downstream.miniatures import miniature
 from rc3_jax.downstream.pictures import ImageFinder
-from rc3_jax.downstream.readers import read_task
+from rc3_jax.downstream.readers import read_task, splits_of
+
+Say = Callable[[str], None]
 
 
-def open_task(config: ml_collections.ConfigDict, say: Callable[[str], None] = print) -> TaskData:
+def open_task(config: ml_collections.ConfigDict, say: Say = print) -> TaskData:
     """The splits that `config` trains, selects and tests on; see `finetune_config`.
 
     Args:
@@ -24,7 +28,7 @@ def open_task(config: ml_collections.ConfigDict, say: Callable[[str], None] = pr
       ConfigError, DataError: if they are not there or cannot be used.
     """
     if config.annotations == MINIATURE:
-        return miniature(config.task)
+        return miniature(config.task, config.generated.to_dict())
     if not config.annotations or not config.images:
         raise ConfigError(
             f"{config.task}: name the folders of its files and of its pictures: "
@@ -34,7 +38,7 @@ def open_task(config: ml_collections.ConfigDict, say: Callable[[str], None] = pr
     data = read_task(
         config.task,
         config.annotations,
-        ImageFinder(config.images, regions=config.mode != "patches"),
+        ImageFinder(config.images.split(os.pathsep), regions=config.mode != "patches"),
         splits=sorted({config[part].split for part in ("train", "select", "test")}),
         english=config.english or None,
         answers=config.answers or None,
@@ -45,3 +49,16 @@ def open_task(config: ml_collections.ConfigDict, say: Callable[[str], None] = pr
     for note in notes:
         say(f"note: {note}")
     return data
+
+
+def available(config: ml_collections.ConfigDict) -> Mapping[str, list[str]]:
+    """split → languages that a task's files have; no picture is looked for.
+
+    Raises:
+      DataError: if the files cannot be read.
+    """
+    if config.annotations == MINIATURE:
+        data = miniature(config.task, dict.fromkeys(("train", "dev", "test"), 1))
+        return {split: list(languages) for split, languages in data.splits.items()}
+    folders = [config.annotations, *filter(None, [config.english])]
+    return splits_of(config.task, *map(pathlib.Path, folders))

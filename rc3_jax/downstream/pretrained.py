@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
 from flax.traverse_util import unflatten_dict
 
-from rc3_jax.config import ConfigError, stored_settings
+from rc3_jax.config import ConfigError, stored_max_words, stored_settings
+from rc3_jax.convert.output import reasons
 from rc3_jax.data.text import clean_caption
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, from_json, load_tokenizer
-from rc3_jax.systems import SYSTEMS
-from rc3_jax.training.checkpoint import load_some, stored_shapes
+from rc3_jax.downstream.config import TASKS
+from rc3_jax.systems import SYSTEMS, abstract_params
+from rc3_jax.training.checkpoint import check_fit, load_some, shapes_of, stored_shapes
 
 
 class Pretrained(NamedTuple):
@@ -24,6 +27,8 @@ class Pretrained(NamedTuple):
       params: nested dict of arrays.
       task: that it was fine-tuned for, whose head is among the parameters; None before.
       classes: of that task.
+      max_words: that cleaned captions have at most; None where they stay as they are.
+      finetuning: settings that it was fine-tuned with; empty before.
     """
 
     system: str
@@ -32,6 +37,8 @@ class Pretrained(NamedTuple):
     params: dict[str, Any]
     task: str | None
     classes: tuple[str, ...]
+    max_words: int | None
+    finetuning: Mapping[str, Any]
 
 
 def load_pretrained(folder: pathlib.Path, max_length: int) -> Pretrained:
@@ -59,11 +66,15 @@ def load_pretrained(folder: pathlib.Path, max_length: int) -> Pretrained:
     if not (folder / FILE_NAME).is_file():
         raise ConfigError(f"{folder} has no {FILE_NAME}; copy there the vocabulary of the weights")
     tokenizer = load_tokenizer(str(folder / FILE_NAME), min(max_length, room))
-    data = stored.get("data", {})
-    if data.get("clean_captions"):
-        words = data["max_words"]
+    words = stored_max_words(stored)
+    if words is not None:
         length, text = tokenizer.max_length, tokenizer.to_json()
         tokenizer = from_json(text, length, lambda caption: clean_caption(caption, words))
-    params = unflatten_dict(load_some(folder, list(stored_shapes(folder))), sep="/")
-    classes = tuple(stored.get("classes", ()))
-    return Pretrained(system, model, tokenizer, params, stored.get("task"), classes)
+    shapes, task = stored_shapes(folder), stored.get("task")
+    if task not in TASKS or TASKS[task].retrieval:  # other tasks have models of their own
+        with reasons(file):
+            wanted = abstract_params(system, model, tokenizer.vocab_size)
+        check_fit(folder, shapes, shapes_of(wanted))
+    params = unflatten_dict(load_some(folder, list(shapes)), sep="/")
+    classes, tuned = tuple(stored.get("classes", ())), stored.get("finetuning", {})
+    return Pretrained(system, model, tokenizer, params, task, classes, words, tuned)

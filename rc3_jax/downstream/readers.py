@@ -8,6 +8,7 @@ for, stands in the file of its reader.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,7 +17,7 @@ from rc3_jax.downstream.examples import Example, TaskData
 from rc3_jax.downstream.layout import AnnotationFile, annotation_files
 from rc3_jax.downstream.marvl import marvl, nlvr2
 from rc3_jax.downstream.pictures import ImageFinder
-from rc3_jax.downstream.reading import Gathered, Task
+from rc3_jax.downstream.reading import Gathered, Task, rows_of
 from rc3_jax.downstream.wit import wit
 from rc3_jax.downstream.xflickrco import captions_folder, flickr30k, xflickrco
 from rc3_jax.downstream.xgqa import gqa, xgqa
@@ -101,6 +102,7 @@ def read_task(
 
     classes: tuple[str, ...] | None = None
     data: dict[str, dict[str, Sequence[Example]]] = {}
+    left_out: dict[str, dict[str, int]] = {}
     there: list[AnnotationFile] = []
     for name, where in names.items():
         if not where.is_dir():
@@ -123,8 +125,36 @@ def read_task(
         notes += gathered.notes
         for (split, language), examples in sorted(gathered.examples.items()):
             data.setdefault(split, {})[language] = examples
+            keys = itertools.product((split, None), (language, None))
+            if lost := sum(gathered.left_out[key] for key in keys):
+                left_out.setdefault(split, {})[language] = lost
     _check_complete(data, splits, languages, there, folder, notes)
-    return TaskData(classes, data)
+    return TaskData(classes, data, left_out)
+
+
+def splits_of(
+    task: str, folder: pathlib.Path, english: pathlib.Path | None = None
+) -> dict[str, list[str]]:
+    """split → languages that the files of a task have, as `read_task` would read them.
+
+    Raises:
+      DataError: a folder that is not there or holds files that cannot be told apart; of a captions
+        file also rows that cannot be read.
+    """
+    found: dict[str, list[str]] = {}
+    names = {task: folder} | ({} if english is None else {ENGLISH[task]: english})
+    for name, where in names.items():
+        described = _TASKS[name](_Options(where))
+        for file in _files(described, where, lambda split, language: False, []):
+            keys = [(file.split, file.language)]
+            if described.captions_file:
+                rows = ((row, at) for at, row in rows_of(file.path) if isinstance(row, dict))
+                lines = (line for row, at in rows for line in described.read(row, at, file))
+                keys = dict.fromkeys((line.split, line.language) for line in lines)
+            for split, language in keys:
+                if language not in found.setdefault(split, []):
+                    found[split].append(language)
+    return found
 
 
 def _files(

@@ -83,6 +83,8 @@ class Gathered:
     Attributes:
       examples: (split, language) → its examples.
       names: (split, language) → names of the pictures that its rows ask for.
+      left_out: (split, language) → rows that are no examples; None where a file does not tell it, so
+        that the row may be of any.
       notes: lines on what was left out.
     """
 
@@ -97,7 +99,8 @@ class Gathered:
         self.examples: dict[tuple[str, str], list[Example]] = collections.defaultdict(list)
         self.names: dict[tuple[str, str], dict[str, None]] = collections.defaultdict(dict)
         self.notes: list[str] = []
-        self._left_out: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.left_out: collections.Counter[tuple[str | None, str | None]] = collections.Counter()
+        self._pictureless: collections.Counter[tuple[str, str]] = collections.Counter()
         self._seen: dict[tuple[str, str, str], str] = {}
         self._captions: collections.Counter[tuple[str, str, str]] = collections.Counter()
 
@@ -121,6 +124,7 @@ class Gathered:
                 self._add_row(row, where, file)
             except BadRecord as error:
                 bad.add(where, str(error))
+                self.left_out[file.split, file.language] += 1
         if bad.reasons:
             first = next(iter(bad.reasons.values()))
             self.notes.append(
@@ -136,11 +140,12 @@ class Gathered:
         Raises:
           DataError: see `ImageFinder.check`, for each split and language.
         """
+        self.left_out.update(self._pictureless)
         for key, names in self.names.items():
             what = f"{key[0]} in {key[1]}"
             warning = self._images.check(allow_missing, names, what)
             if warning:
-                dropped = self._left_out[key]
+                dropped = self._pictureless[key]
                 self.notes.append(warning + (f"; {dropped} rows left out" if dropped else ""))
 
     def _add_row(self, row: dict, where: str, file: AnnotationFile) -> None:
@@ -157,7 +162,7 @@ class Gathered:
                 self._check_new((*key, line.identity), where)
             self.names[key].update((wanted.name, None) for wanted in line.pictures)
             if None in pictures:
-                self._left_out[key] += 1
+                self._pictureless[key] += 1
                 continue
             identity = line.identity or self._caption_identity((*key, line.pictures[0].name))
             text = line.text.strip()

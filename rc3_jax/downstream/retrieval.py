@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ from rc3_jax.downstream.learner import Learner, Scored
 from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.evaluation.pair_encoder import PairEncoder, RetrievalData
 from rc3_jax.evaluation.rerank import Result, rank_recalls, retrieve
+from rc3_jax.evaluation.streaming import NEVER
 from rc3_jax.models.pair import PairModel, View
 from rc3_jax.objectives.microbatch import microbatch
 from rc3_jax.objectives.views import Context, Pair, contrast, draw_negatives, matching
@@ -97,14 +99,28 @@ def retrieval(
     return Learner(pretrained.params, loss, score, "mean")
 
 
-def _predictions(examples: Sequence[Example], pictures: Sequence[Picture], found: Result):
-    """Of each text, the final rank of its picture among pictures and of the picture's best text."""
+def _predictions(
+    examples: Sequence[Example], pictures: Sequence[Picture], found: Result
+) -> list[dict[str, Any]]:
+    """Of each text, the final rank of its picture among pictures and of the picture's best text.
+
+    None where it was not found.
+    """
+
+    def places(ranks):
+        return [rank if rank != NEVER else None for rank in ranks.tolist()]
+
     names = [pictures[number].name for number in found.images]
-    rank_of = dict(zip(names, found.by_matching.image_to_text.tolist(), strict=True))
-    ranks = found.by_matching.text_to_image.tolist()
-    return [
-        {"id": e.identity, "picture": name, "IR rank": rank, "TR rank": rank_of[name]}
-        for e, name, rank in zip(
-            examples, (e.pictures[0].name for e in examples), ranks, strict=True
-        )
-    ]
+    of_picture = dict(zip(names, places(found.by_matching.image_to_text), strict=True))
+    of_text = places(found.by_matching.text_to_image)
+    rows = []
+    for example, rank in zip(examples, of_text, strict=True):
+        name = example.pictures[0].name
+        row = {
+            "id": example.identity,
+            "picture": name,
+            "IR rank": rank,
+            "TR rank": of_picture[name],
+        }
+        rows.append(row)
+    return rows

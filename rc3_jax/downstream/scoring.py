@@ -1,20 +1,16 @@
-"""Scores of downstream tasks, from predictions and ranks (NumPy).
+"""Scores of downstream tasks, and what sums them up over languages and seeds (NumPy).
 
 What counts is as in IGLUE (Bugliarello et al. 2022): rows without a right class stay in the
-denominator, averages over languages leave English out, and retrieval ranks all images for a caption
-(IR) and all captions of a language for an image (TR), where the best of the image's own counts.
+denominator, and averages over languages leave English out. Retrieval is scored by `rank_recalls`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-
-from rc3_jax.evaluation.retrieval import CUTOFFS, ranks_of_right
 
 NO_CLASS = -1
 """The prediction where no score is a number. It is never right."""
@@ -72,60 +68,6 @@ def expected_calibration_error(
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
     gaps = np.bincount(places, weights=confidence - right, minlength=bins)
     return float(np.abs(gaps).sum() / len(right))
-
-
-class Ranks(NamedTuple):
-    """Ranks of the right items, 1 for the first; infinite for images without a caption."""
-
-    images: Float[np.ndarray, " captions"]
-    captions: Float[np.ndarray, " images"]
-
-
-def retrieval_ranks(
-    scores: Float[np.ndarray, "captions images"],
-    image_of_caption: Sequence[int] | np.ndarray,
-    image_scores: Float[np.ndarray, "images captions"] | None = None,
-    chunk: int = 1024,
-) -> Ranks:
-    """Ranks of the image for each caption, and of the best own caption for each image.
-
-    Wrong items that tie with a right one rank before it, and so does what is not a number.
-
-    Args:
-      image_of_caption: row of the image that each caption describes.
-      image_scores: where images rank captions by other scores than captions rank images.
-      chunk: queries compared at a time, which bounds memory.
-
-    Raises:
-      ValueError: shapes that do not fit, or a caption of no image.
-    """
-    scores = np.asarray(scores)
-    owners = np.asarray(image_of_caption)
-    if scores.ndim != 2 or not scores.size or owners.shape != scores.shape[:1]:
-        raise ValueError(f"scores are {scores.shape}, image_of_caption is {owners.shape}")
-    image_scores = scores.T if image_scores is None else np.asarray(image_scores)
-    if image_scores.shape != scores.shape[::-1]:
-        raise ValueError(f"image_scores are {image_scores.shape}, scores {scores.shape}")
-    if owners.min() < 0 or owners.max() >= scores.shape[1]:
-        raise ValueError(f"image_of_caption must be in [0, {scores.shape[1]})")
-    numbers = np.arange(scores.shape[1])
-    return Ranks(
-        _ranks(scores, owners, numbers, chunk), _ranks(image_scores, numbers, owners, chunk)
-    )
-
-
-def retrieval_scores(ranks: Ranks, cutoffs: Sequence[int] = CUTOFFS) -> dict[str, float]:
-    """`IR@1` ... `TR@10` as shares, and `IR median`, `IR mean`, `TR median`, `TR mean` ranks.
-
-    Images without a caption take no part in TR.
-    """
-    found = {}
-    for name, all_ranks in (("IR", ranks.images), ("TR", ranks.captions)):
-        of_queries = all_ranks[np.isfinite(all_ranks)]
-        found |= {f"{name}@{k}": float(np.mean(of_queries <= k)) for k in cutoffs}
-        found[f"{name} median"] = float(np.median(of_queries))
-        found[f"{name} mean"] = float(np.mean(of_queries))
-    return found
 
 
 def rank_variance(ranks: Mapping[str, Mapping[str, float]]) -> float:
@@ -199,16 +141,3 @@ def _right(predictions, labels: Sequence[int | None]) -> np.ndarray:
 def _check_count(predictions: int, labels: int) -> None:
     if predictions != labels or not labels:
         raise ValueError(f"{predictions} predictions for {labels} labels")
-
-
-def _ranks(
-    scores: np.ndarray, query_images: np.ndarray, item_images: np.ndarray, chunk: int
-) -> np.ndarray:
-    ranks = [
-        ranks_of_right(
-            scores[start : start + chunk],
-            query_images[start : start + chunk, None] == item_images,
-        )
-        for start in range(0, len(scores), chunk)
-    ]
-    return 1 + np.concatenate(ranks)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import ml_collections
 from jax.sharding import Mesh
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.downstream.answering import answerer
 from rc3_jax.downstream.batches import Batches, picture_fields
 from rc3_jax.downstream.classification import classifier
 from rc3_jax.downstream.config import TASKS
@@ -16,6 +17,8 @@ from rc3_jax.downstream.examples import Example, TaskData
 from rc3_jax.downstream.learner import Learner
 from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.downstream.retrieval import retrieval
+
+HEADS = ("class", "decoder")
 
 MakeBatches = Callable[[Sequence[Example]], Batches]
 
@@ -26,11 +29,21 @@ def make_learner(
     """The task's model, and what makes batches of its examples; see `finetune_config`.
 
     Raises:
-      ConfigError: if the model was fine-tuned for another task or for other classes.
+      ConfigError: for a head that the task cannot have; if the model was fine-tuned for another
+        task, for other classes or with another head.
     """
     task = TASKS[config.task]
+    check_choice("head", config.head, HEADS)
+    if config.head == "decoder" and config.task != "xgqa":
+        raise ConfigError(f"head='decoder' ranks the answers of xgqa; {config.task} has none")
     if pretrained.task not in (None, config.task):
         raise ConfigError(f"the model was fine-tuned for {pretrained.task}, not for {config.task}")
+    head = pretrained.finetuning.get("head", "class")
+    if pretrained.task is not None and head != config.head:
+        raise ConfigError(
+            f"head={config.head!r}: the model was fine-tuned with {head!r}; set "
+            f"--config.head={head}, or start from the pre-trained model"
+        )
     if pretrained.classes and pretrained.classes != data.classes:
         raise ConfigError(
             f"the model was fine-tuned for {len(pretrained.classes)} classes, which are not the "
@@ -51,6 +64,9 @@ def make_learner(
         rerank = None if config.rerank < 0 else config.rerank
         learner = retrieval(pretrained, mesh, fields_of, config.batch_size, rerank)
         return learner, functools.partial(make, numbers=picture_numbers(data))
+    if config.head == "decoder":
+        options = config.candidates, config.count_first_twice
+        return answerer(pretrained, data.classes, mesh, make, *options), make
     return classifier(pretrained, data.classes, task.pictures, mesh, make, config.seed), make
 
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.text import draw_texts, language_pairs
 from rc3_jax.evaluation.dependence import dependence_scores, similarities
-from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval, visual_rows
+from rc3_jax.evaluation.pair_encoder import PairEncoder
+from rc3_jax.evaluation.retrieval import CUTOFFS, evaluate_retrieval, visual_rows
 from rc3_jax.parallel.mesh import batch_devices, from_host
 from rc3_jax.training.run import Run
 
@@ -26,7 +27,10 @@ class Evaluator:
 
     def __init__(self, run: Run, progress: Callable[[], None] = lambda: None):
         self._corpus, self._tokenizer, self._config = run.corpus, run.tokenizer, run.config
-        self._encoder = Encoder(run.model, run.mesh, run.config.evaluation.batch_size, progress)
+        size = run.config.evaluation.batch_size
+        self._encoder = PairEncoder(
+            run.model, run.mesh, size, progress=lambda stage, done, total: progress()
+        )
         whole = NamedSharding(run.mesh, PartitionSpec())  # each process reads all of the results
         self._dependence = jax.jit(
             lambda params, rows: run.model.apply({"params": params}, rows, method=similarities),
@@ -38,6 +42,7 @@ class Evaluator:
     def scores(self, params) -> Scores:
         """`retrieval` (mode → language → recall) and `dependence`, where there is data for it."""
         scores = {}
+        self._progress()
         if self._corpus.heldout:
             scores["retrieval"] = evaluate_retrieval(
                 self._encoder,

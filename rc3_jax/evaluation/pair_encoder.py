@@ -32,6 +32,10 @@ Progress = Callable[[str, int, int], None]
 `right pairs` and `candidates`."""
 
 
+Fields = Callable[[Int[np.ndarray, " chosen"]], Mapping[str, np.ndarray]]
+"""Places of images to their visual fields, those that `encode_visual` reads."""
+
+
 class RetrievalData(NamedTuple):
     """Texts and images of a search, the same in every process.
 
@@ -47,7 +51,7 @@ class RetrievalData(NamedTuple):
     ids: Int[np.ndarray, "texts length"]
     image_of_text: Integer[np.ndarray, " texts"]
     image_ids: Integer[np.ndarray, " images"]
-    rows: Callable[[Int[np.ndarray, " chosen"]], Mapping[str, np.ndarray]]
+    rows: Fields
 
 
 Select = Callable[[range, range], tuple[Int[np.ndarray, " pairs"], ...]]
@@ -113,18 +117,21 @@ class PairEncoder:
             out_shardings=whole,
         )
 
-    def text_vectors(self, params, data: RetrievalData) -> Float[np.ndarray, "texts size"]:
+    def text_vectors(
+        self, params, ids: Int[np.ndarray, "texts length"]
+    ) -> Float[np.ndarray, "texts size"]:
         """Of all texts, float32."""
-        count = len(data.ids)
+        count = len(ids)
         batches = self._batches(range(count), "texts")
-        vectors = [np.asarray(self._encode_text(params, data, rows)[1]) for rows in batches]
+        vectors = [np.asarray(self._encode_text(params, ids, rows)[1]) for rows in batches]
         return np.concatenate(vectors)[:count]
 
-    def image_vectors(self, params, data: RetrievalData) -> Float[np.ndarray, "images size"]:
-        """Of all images, float32."""
-        count = len(data.image_ids)
+    def image_vectors(
+        self, params, count: int, produce: Fields
+    ) -> Float[np.ndarray, "images size"]:
+        """Of the first `count` images, float32."""
         batches = self._batches(range(count), "images")
-        vectors = [np.asarray(self._encode_images(params, data, rows).vector) for rows in batches]
+        vectors = [np.asarray(self._encode_images(params, produce, r).vector) for r in batches]
         return np.concatenate(vectors)[:count]
 
     def scores(
@@ -148,7 +155,7 @@ class PairEncoder:
                 chosen = select(block, rows)
                 if len(chosen[0]):
                     states = states or self._encode_block(params, data, block, size)
-                    view = self._encode_images(params, data, rows)
+                    view = self._encode_images(params, data.rows, rows)
                     local = chosen[0] - block.start, chosen[1] - rows.start
                     yield *chosen, self._matched(params, states, view, *local)
 
@@ -165,13 +172,13 @@ class PairEncoder:
             yield batch
             self._progress(stage, done, rounds * len(batches))
 
-    def _encode_text(self, params, data: RetrievalData, rows: range) -> tuple[Array, Array]:
-        ids = np.asarray(data.ids[rows.start : rows.stop], np.int32)
+    def _encode_text(self, params, ids: np.ndarray, rows: range) -> tuple[Array, Array]:
+        ids = np.asarray(ids[rows.start : rows.stop], np.int32)
         return self._text(params, from_host(self._padded(ids), self.mesh))
 
-    def _encode_images(self, params, data: RetrievalData, rows: range) -> View:
+    def _encode_images(self, params, produce: Fields, rows: range) -> View:
         rows = self._padded(np.arange(rows.start, rows.stop))
-        return self._visual(params, _spread(data.rows, rows, self.mesh))
+        return self._visual(params, _spread(produce, rows, self.mesh))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """A whole batch: the first row again where rows are lacking."""
@@ -192,7 +199,7 @@ class PairEncoder:
         ids[: len(block)] = data.ids[block.start : block.stop]
         states = None
         for start in range(0, len(block), self._size):
-            rows, _ = self._encode_text(params, data, block[start : start + self._size])
+            rows, _ = self._encode_text(params, data.ids, block[start : start + self._size])
             if states is None:
                 states = jnp.zeros((size, *rows.shape[1:]), rows.dtype, device=self._whole)
             states = self._put(states, rows, start)
@@ -218,7 +225,7 @@ class PairEncoder:
         return np.concatenate(results).reshape(-1)[slots]
 
 
-def _spread(produce: Callable, rows: Int[np.ndarray, " images"], mesh: Mesh) -> dict[str, Array]:
+def _spread(produce: Fields, rows: Int[np.ndarray, " images"], mesh: Mesh) -> dict[str, Array]:
     """Rows of images spread over the mesh, of which each process makes its own devices' alone."""
     sharding = NamedSharding(mesh, BATCH)
     made, shards = {}, {}

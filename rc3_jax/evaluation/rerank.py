@@ -81,7 +81,8 @@ def retrieve(
         raise ValueError(f"{len(data.ids)} texts and {len(data.image_ids)} images: none to rank")
     data, owners = _merged(data)
     params, mesh = encoder.place(params), encoder.mesh
-    texts, images = encoder.text_vectors(params, data), encoder.image_vectors(params, data)
+    texts = encoder.text_vectors(params, data.ids)
+    images = encoder.image_vectors(params, len(data.image_ids), data.rows)
     numbers = np.arange(len(images))
     by_vectors = by_matching = Ranks(
         ranks(images, texts, numbers, owners, mesh, tile),

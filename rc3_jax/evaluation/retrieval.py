@@ -2,82 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
-from rc3_jax.models.pair import PairModel
-from rc3_jax.parallel.mesh import batch_devices, from_host
+from rc3_jax.evaluation.pair_encoder import PairEncoder
 
 MODES = {"both": (True, True), "patches": (True, False), "regions": (False, True)}
 """Which visual parts a mode uses: (patches, regions)."""
 CUTOFFS = (1, 5, 10)
-
-
-class Encoder:
-    """Compiled encoders that take any number of rows, in batches of one size.
-
-    Args:
-      batch_size: rows of one call, rounded up to a multiple of the devices.
-      progress: called before each batch.
-    """
-
-    def __init__(
-        self,
-        model: PairModel,
-        mesh: Mesh,
-        batch_size: int,
-        progress: Callable[[], None] = lambda: None,
-    ):
-        self._mesh, self._progress = mesh, progress
-        devices = batch_devices(mesh)
-        self._batch_size = math.ceil(batch_size / devices) * devices
-        whole = NamedSharding(mesh, PartitionSpec())
-
-        def compiled(method: str, pick: Callable) -> Callable:
-            def call(params, rows):
-                return pick(model.apply({"params": params}, rows, method=method))
-
-            return jax.jit(call, out_shardings=whole)
-
-        self._text = compiled("encode_text", lambda out: out[1])
-        self._visual = compiled("encode_visual", lambda out: out.vector)
-
-    def texts(self, params, ids: np.ndarray) -> np.ndarray:
-        """Text vectors, float32 `[texts, size]`, of token ids `[texts, length]`."""
-        return self._run(self._text, params, ids)
-
-    def images(self, params, rows: Mapping[str, np.ndarray], mode: str) -> np.ndarray:
-        """Image vectors, float32 `[images, size]`, by `patches`, `regions` or `both`."""
-        patches, regions = MODES[mode]
-        count = len(rows["image"])
-        chosen = {**rows, "use_patches": np.full(count, patches)}
-        if "use_regions" in rows:
-            chosen["use_regions"] = np.full(count, regions)
-        return self._run(self._visual, params, chosen)
-
-    def _run(self, function, params, rows) -> np.ndarray:
-        count = len(jax.tree.leaves(rows)[0])
-        results = []
-        for start in range(0, count, self._batch_size):
-            self._progress()
-            stop = min(start + self._batch_size, count)
-            padding = self._batch_size - (stop - start)
-            batch = jax.tree.map(
-                lambda x, a=start, b=stop, p=padding: np.concatenate(
-                    [x[a:b], np.repeat(x[a : a + 1], p, axis=0)]
-                ),
-                rows,
-            )
-            output = function(params, from_host(batch, self._mesh))
-            results.append(np.asarray(output)[: stop - start])
-        return np.concatenate(results)
 
 
 def recalls(
@@ -130,8 +66,22 @@ def visual_rows(records: Sequence[Record], config) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
+def seen(rows: Mapping[str, np.ndarray], mode: str) -> Callable[[np.ndarray], dict]:
+    """Places to the visual fields of those images, of which a mode shows `MODES[mode]`.
+
+    Args:
+      rows: `visual_rows` of all images.
+    """
+    patches, regions = MODES[mode]
+    count = len(rows["image"])
+    shown = {**rows, "use_patches": np.full(count, patches)}
+    if "use_regions" in rows:
+        shown["use_regions"] = np.full(count, regions)
+    return lambda places: {name: field[places] for name, field in shown.items()}
+
+
 def evaluate_retrieval(
-    encoder: Encoder,
+    encoder: PairEncoder,
     params,
     records: Sequence[Record],
     rows: Mapping[str, np.ndarray],
@@ -155,10 +105,10 @@ def evaluate_retrieval(
         owners = [i for i, record in enumerate(records) for _ in record.texts.get(code, ())]
         spoken = [text for record in records for text in record.texts.get(code, ())]
         if spoken:
-            texts[code] = encoder.texts(params, tokenizer.encode(spoken)), np.array(owners)
+            texts[code] = encoder.text_vectors(params, tokenizer.encode(spoken)), np.array(owners)
     scores = {}
     for mode in modes:
-        images = encoder.images(params, rows, mode)
+        images = encoder.image_vectors(params, len(records), seen(rows, mode))
         scores[mode] = {}
         for code, (vectors, owners) in texts.items():
             described = np.unique(owners)  # images without a text in this language do not take part

@@ -1,6 +1,6 @@
-"""Visual question answering with CCLM: a decoder writes answers, or ranks those of a closed list.
+"""Visual question answering: a decoder writes answers, or ranks those of a closed list.
 
-As the published code of 2022 does it (CCLM.md section 5).
+As the published code of CCLM of 2022 does it (CCLM.md section 5).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.heads import MaskedLMHead, word_logits
+from rc3_jax.models.layers import TOKEN_INIT, Stack
 from rc3_jax.models.tasks import Reader, encoders
 from rc3_jax.models.text import TextTower
 
@@ -35,13 +36,20 @@ class Question(NamedTuple):
 class AnswerDecoder(TextTower):
     """The text tower again, whose tokens read those before them and the question.
 
-    The words are predicted with its word embeddings; `encoder` is causal.
+    Attributes:
+      encoder: causal.
+      tied_decoder: words are predicted with its word embeddings, otherwise with a table of their
+        own; see `CCLM`.
     """
+
+    tied_decoder: bool = True
 
     def setup(self):
         super().setup()
         self.masked_lm_head = MaskedLMHead(self.encoder.dtype)
         self.word_bias = self.param("word_bias", nn.initializers.zeros, (self.vocab_size,))
+        if not self.tied_decoder:
+            self.decoder = self.param("decoder", TOKEN_INIT, (self.vocab_size, self.width))
 
     def __call__(
         self, ids: Int[Array, "batch length"], question: Question, deterministic: bool = True
@@ -54,11 +62,12 @@ class AnswerDecoder(TextTower):
         places = jnp.arange(ids.shape[1]) + self.position_offset
         x = self.embed(ids, places, deterministic)
         x = self.encoder(x, ids != PAD_ID, question.tokens, question.mask, deterministic)
-        words = self.word_embedding.embedding.astype(self.encoder.dtype)
+        words = self.word_embedding.embedding if self.tied_decoder else self.decoder
+        words = words.astype(self.encoder.dtype)
         return word_logits(self.masked_lm_head(x), words, self.word_bias)
 
 
-class QuestionAnswering(Reader, kw_only=True):
+class Answerer(nn.Module, kw_only=True):
     """Answers questions about images: GQA, xGQA.
 
     Answers are token ids from `<s>` to `</s>`, padded on the right with `PAD_ID`.
@@ -66,16 +75,14 @@ class QuestionAnswering(Reader, kw_only=True):
 
     decoder: AnswerDecoder
 
-    def ask(
+    def read_question(
         self,
-        pixels: Float[Array, "batch height width 3"],
+        rows: Mapping[str, Array],
         ids: Int[Array, "batch length"],
-        mask: Bool[Array, "batch length"] | None = None,
         deterministic: bool = True,
     ) -> Question:
-        """Questions about normalised images; see `Reader.read`."""
-        mask = ids != PAD_ID if mask is None else mask
-        return Question(self.read(pixels, ids, mask, deterministic), mask)
+        """Questions about the images of a batch's rows."""
+        raise NotImplementedError
 
     def decode(
         self, answers: Int[Array, "batch length"], question: Question, deterministic: bool = True
@@ -146,18 +153,53 @@ class QuestionAnswering(Reader, kw_only=True):
         rows: Mapping[str, Array],
         ids: Int[Array, "batch length"],
         answers: Int[Array, "batch length"],
+        deterministic: bool = True,
     ) -> Float[Array, " batch"]:
-        """The loss of an answer to each question. See `normalise` for `rows`."""
-        return self.answer_losses(answers, self.ask(self.normalise(rows), ids))
+        """The loss of an answer to each question. See `read_question` for `rows`."""
+        question = self.read_question(rows, ids, deterministic)
+        return self.answer_losses(answers, question, deterministic)
+
+
+class QuestionAnswering(Reader, Answerer, kw_only=True):
+    """The answerer of CCLM."""
+
+    def ask(
+        self,
+        pixels: Float[Array, "batch height width 3"],
+        ids: Int[Array, "batch length"],
+        mask: Bool[Array, "batch length"] | None = None,
+        deterministic: bool = True,
+    ) -> Question:
+        """Questions about normalised images; see `Reader.read`."""
+        mask = ids != PAD_ID if mask is None else mask
+        return Question(self.read(pixels, ids, mask, deterministic), mask)
+
+    def read_question(
+        self,
+        rows: Mapping[str, Array],
+        ids: Int[Array, "batch length"],
+        deterministic: bool = True,
+    ) -> Question:
+        """See `normalise` for `rows`."""
+        return self.ask(self.normalise(rows), ids, deterministic=deterministic)
+
+
+def answer_decoder(text: TextTower, fusion: Stack, tied_decoder: bool = True) -> AnswerDecoder:
+    """The decoder that starts from a text tower and a fusion encoder, as deep as the latter."""
+    return AnswerDecoder(
+        fusion.clone(causal=True),
+        text.vocab_size,
+        text.width,
+        text.max_positions,
+        text.position_offset,
+        tied_decoder,
+    )
 
 
 def build_question_answering(
     config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | None = None
 ) -> QuestionAnswering:
-    """The model of VQA as `config.model` says; the decoder is as deep as the fusion encoder."""
+    """The model of VQA as `config.model` says."""
     parts = encoders(config, vocab_size, mesh)
-    text, layers = parts["text"], parts["fusion"].clone(causal=True)
-    decoder = AnswerDecoder(
-        layers, vocab_size, text.width, text.max_positions, text.position_offset
-    )
+    decoder = answer_decoder(parts["text"], parts["fusion"], config.tied_decoder)
     return QuestionAnswering(**parts, decoder=decoder)

@@ -199,7 +199,7 @@ def shapes_of(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(
-    path: pathlib.Path, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+    path: pathlib.Path | str, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
 ) -> None:
     """Raises ConfigError with every path whose shape differs between the two."""
     differing = [f"missing: {p} {shape}" for p, shape in wanted.items() if p not in stored]

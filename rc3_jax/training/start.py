@@ -12,6 +12,8 @@ from flax.traverse_util import flatten_dict
 
 from rc3_jax.config import ConfigError, stored_settings
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
+from rc3_jax.models.text import text_epsilon
+from rc3_jax.models.towers import STYLES
 from rc3_jax.training.checkpoint import load_params, stored_shapes
 
 FREE = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
@@ -114,10 +116,7 @@ def check_init(config: ml_collections.ConfigDict) -> None:
     Shapes do not tell of the number of heads, of positions, of an epsilon.
     """
     stored = _settings(pathlib.Path(config.init))
-    ours, theirs = (
-        flatten_dict(json.loads(json.dumps(model)), sep=".")
-        for model in (config.model.to_dict(), stored.get("model", {}))
-    )
+    ours, theirs = map(_computed, (config.model.to_dict(), stored.get("model", {})))
     names = [name for name in ours if name not in FREE and name in theirs]
     differing = [
         f"model.{name} is {ours[name]}, there {theirs[name]}"
@@ -126,6 +125,17 @@ def check_init(config: ml_collections.ConfigDict) -> None:
     ]
     if differing:
         raise ConfigError(f"{config.init} holds another model: {'; '.join(differing)}")
+
+
+def _computed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by flat name, with what the towers compute with where it is not set."""
+    parts = json.loads(json.dumps(model))
+    text, patch = (parts.get(name) for name in ("text", "patch"))
+    if isinstance(text, dict):
+        text["epsilon"] = text_epsilon(text)
+    if isinstance(patch, dict) and (own := STYLES.get(patch.get("type", "vit"))):
+        patch |= {k: value for k, value in own._asdict().items() if patch.get(k) is None}
+    return flatten_dict(parts, sep=".")
 
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:

@@ -64,6 +64,7 @@ def _assert_near(found, expected, deviation, draws: int) -> None:
     assert np.all(error < SIGMAS), (found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 def test_masks_fall_as_those_of_the_published_code(recorded, group):
     for setting in recorded[group]:

@@ -13,11 +13,9 @@ from PIL import Image
 from rc3_jax.data.corpus import open_corpus, run_tokenizer
 from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.sources.rows import ImageRow, ImageTextSource
-from rc3_jax.data.stream import Pool, batch_rows, iterate, make_batches
+from rc3_jax.data.stream import Pool, iterate, make_batches
 from tests.tiny import tiny_config
 
-SHARES = {"strict": 2.0, "weak": 1.0, "parallel": 1.0}
-KINDS = tuple(SHARES)
 TEXTS = {"en": "a star", "de": "ein Stern", "fr": "une étoile", "cs": "hvězda"}
 RECORDS = 200  # of the folder in which some images are damaged
 
@@ -75,37 +73,6 @@ def test_a_batch_holds_fixed_shares_of_each_kind(corpus, tokenizer):
     assert shapes[0] == shapes[1]  # so that the step compiles once
 
 
-@pytest.mark.parametrize(
-    ("size", "shares", "kinds", "rows"),
-    [
-        (16, SHARES, KINDS, {"strict": 8, "weak": 4, "parallel": 4}),
-        (12, SHARES, ("strict", "weak"), {"strict": 8, "weak": 4}),
-        (9, SHARES, ("weak",), {"weak": 9}),
-        (10, SHARES | {"weak": 0.0, "parallel": 0.5}, KINDS, {"strict": 8, "parallel": 2}),
-        (10, {"strict": 0.7, "weak": 0.2, "parallel": 0.1}, KINDS, {"strict": 7, "weak": 2}),
-        (30, {"strict": 0.1, "weak": 0.2, "parallel": 0.0}, KINDS, {"strict": 10, "weak": 20}),
-    ],
-)
-def test_shares_become_whole_rows_of_the_kinds_there_are(size, shares, kinds, rows):
-    found = batch_rows(size, shares, kinds)
-    assert found | rows == found and sum(found.values()) == size
-    assert all(type(count) is int and count > 0 for count in found.values())
-
-
-@pytest.mark.parametrize(
-    ("size", "shares", "kinds", "message"),
-    [
-        (18, SHARES, KINDS, "batch_size=18 cannot be shared .*; make it a multiple of 4$"),
-        (16, SHARES, ("parallel",), r"offer \['parallel'\] .*strict or weak rows, that is images"),
-        (16, SHARES, (), "offer nothing"),
-        (16, SHARES | {"strict": 0.0}, ("strict", "parallel"), "training needs strict or weak"),
-    ],
-)
-def test_shares_that_cannot_be_are_told_with_the_remedy(size, shares, kinds, message):
-    with pytest.raises(DataError, match=message):
-        batch_rows(size, shares, kinds)
-
-
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_together_read_what_one_reads(corpus, tokenizer, count):
     config = _config()
@@ -152,7 +119,7 @@ def test_another_seed_gives_other_rows_and_the_same_seed_the_same(corpus, tokeni
         make_batches(corpus.pools, tokenizer, _config(seed=seed), Skips())[0] for seed in (1, 1, 2)
     )
     _assert_equal(first, same)
-    for kind in KINDS:
+    for kind in first:
         assert not np.array_equal(first[kind]["groups"], other[kind]["groups"])
         assert not np.array_equal(first[kind]["masked_positions"], other[kind]["masked_positions"])
 

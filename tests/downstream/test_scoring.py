@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rc3_jax.downstream import scoring
-from rc3_jax.downstream.scoring import Ranks
 
 # Few values, so that many tie.
 SCORE = st.sampled_from([-1.0, 0.0, 0.5, 1.0, math.nan, -math.inf])
@@ -73,76 +72,6 @@ def test_calibration_error_is_that_of_the_bins(data, rows, classes, bins):
     assert found == pytest.approx(expected)
 
 
-def brute_rank(scores, right) -> float:
-    """1 + the wrong items not surely worse than the best right one, by comparing all."""
-    if not any(right):
-        return math.inf
-    own = [score for score, is_right in zip(scores, right, strict=True) if is_right]
-    # A right item that is not a number spoils its query: nothing is surely worse than it.
-    best = math.nan if any(map(math.isnan, own)) else max(own)
-    others = [score for score, is_right in zip(scores, right, strict=True) if not is_right]
-    return 1 + sum(not score < best for score in others)
-
-
-@given(st.data(), st.integers(1, 7), st.integers(1, 5), st.integers(1, 3), st.booleans())
-def test_ranks_by_comparing_all(data, captions, images, chunk, has_other_scores):
-    scores = data.draw(hnp.arrays(np.float64, (captions, images), elements=SCORE))
-    owners = data.draw(hnp.arrays(np.int64, captions, elements=st.integers(0, images - 1)))
-    other = scores.T
-    if has_other_scores:
-        other = data.draw(hnp.arrays(np.float64, (images, captions), elements=SCORE))
-    given_scores = other if has_other_scores else None
-    ranks = scoring.retrieval_ranks(scores, owners, given_scores, chunk)
-    for caption, rank in enumerate(ranks.images):
-        right = [image == owners[caption] for image in range(images)]
-        assert rank == brute_rank(scores[caption], right)
-    for image, rank in enumerate(ranks.captions):
-        assert rank == brute_rank(other[image], list(owners == image))
-    found = scoring.retrieval_scores(ranks, cutoffs=(1, 2))
-    ranked = [rank for rank in ranks.captions if rank < math.inf]
-    assert found["IR@1"] == np.mean([rank <= 1 for rank in ranks.images])
-    assert found["TR@2"] == np.mean([rank <= 2 for rank in ranked])
-    assert found["IR median"] == np.median(ranks.images)
-    assert found["TR mean"] == pytest.approx(np.mean(ranked))
-
-
-def test_ranks_of_hand_made_scores():
-    # Image 0 has captions 0 and 1, image 1 has caption 2, image 2 has none.
-    scores = [[0.9, 0.1, 0.2], [0.1, 0.8, 0.9], [0.3, 0.3, 0.1]]
-    ranks = scoring.retrieval_ranks(scores, [0, 0, 1])
-    assert ranks.images.tolist() == [1, 3, 2]  # caption 2 ties, and the wrong image goes first
-    assert ranks.captions.tolist() == [1, 2, math.inf]
-    found = scoring.retrieval_scores(ranks)
-    assert set(found) == {
-        *("IR@1", "IR@5", "IR@10", "IR median", "IR mean"),
-        *("TR@1", "TR@5", "TR@10", "TR median", "TR mean"),
-    }
-    assert found["IR@1"] == pytest.approx(1 / 3) and found["IR@5"] == 1
-    assert found["TR@1"] == 0.5 and found["TR median"] == found["TR mean"] == 1.5
-
-
-def test_models_that_collapsed_or_diverged_do_not_score():
-    for scores in (np.zeros((4, 4)), np.full((4, 4), np.nan)):
-        found = scoring.retrieval_scores(scoring.retrieval_ranks(scores, range(4)))
-        assert found["IR@1"] == found["TR@1"] == 0 and found["IR mean"] == 4
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        (np.zeros((2, 3)), [0]),
-        (np.zeros(3), [0, 0, 0]),
-        (np.zeros((2, 2)), [0, 2]),
-        (np.zeros((2, 2)), [-1, 0]),
-        (np.zeros((2, 3)), [0, 1], np.zeros((2, 3))),
-        (np.zeros((0, 3)), []),
-    ],
-)
-def test_scores_that_do_not_fit(arguments):
-    with pytest.raises(ValueError):
-        scoring.retrieval_ranks(*arguments)
-
-
 def test_rank_variance_is_over_languages_of_the_same_image():
     ranks = {"en": {"a": 1, "b": 4, "c": 9}, "de": {"a": 3, "b": 4}, "ja": {"b": 4, "a": 5}}
     assert scoring.rank_variance(ranks) == pytest.approx((8 / 3 + 0) / 2)
@@ -166,8 +95,3 @@ def test_summaries_over_languages_and_seeds():
     assert mean == 0.7 and math.isnan(error)
     with pytest.raises(ValueError, match="no value"):
         scoring.mean_and_error([])
-
-
-def test_ranks_without_infinite_ones_are_all_counted():
-    found = scoring.retrieval_scores(Ranks(np.array([1.0, 6]), np.array([2.0, math.inf])))
-    assert (found["IR@5"], found["TR@1"], found["TR@5"]) == (0.5, 0, 1)

@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as arrays
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.record import Record
 from rc3_jax.data.scenes import SceneSource
-from rc3_jax.evaluation.retrieval import CUTOFFS, Encoder, evaluate_retrieval, recalls, visual_rows
+from rc3_jax.evaluation.pair_encoder import PairEncoder
+from rc3_jax.evaluation.retrieval import (
+    CUTOFFS,
+    MODES,
+    evaluate_retrieval,
+    recalls,
+    seen,
+    visual_rows,
+)
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.parallel.mesh import one_device_mesh
 from tests.evaluation.random_params import random_params
@@ -109,12 +117,16 @@ def params(config, model):
 
 @pytest.fixture(scope="module")
 def encoder(model):
-    return Encoder(model, one_device_mesh(), 4)
+    return PairEncoder(model, one_device_mesh(), 4)
 
 
 @pytest.fixture(scope="module")
 def records():
     return list(SceneSource("retrieval", "heldout", 9, seed=0))
+
+
+def images_of(encoder, params, rows, mode):
+    return encoder.image_vectors(params, len(rows["image"]), seen(rows, mode))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
@@ -125,11 +137,11 @@ def test_any_number_of_rows_gives_the_vectors_of_one_by_one(
     ids[:, 0] = 0
     rows = visual_rows(records[:count], config)
     single_rows = [{name: field[i : i + 1] for name, field in rows.items()} for i in range(count)]
-    texts = [encoder.texts(params, ids[i : i + 1]) for i in range(count)]
-    images = [encoder.images(params, row, "both") for row in single_rows]
+    texts = [encoder.text_vectors(params, ids[i : i + 1]) for i in range(count)]
+    images = [images_of(encoder, params, row, "both") for row in single_rows]
     for together, singly in (
-        (encoder.texts(params, ids), np.concatenate(texts)),
-        (encoder.images(params, rows, "both"), np.concatenate(images)),
+        (encoder.text_vectors(params, ids), np.concatenate(texts)),
+        (images_of(encoder, params, rows, "both"), np.concatenate(images)),
     ):
         assert together.shape == (count, config.model.projection_size)
         np.testing.assert_allclose(np.linalg.norm(together, axis=1), 1, atol=1e-5)
@@ -144,7 +156,7 @@ def test_a_mode_sees_its_visual_parts_alone(encoder, params, config, records):
     other_regions = rows | {"region_features": rows["region_features"] + 1}
 
     def is_same(mode, changed):
-        one, other = (encoder.images(params, r, mode) for r in (rows, changed))
+        one, other = (images_of(encoder, params, r, mode) for r in (rows, changed))
         return np.abs(one - other).max() < 1e-5
 
     assert is_same("patches", other_regions) and not is_same("patches", other_pixels)
@@ -163,16 +175,18 @@ class _KnownVectors:
     """Text n and image n are the n-th row of what is given; remembers the modes asked for."""
 
     def __init__(self, text_vectors, image_vectors):
-        self.text_vectors, self.image_vectors = text_vectors, image_vectors
+        self._texts, self._images = text_vectors, image_vectors
         self.modes = []
 
-    def texts(self, params, ids):
-        return self.text_vectors[ids[:, 0]]
+    def text_vectors(self, params, ids):
+        return self._texts[ids[:, 0]]
 
-    def images(self, params, rows, mode):
-        self.modes.append(mode)
-        assert len(rows["image"]) == len(self.image_vectors)
-        return self.image_vectors
+    def image_vectors(self, params, count, produce):
+        rows = produce(np.arange(count))
+        shown = bool(rows["use_patches"][0]), bool(rows["use_regions"][0])
+        self.modes += [mode for mode, parts in MODES.items() if parts == shown]
+        assert len(rows["image"]) == len(self._images)
+        return self._images
 
 
 def _described(**texts) -> Record:

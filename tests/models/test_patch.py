@@ -1,6 +1,6 @@
-"""Patch tower as CLIP's and SigLIP's vision transformer: values, gradients and parameters.
+"""Styles, options and activations of the patch tower.
 
-As `ViTModel` it is compared in tests/convert.
+Values and gradients are compared with those of Hugging Face in tests/convert.
 """
 
 from __future__ import annotations
@@ -12,18 +12,12 @@ from flax.traverse_util import flatten_dict
 
 from rc3_jax.config import ConfigError, default_config
 from rc3_jax.config_cclm import cclm_config
-from rc3_jax.convert.huggingface_names import CLIP_VISION, SIGLIP_VISION
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.layers import ACTIVATIONS, Stack
 from rc3_jax.models.patch import PatchTower
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.models.towers import build_visual_tower
-from tests.vision_reference import (
-    compare_with_torch,
-    randomise,
-    require,
-    template_of,
-)
+from tests.vision_reference import template_of
 
 SIZE = dict(image_size=36, patch=12, width=20)
 DEPTH, HEADS, MLP_WIDTH = 2, 5, 30
@@ -36,52 +30,6 @@ def _images() -> np.ndarray:
 def _tower(activation: str = "quick_gelu", **options) -> PatchTower:
     encoder = Stack(DEPTH, HEADS, MLP_WIDTH, True, 1e-5, activation=activation)
     return PatchTower(encoder, **SIZE, **options)
-
-
-@pytest.mark.parametrize("scale", [0.04, 0.15])
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_tower_equals_clip(scale, activation):
-    torch, transformers = require("torch"), require("transformers")
-    config = transformers.CLIPVisionConfig(
-        image_size=SIZE["image_size"],
-        patch_size=SIZE["patch"],
-        hidden_size=SIZE["width"],
-        num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS,
-        intermediate_size=MLP_WIDTH,
-        hidden_act=activation,
-        attn_implementation="eager",
-    )
-    model = randomise(transformers.CLIPVisionModel(config), torch, scale)
-    images = _images()
-    states = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state
-    states = getattr(model, "vision_model", model).post_layernorm(states)
-    tower = _tower(activation, patch_bias=False, norm_first=True)
-    named = dict(model.named_parameters())
-    compare_with_torch(torch, tower, images, states, named, dict, CLIP_VISION)
-
-
-@pytest.mark.parametrize("scale", [0.04, 0.15])
-def test_tower_equals_siglip(scale):
-    torch, transformers = require("torch"), require("transformers")
-    config = transformers.SiglipVisionConfig(
-        image_size=SIZE["image_size"],
-        patch_size=SIZE["patch"],
-        hidden_size=SIZE["width"],
-        num_hidden_layers=DEPTH,
-        num_attention_heads=HEADS,
-        intermediate_size=MLP_WIDTH,
-        vision_use_head=False,
-        attn_implementation="eager",
-    )
-    model = randomise(transformers.SiglipVisionModel(config), torch, scale)
-    images = _images()
-    states = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state
-    states = torch.cat([states.mean(dim=1, keepdim=True), states], dim=1)
-    tower = build_visual_tower(_config("siglip"))
-    compare_with_torch(
-        torch, tower, images, states, dict(model.named_parameters()), dict, SIGLIP_VISION
-    )
 
 
 def _config(name: str, **settings):

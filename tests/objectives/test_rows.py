@@ -3,14 +3,15 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rc3_jax.objectives.rows import join, split
 from tests.processes import run_python
 
 
-@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=4))
+@settings(max_examples=15)  # each compiles
+@given(counts=st.lists(st.sampled_from([1, 4, 6, 12]), min_size=1, max_size=4))
 def test_split_undoes_join(counts):
     parts = [jnp.arange(n * 2).reshape(n, 2) + 100 * i for i, n in enumerate(counts)]
     joined = join(parts)
@@ -19,6 +20,7 @@ def test_split_undoes_join(counts):
         np.testing.assert_array_equal(part, back)
 
 
+@settings(max_examples=15)
 @given(shares=st.lists(st.integers(1, 4), min_size=1, max_size=3), devices=st.integers(1, 8))
 def test_rows_stay_on_the_device_that_holds_them(shares, devices):
     counts = [share * devices for share in shares]

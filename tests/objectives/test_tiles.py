@@ -7,9 +7,11 @@ import pytest
 from tests.processes import run_python
 
 
-@pytest.mark.parametrize("name", ["info_nce", "sigmoid", "soft_cross_entropy", "negatives"])
-def test_every_tiling_equals_the_dense_matrix(name):
-    run_python(f"from tests.objectives.tile_cases import check_{name}; check_{name}()", devices=8)
+@pytest.mark.slow
+def test_every_tiling_equals_the_dense_matrix():
+    checks = ("info_nce", "sigmoid", "soft_cross_entropy", "negatives")
+    calls = "\n".join(f"cases.check_{name}()" for name in checks)
+    run_python(f"from tests.objectives import tile_cases as cases\n{calls}", devices=8)
 
 
 MEMORY = """

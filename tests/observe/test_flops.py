@@ -143,6 +143,7 @@ def test_forward_passes_as_they_are_compiled(name):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_step_as_it_is_compiled():
     config = small_config()
     run = abstract_run(config, jax.devices()[:1], ROWS, VOCABULARY)

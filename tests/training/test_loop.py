@@ -2,6 +2,8 @@
 
 import io
 import json
+import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,56 +25,69 @@ def lines(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_leaves_its_scores_metrics_settings_and_checkpoint(tmp_path):
-    config, console = tiny_config(), quiet()
-    config.evaluation.every = 2
-    scores = train(config, tmp_path / "run", console=console)
-    folder = tmp_path / "run"
+class Whole(NamedTuple):
+    """A run from its first step to its scores.
+
+    Attributes:
+      shown: on the console.
+      compilations: heard of when the metrics of each step were read.
+    """
+
+    folder: pathlib.Path
+    scores: dict[str, Any]
+    shown: str
+    compilations: list[int]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    heard, counts = [], []
+
+    def hear(name, seconds, **more):
+        if "backend_compile" in name:
+            heard.append(name)
+
+    def counting(*arguments):
+        counts.append(len(heard))
+        return report(*arguments)
+
+    report, console = loop._report, quiet()
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    jax.monitoring.register_event_duration_secs_listener(hear)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "_report", counting)
+        scores = train(tiny_config(), folder, console=console)
+    jax.monitoring.clear_event_listeners()
+    return Whole(folder, scores, console.file.getvalue(), counts)
+
+
+def test_a_run_leaves_its_scores_metrics_settings_and_checkpoint(whole):
+    folder, scores = whole.folder, whole.scores
     assert json.loads((folder / "scores.json").read_text())["retrieval"] == scores["retrieval"]
     assert set(scores["retrieval"]) == {"both", "patches", "regions"}
     assert set(scores["retrieval"]["both"]) == {"cs", "de", "en", "fr", "ja", "zh"}
     assert {"text_dependence", "image_dependence", "proximity_relevance"} <= set(
         scores["dependence"]
     )
-    rows = lines(folder)
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
-    assert any("retrieval/both/en/IR@1" in row for row in rows)
+    assert [row["step"] for row in lines(folder) if "loss" in row] == [1, 2, 3, 4]
     assert json.loads((folder / "config.json").read_text())["steps"] == 4
     assert (folder / "tokenizer.json").exists()
     assert (folder / "checkpoints" / "4").is_dir()
-    shown = console.file.getvalue()
-    assert "step 4/4" in shown
-    assert "samples/s" in shown
-    assert "IR@10" in shown
+    for part in ("step 4/4", "samples/s", "IR@10"):
+        assert part in whole.shown
 
 
-def test_the_step_compiles_once(tmp_path):
-    compiled = []
-    jax.monitoring.register_event_duration_secs_listener(
-        lambda name, seconds, **kw: compiled.append((name, kw)) if "backend_compile" in name else 0
-    )
-    counts = []
-    original = loop._report
-
-    def counting(*args):
-        counts.append(len(compiled))
-        return original(*args)
-
-    loop._report = counting
-    try:
-        train(tiny_config(), tmp_path, console=quiet())
-    finally:
-        loop._report = original
-        jax.monitoring.clear_event_listeners()
+def test_the_step_compiles_once(whole):
+    counts = whole.compilations
     assert counts[0] > 0  # the listener hears of compilations
     assert len(counts) == 4
     assert len(set(counts[:3])) == 1  # none between the first step and the last report
 
 
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
-    config = tiny_config()
-    whole = train(config, tmp_path / "whole", console=quiet())
-    folder = tmp_path / "stopped"
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(whole, tmp_path):
+    config, folder = tiny_config(), tmp_path / "stopped"
+    config.evaluation.every = 2
 
     class Stop(Exception):
         pass
@@ -84,21 +99,18 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(tmp_path):
             raise Stop
         return original(step, *rest)
 
-    loop._report = stop_at_three
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "_report", stop_at_three)
         with pytest.raises(Stop):
             train(config, folder, console=quiet())
-    finally:
-        loop._report = original
+    assert any("retrieval/both/en/IR@1" in row for row in lines(folder))
     with pytest.raises(ConfigError, match="--resume"):
         train(config, folder, console=quiet())
     console = quiet()
     resumed = train(config, folder, resume=True, console=console)
     assert "resuming after step 2" in console.file.getvalue()
-    assert resumed == whole
-    last = [
-        next(r for r in reversed(lines(f)) if "loss" in r) for f in (tmp_path / "whole", folder)
-    ]
+    assert resumed == whole.scores
+    last = [next(r for r in reversed(lines(f)) if "loss" in r) for f in (whole.folder, folder)]
     assert last[0]["loss"] == last[1]["loss"]
 
 
@@ -113,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(batch_size=18), "batch_size=18 cannot be shared"),
+        (dict(batch_size=2), "batch_size=2 shared as .* leaves no row to parallel"),
         (dict(shares=dict(strict=0.0, weak=0.0)), "needs strict or weak rows"),
         (dict(mesh=dict(fsdp=5)), "mesh.fsdp=5 x mesh.tensor=1 does not give"),
         (dict(objective=dict(regularizer=("hing",))), "name one or more of weighted"),
@@ -136,7 +148,7 @@ def test_weak_rows_alone_and_strict_rows_alone_train(tmp_path):
         config = tiny_config()
         config.steps = 2
         config.data.sources.scenes.update(kinds)
-        config.evaluation.languages = ("en",)
+        config.evaluation.images = 0
         scores = train(config, tmp_path / "-".join(kinds), console=quiet())
         assert np.isfinite(scores["dependence"]["text_dependence"])
 

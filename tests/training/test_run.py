@@ -16,6 +16,7 @@ from rc3_jax.training.start import check_init
 from tests.tiny import tiny_cclm, tiny_config
 
 
+@pytest.mark.slow
 def test_a_run_from_its_folder_scores_as_when_it_ended(tmp_path):
     config = tiny_config()
     config.objective.weights = {name: float(name == "itc") for name in config.objective.weights}
@@ -23,7 +24,10 @@ def test_a_run_from_its_folder_scores_as_when_it_ended(tmp_path):
 
     run, params = load_run(tmp_path)
     assert run.config.to_dict() == FrozenConfigDict(config).to_dict()
-    assert Evaluator(run).scores(params) == scores
+    beats = []
+    assert Evaluator(run, lambda: beats.append(True)).scores(params) == scores
+    # At the start, after each language's texts and each mode's images, before the dependence.
+    assert len(beats) == 1 + 6 + 3 + 1
 
     config.evaluation.images = 3
     other, same_params = load_run(tmp_path, config)
@@ -72,6 +76,35 @@ def test_weights_of_a_model_that_computes_otherwise_are_refused(tmp_path, settin
     (tmp_path / "config.json").write_text(json.dumps({"model": model}))
     with pytest.raises(ConfigError, match=rf"holds another model: model.{setting} is"):
         check_init(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "setting", "own"),
+    [
+        (tiny_config, "text.epsilon", 1e-5),
+        (tiny_config, "patch.epsilon", 1e-12),
+        (tiny_config, "patch.activation", "gelu"),
+        (tiny_cclm, "text.epsilon", 1e-5),
+        (tiny_cclm, "patch.epsilon", 1e-5),  # Swin
+    ],
+)
+def test_what_a_tower_computes_with_unset_is_its_own(tmp_path, config, setting, own):
+    config = config()
+    config.init = str(tmp_path)
+    part, name = setting.split(".")
+
+    def check(ours, theirs):
+        config.model[part][name] = ours
+        model = json.loads(json.dumps(config.model.to_dict()))
+        model[part][name] = theirs
+        (tmp_path / "config.json").write_text(json.dumps({"model": model}))
+        check_init(config)
+
+    check(None, own)
+    check(own, None)
+    other = "gelu_tanh" if isinstance(own, str) else 1e-3
+    with pytest.raises(ConfigError, match=f"model.{setting} is {own}, there {other}"):
+        check(None, other)
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,6 @@ def functions(mesh):
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, here.abstract_state())
-    return here, jax.jit(jax.value_and_grad(weighted)), jax.jit(update, out_shardings=shardings)
-
-def steps(here, gradient_of, update, terms):
     state = here.create_state()
     if config.system == "cclm":
         # The texts of a fresh tower have nearly one vector, and the contrast's gradient is then a
@@ -68,11 +65,15 @@ def steps(here, gradient_of, update, terms):
             state.params,
         ))
     split = [p for p in jax.tree.leaves(state.params) if not p.sharding.is_fully_replicated]
-    assert (len(split) > 40) == (here.mesh.shape["fsdp"] > 1), len(split)
+    assert (len(split) > 40) == (mesh.shape["fsdp"] > 1), len(split)
+    read = [to_global(batches[number], mesh) for number in range(5)]
+    gradient_of = jax.jit(jax.value_and_grad(weighted))
+    return state, read, gradient_of, jax.jit(update, out_shardings=shardings)
+
+def steps(state, read, gradient_of, update, terms):
     names = {term for wanted in OBJECTIVES[sys.argv[1]].values() for term in wanted}
     weights = {name: jnp.float32(name in terms) for name in names}
-    for number in range(5):
-        batch = to_global(batches[number], here.mesh)
+    for batch in read:
         loss, gradients = gradient_of(state.params, state.ema, state.step, weights, batch)
         state = update(state, gradients)
         gradient = np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradients)])

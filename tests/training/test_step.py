@@ -31,10 +31,16 @@ def prepared(batch_size=16):
     return run, params, to_global(batches[0], run.mesh)
 
 
-def compiled_gradient(changes):
-    """The compiled loss and gradient with some settings of the objective changed."""
+@functools.cache
+def compiled_gradient(**changes):
+    """The compiled loss and gradient, and their values, with some settings of the objective changed.
+
+    Args:
+      changes: weights of terms, those not named being 0, and other settings.
+    """
     run, params, batch = prepared()
     config = tiny_config()
+    config.objective.weights = {term: changes.pop(term, 0.0) for term in TERMS}
     config.objective.update(changes)
     config.objective.ramp = 0.0
     ema = {part: params[part] for part in ("text", "text_projection")}
@@ -47,13 +53,9 @@ def compiled_gradient(changes):
     return compiled, float(loss), {k: float(v) for k, v in terms.items()}, gradients
 
 
-def weights(**chosen):
-    return {"weights": {term: chosen.get(term, 0.0) for term in TERMS}}
-
-
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     chosen = dict(itc=1.0, xtcl=0.5, xvtcl=2.0, xvtcl_weak=0.25, itm=3.0, mclm=1.5)
-    _, loss, terms, gradients = compiled_gradient(weights(**chosen))
+    _, loss, terms, gradients = compiled_gradient(**chosen)
     factors = chosen | {"hinge": 0.25}
     assert loss == pytest.approx(sum(factors[name] * terms[name] for name in factors), rel=1e-5)
     idle = [
@@ -81,33 +83,33 @@ def test_the_loss_is_the_weighted_sum_of_its_terms():
     ],
 )
 def test_weight_zero_leaves_a_term_out_of_the_compiled_step(term, present, absent):
-    compiled, loss, terms, gradients = compiled_gradient(weights(**{term: 1.0}))
+    compiled, loss, terms, gradients = compiled_gradient(**{term: 1.0})
     assert {name for name in terms if name in TERMS} == {term}
     assert loss == pytest.approx(terms[term])
     touched = {part for part, tree in gradients.items() if any(map(np.any, jax.tree.leaves(tree)))}
     assert present <= touched
     assert not absent & touched
-    everything = compiled_gradient(weights(**dict.fromkeys(TERMS, 1.0)))[0]
+    everything = compiled_gradient(**dict.fromkeys(TERMS, 1.0))[0]
     assert compiled.cost_analysis()["flops"] < 0.8 * everything.cost_analysis()["flops"]
 
 
 def test_regularizer_off_leaves_weak_rows_out_of_the_contrast():
-    off = compiled_gradient(weights(xvtcl_weak=1.0, itc=1.0) | {"regularizer": ("off",)})
-    plain = compiled_gradient(weights(itc=1.0))
+    off = compiled_gradient(xvtcl_weak=1.0, itc=1.0, regularizer=("off",))
+    plain = compiled_gradient(itc=1.0)
     assert off[1] == pytest.approx(plain[1])
     assert off[0].cost_analysis()["flops"] == plain[0].cost_analysis()["flops"]
 
 
 def test_relevance_may_come_from_the_averaged_text_tower():
-    own = compiled_gradient(weights(xvtcl_weak=1.0))
-    ema = compiled_gradient(weights(xvtcl_weak=1.0) | {"relevance": "ema"})
+    own = compiled_gradient(xvtcl_weak=1.0)
+    ema = compiled_gradient(xvtcl_weak=1.0, relevance="ema")
     # The average starts as a copy of the tower, so the values agree.
     assert ema[1] == pytest.approx(own[1], rel=1e-5)
 
 
 def test_same_image_negatives_can_be_left_out():
-    with_them = compiled_gradient(weights(xvtcl=1.0))
-    without = compiled_gradient(weights(xvtcl=1.0) | {"same_image_negatives": False})
+    with_them = compiled_gradient(xvtcl=1.0)
+    without = compiled_gradient(xvtcl=1.0, same_image_negatives=False)
     assert without[1] < with_them[1]
     flops = [made[0].cost_analysis()["flops"] for made in (without, with_them)]
     assert flops[0] < flops[1]

@@ -1,0 +1,111 @@
+"""Fine-tuning that is killed goes on as if it had not been; processes share it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+
+import numpy as np
+import pytest
+
+from rc3_jax.training.checkpoint import load_some, stored_shapes
+from tests.downstream.tuned import ended, pretrain, start
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    return pretrain(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture(scope="module")
+def whole(pretrained, tmp_path_factory):
+    """Classification that nothing interrupts, with two learning rates."""
+    folder = tmp_path_factory.mktemp("whole") / "tuned"
+    ended(start("xvnli", pretrained, folder, "--config.lrs=(1e-3,3e-3)", epochs=3))
+    return folder
+
+
+def read(folder):
+    return json.loads((folder / "scores.json").read_text())
+
+
+def assert_same_parameters(one, other, tolerance=0.0):
+    paths = list(stored_shapes(one))
+    assert paths == list(stored_shapes(other))
+    for path, value in load_some(one, paths).items():
+        np.testing.assert_allclose(load_some(other, [path])[path], value, rtol=0, atol=tolerance)
+
+
+def kill_after(line: str, process) -> None:
+    """Kills a process that prints a line beginning so."""
+    for printed in process.stdout:
+        if printed.startswith(line):
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return
+    pytest.fail(f"it ended without {line!r}")
+
+
+@pytest.mark.slow
+def test_killed_fine_tuning_goes_on_to_the_same_end(pretrained, whole, tmp_path):
+    folder = tmp_path / "tuned"
+    again = ("xvnli", pretrained, folder, "--config.lrs=(1e-3,3e-3)")
+    kill_after("epoch 2/3  lr 0.001", start(*again, epochs=3))
+    assert not (folder / "scores.json").exists()
+    kill_after("epoch 1/3  lr 0.003", start(*again, epochs=3))
+    [output] = ended(start(*again, epochs=3))
+    assert "goes on after epoch 1" in output
+    assert "lr 0.001 " not in output
+    assert read(folder) == read(whole)
+    assert len(read(folder)["dev"]) == 6
+    assert_same_parameters(whole, folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"params", "config.json", "tokenizer.json", "scores.json", "predictions"}
+
+
+@pytest.mark.slow
+def test_another_fine_tuning_does_not_go_on_with_it(pretrained, tmp_path):
+    folder = tmp_path / "tuned"
+    kill_after("epoch 1/4", start("xvnli", pretrained, folder))
+    other = start("xvnli", pretrained, folder, **{"optimizer.lr": 1e-2, "generated.train": 40})
+    output = other.communicate(timeout=300)[0]
+    assert other.returncode == 1
+    assert "interrupted fine-tuning with another data, generated, optimizer" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+def test_the_best_epoch_is_kept(whole):
+    result = read(whole)
+    best = max(epoch["dev"]["en"]["accuracy"] for epoch in result["dev"])
+    first = next(e for e in result["dev"] if e["dev"]["en"]["accuracy"] == best)
+    assert {epoch["lr"] for epoch in result["dev"]} == {1e-3, 3e-3}
+    assert result["best"] == {"epoch": first["epoch"], "lr": first["lr"]}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["marvl", "xflickrco"])
+def test_processes_share_the_work(pretrained, tmp_path, task):
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    cluster = (f"--coordinator=localhost:{port}", "--processes=2")
+    ended(start(task, pretrained, alone, epochs=2))
+    both = [
+        start(
+            *(task, pretrained, shared, *cluster, f"--process={number}"),
+            devices=2,
+            **{"epochs": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.fsdp_threshold": 64},
+        )
+        for number in range(2)
+    ]
+    first, second = ended(*both)
+    assert "epoch 2/2" in first
+    assert "epoch" not in second
+    one, two = read(alone), read(shared)
+    for before, after in zip(one["dev"], two["dev"], strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-5)
+    assert one["test"] == two["test"]
+    assert_same_parameters(alone, shared, tolerance=1e-4)

@@ -1,0 +1,66 @@
+"""A tiny pre-trained model, and launch/finetune.py in processes of its own."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+from rc3_jax.config import save_config
+from rc3_jax.training.checkpoint import save_params
+from rc3_jax.training.run import prepare_run
+from tests.processes import FAST_COMPILATION, ROOT
+from tests.tiny import tiny_config
+
+SETTINGS = {
+    "generated.train": 32,
+    "generated.dev": 8,
+    "generated.test": 8,
+    "batch_size": 8,
+    "epochs": 4,
+    "threads": 2,
+    "max_length": 24,
+    "optimizer.lr": 3e-3,
+}
+
+
+def pretrain(folder: pathlib.Path, config=None) -> pathlib.Path:
+    """Parameters drawn at random, with settings and vocabulary, as a converted folder has them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = prepare_run(tiny_config() if config is None else config)
+    save_params(folder, run.initial_state().params)
+    save_config(run.config, folder / "config.json")
+    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
+    return folder
+
+
+def start(task: str, source, folder, *arguments: str, devices: int = 1, **changes):
+    """A process that fine-tunes, its output in a pipe."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "NPROC": "32",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": "1",
+    }
+    command = [
+        sys.executable,
+        str(ROOT / "launch" / "finetune.py"),
+        f"--config={ROOT / 'configs' / 'downstream' / f'{task}.py'}",
+        f"--from={source}",
+        f"--workdir={folder}",
+        *(f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()),
+        *arguments,
+    ]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, text=True
+    )
+
+
+def ended(*processes: subprocess.Popen) -> list[str]:
+    """What processes printed that must end well."""
+    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), outputs
+    return outputs

@@ -1,0 +1,38 @@
+"""Folders of tiny pre-trained models, and settings to fine-tune them with."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+
+import ml_collections
+from rich.console import Console
+
+from rc3_jax.config import save_config
+from rc3_jax.downstream.config import finetune_config
+from rc3_jax.training.checkpoint import save_params
+from rc3_jax.training.run import prepare_run
+from tests.tiny import tiny_cclm, tiny_config
+
+CONFIGS = {"rc3": tiny_config, "cclm": tiny_cclm}
+
+
+def write_pretrained(config: ml_collections.ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+    """The folder, with a model as a run of that configuration begins."""
+    run = prepare_run(config)
+    save_params(folder, run.initial_state().params)
+    save_config(run.config, folder / "config.json")
+    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
+    return folder
+
+
+def tuning(task: str, epochs: int = 12, **changes) -> ml_collections.ConfigDict:
+    config = finetune_config(task)
+    config.update(annotations="miniature", epochs=epochs, batch_size=8, dropout=0.0, threads=2)
+    config.optimizer.lr = 3e-3
+    config.update(changes)
+    return config
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=100)
