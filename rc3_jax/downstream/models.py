@@ -1,8 +1,8 @@
 """Models of the tasks on top of pre-trained ones, and how they start.
 
 CCLM has the heads of its published code (CCLM.md section 5, `models/tasks.py`). RC³ reads each
-picture of a text by itself; a head turns the first fused tokens into a class, or a decoder like
-CCLM's reads all of them and ranks answers.
+picture of a text by itself; a head turns what it reads into a class, or a decoder like CCLM's reads
+the fused tokens and ranks answers.
 """
 
 from __future__ import annotations
@@ -35,6 +35,9 @@ from rc3_jax.models.tasks import build_pair_classifier, build_two_image_classifi
 class RC3Classifier(nn.Module):
     """Tells the class of a text about one picture or two.
 
+    The head reads what pre-training shaped about a pair, of each picture: the fused token that
+    tells matches, the fused vector z, and the entrywise product of image and text vector.
+
     Attributes:
       trunk: its parameters are those of the pre-trained model, as far as they are needed.
       classes: how many there are.
@@ -55,16 +58,20 @@ class RC3Classifier(nn.Module):
         Args:
           rows: visual fields as `RC3.encode_visual` takes them; of two pictures `[batch, 2, ...]`.
         """
-        batch = len(ids)
+        batch, trunk = len(ids), self.trunk
         pictures = rows["image"].shape[1] if rows["image"].ndim == 5 else 1
         if pictures > 1:
             rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in rows.items()}
-        visual = self.trunk.encode_visual(rows, deterministic)
-        states, _ = self.trunk.encode_text(ids, deterministic)
-        states, mask = (jnp.repeat(x, pictures, axis=0) for x in (states, ids != PAD_ID))
-        fused = self.trunk.fusion(states, mask, visual.tokens, visual.mask, deterministic)
-        first = fused[:, 0].reshape(batch, -1)
-        return Perceptron(self.classes, self.trunk.fusion.dtype, name="class_head")(first)
+        visual = trunk.encode_visual(rows, deterministic)
+        text = *trunk.encode_text(ids, deterministic), ids != PAD_ID
+        states, vector, mask = (jnp.repeat(x, pictures, axis=0) for x in text)
+        fused = trunk.fusion(states, mask, visual.tokens, visual.mask, deterministic)
+        # Entries of unit vectors are small: all three come to the size of a token's.
+        size = vector.shape[-1]
+        z, agreement = trunk.fused_vector(fused, mask), visual.vector * vector
+        read = [fused[:, 0].astype(jnp.float32), size**0.5 * z, size * agreement]
+        features = jnp.concatenate(read, axis=-1).reshape(batch, -1)
+        return Perceptron(self.classes, trunk.fusion.dtype, name="class_head")(features)
 
 
 class RC3Answerer(Answerer, kw_only=True):

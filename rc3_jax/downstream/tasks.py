@@ -9,6 +9,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from rc3_jax.config import ConfigError, check_choice
+from rc3_jax.data.tokenizer import PAD_ID, Tokenizer
 from rc3_jax.downstream.answering import answerer
 from rc3_jax.downstream.batches import Batches, picture_fields
 from rc3_jax.downstream.classification import classifier
@@ -19,6 +20,8 @@ from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.downstream.retrieval import retrieval
 
 HEADS = ("class", "decoder")
+LENGTHS = 8
+"""Texts are padded to a multiple of so many tokens."""
 
 MakeBatches = Callable[[Sequence[Example]], Batches]
 
@@ -49,6 +52,7 @@ def make_learner(
             f"the model was fine-tuned for {len(pretrained.classes)} classes, which are not the "
             f"{len(data.classes)} of the data; start from the pre-trained model"
         )
+    pretrained = pretrained._replace(tokenizer=_shortened(pretrained.tokenizer, data))
     settings = dict(model=pretrained.model, data=dict(threads=config.threads))
     settings = ml_collections.ConfigDict(settings)
     mode = config.mode if pretrained.model.roi.regions else "patches"
@@ -80,3 +84,11 @@ def picture_numbers(data: TaskData) -> dict[str, int]:
         for picture in example.pictures
     )
     return {name: number for number, name in enumerate(names)}
+
+
+def _shortened(tokenizer: Tokenizer, data: TaskData) -> Tokenizer:
+    """Pads no further than the longest text or answer of the task, rounded up to `LENGTHS`."""
+    texts = {e.text for of in data.splits.values() for examples in of.values() for e in examples}
+    texts |= set(data.classes)
+    longest = int((tokenizer.encode(sorted(texts)) != PAD_ID).sum(axis=1).max())
+    return tokenizer.with_length(min(-(-longest // LENGTHS) * LENGTHS, tokenizer.max_length))

@@ -140,11 +140,13 @@ def test_ranking_is_that_of_every_answer_scored_by_hand(folder_of, system):
 @pytest.mark.slow
 @pytest.mark.parametrize("system", CONFIGS)
 def test_the_loss_is_the_likelihood_of_the_right_answers(folder_of, system):
-    task = question_task(MORE)
+    answers = (*MORE, "a red circle, a blue square and a green circle")  # longer than questions
+    task = question_task(answers)
     learner, params, pretrained, batches = learner_of(folder_of(system), task)
     batch = next(batches(task.splits["train"]["en"]).in_order())
-    batch["label"] = np.arange(len(batch["label"]), dtype=np.int32) % len(MORE)
-    _, whole = by_hand(pretrained, params, batch, MORE)
+    batch["label"] = np.arange(len(batch["label"]), dtype=np.int32) % len(answers)
+    assert (pretrained.tokenizer.encode(answers) != PAD_ID).sum(axis=1).max() > 8
+    _, whole = by_hand(pretrained, params, batch, answers)
     expected = -whole[np.arange(len(whole)), batch["label"]].mean()
     loss = jax.jit(learner.loss)(params, batch, jax.random.key(0))
     assert float(loss) == pytest.approx(expected, rel=1e-5)
