@@ -147,7 +147,7 @@ def evaluate(
     if tuned:
         config.train.update(split=tuned["train"]["split"])
         config.train.languages = tuple(tuned["train"]["languages"])
-        config.seed = tuned["seed"]
+        config.update(seed=tuned["seed"], head=tuned["head"])
     chosen = examples_of(data, config.test, "test")
     learner, _ = make_learner(config, data, pretrained, make_mesh(config.mesh))
     found = score_languages(config, data, learner, learner.params, chosen, say)

@@ -10,8 +10,8 @@ split, index), so they need no files.
   xgqa: colour, shape or place of the one object that a question mentions, how many there are of
     some sort, or whether there is one. Answers are English in every language and, within each
     kind of question, equally frequent.
-  marvl: both pictures, exactly one, neither or only that of one side show some sort of object,
-    or one shows more of them than the other. Label and statement are independent of each other.
+  marvl: both pictures, neither or only that of one side show an object of some shape or colour.
+    Label and statement are independent of each other.
   xflickrco: retrieval with full descriptions, one for each picture.
   wit: retrieval with partial descriptions, of which every other picture has two. Each language
     says what it chooses to.
@@ -78,7 +78,7 @@ _SORT = ("shape", "colour")  # what statements, and questions of number, speak o
 _NAMED = ("shape", "colour", "size")  # what hypotheses say of a place
 _KEPT_IN_HYPOTHESIS = 0.7
 _KEPT_IN_WEAK_TEXT = 0.7
-_MOST_TO_COMPARE = 2  # objects of one sort in one of two pictures
+_MOST_OF_SORT = 2  # objects of one sort in one of two pictures
 _SCREEN = 128  # grey
 
 
@@ -230,7 +230,7 @@ def _xgqa(streams: _Streams, index: int) -> Item:
     rng = streams(_SCENE, index)
     kind = QUESTIONS[index % len(QUESTIONS)]
     if kind in ("count", "exists"):
-        mention = _random_sort(rng)
+        mention = _random_mention(rng, _SORT[:1], _SORT[1:], _SORT)
         most = len(grammar.PLACES) if kind == "count" else 1
         scene = _scene_with(rng, mention, int(rng.integers(most + 1)))
     else:
@@ -241,9 +241,9 @@ def _xgqa(streams: _Streams, index: int) -> Item:
 
 def _marvl(streams: _Streams, index: int) -> Item:
     rng = streams(_SCENE, index)
-    statement = Statement(_one_of(rng, STATEMENTS), _random_sort(rng))
+    statement = Statement(_one_of(rng, STATEMENTS), _random_mention(rng, _SORT[:1], _SORT[1:]))
     label = int(rng.integers(2))
-    counts = itertools.product(range(_MOST_TO_COMPARE + 1), repeat=2)
+    counts = itertools.product(range(_MOST_OF_SORT + 1), repeat=2)
     fitting = [both for both in counts if statement.holds_of(*both) == label]
     scenes = [_scene_with(rng, statement.mention, wanted) for wanted in _one_of(rng, fitting)]
     return Item((View(2 * index, scenes[0]), View(2 * index + 1, scenes[1])), statement, label)
@@ -289,8 +289,9 @@ def _random_frame(rng: np.random.Generator) -> int:
     return int(rng.integers(min(map(grammar.frame_count, LANGUAGES))))
 
 
-def _random_sort(rng: np.random.Generator) -> Mention:
-    named = _one_of(rng, (("shape",), ("colour",), _SORT))
+def _random_mention(rng: np.random.Generator, *choices: Sequence[str]) -> Mention:
+    """Of one of several sets of attributes."""
+    named = _one_of(rng, choices)
     return Mention(**{name: _one_of(rng, grammar.VALUES[name]) for name in named})
 
 

@@ -109,7 +109,7 @@ class Statement:
 
     Attributes:
       kind: one of STATEMENTS.
-      mention: a shape or colour or both.
+      mention: a shape or a colour.
     """
 
     kind: str
@@ -130,12 +130,9 @@ class Statement:
 
 _HOLDS: Mapping[str, Callable[[int, int], bool]] = {
     "both": lambda left, right: left > 0 and right > 0,
-    "exactly one": lambda left, right: (left > 0) != (right > 0),
     "neither": lambda left, right: left == right == 0,
     "only left": lambda left, right: left > 0 and right == 0,
     "only right": lambda left, right: left == 0 and right > 0,
-    "more left": lambda left, right: left > right,
-    "more right": lambda left, right: left < right,
 }
 STATEMENTS = tuple(_HOLDS)
 
@@ -206,14 +203,6 @@ _STATEMENTS: Mapping[str, Mapping[str, _Template]] = {
         "zh": ("两张图片中都有{}。", _indefinite),
         "ja": ("どちらの画像にも{}があります。", _indefinite),
     },
-    "exactly one": {
-        "en": ("Exactly one of the two pictures shows {}.", _indefinite),
-        "de": ("Genau eines der beiden Bilder zeigt {}.", _accusative),
-        "fr": ("Une seule des deux images montre {}.", _indefinite),
-        "cs": ("Právě jeden ze dvou obrázků ukazuje {}.", _accusative),
-        "zh": ("两张图片中只有一张有{}。", _indefinite),
-        "ja": ("二枚の画像のうち一枚だけに{}があります。", _indefinite),
-    },
     "neither": {
         "en": ("Neither picture shows {}.", _indefinite),
         "de": ("Keines der beiden Bilder zeigt {}.", _accusative),
@@ -237,21 +226,5 @@ _STATEMENTS: Mapping[str, Mapping[str, _Template]] = {
         "cs": ("Jen pravý obrázek ukazuje {}.", _accusative),
         "zh": ("只有右边的图片中有{}。", _indefinite),
         "ja": ("右の画像だけに{}があります。", _indefinite),
-    },
-    "more left": {
-        "en": ("The left picture shows more {} than the right one.", _quantity),
-        "de": ("Das linke Bild zeigt mehr {} als das rechte.", _quantity),
-        "fr": ("L'image de gauche montre plus {} que celle de droite.", _quantity),
-        "cs": ("Levý obrázek ukazuje více {} než pravý.", _quantity),
-        "zh": ("左边图片里的{}比右边的多。", phrases.chinese_of),
-        "ja": ("左の画像には右の画像より多くの{}があります。", _quantity),
-    },
-    "more right": {
-        "en": ("The right picture shows more {} than the left one.", _quantity),
-        "de": ("Das rechte Bild zeigt mehr {} als das linke.", _quantity),
-        "fr": ("L'image de droite montre plus {} que celle de gauche.", _quantity),
-        "cs": ("Pravý obrázek ukazuje více {} než levý.", _quantity),
-        "zh": ("右边图片里的{}比左边的多。", phrases.chinese_of),
-        "ja": ("右の画像には左の画像より多くの{}があります。", _quantity),
     },
 }

@@ -224,15 +224,12 @@ def test_marvl_labels_can_be_read_off_the_statements():
         seen.add(opening)
         right_label = {
             "Both pictures show": min(counts) > 0,
-            "Exactly one of": sum(map(bool, counts)) == 1,
             "Neither picture shows": sum(counts) == 0,
             "Only the left": left > 0 == right,
             "Only the right": right > 0 == left,
-            "The left picture": left > right,
-            "The right picture": right > left,
         }[opening]
         assert data.classes[example.label] == str(right_label).lower()
-    assert len(seen) == 7
+    assert len(seen) == 4
 
 
 @pytest.mark.parametrize("task", ["xflickrco", "wit"])
