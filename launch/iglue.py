@@ -43,7 +43,7 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    folder = pathlib.Path(WORKDIR.value or f"{FROM.value}_tasks")
+    folder = pathlib.Path(WORKDIR.value or f"{pathlib.Path(FROM.value or '')}_tasks")
     # Before JAX is imported: few-shot fine-tunings share most of their programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
     from rc3_jax.downstream.suite import Options, run_suite

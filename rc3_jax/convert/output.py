@@ -104,9 +104,11 @@ def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes indented JSON."""
+    """Writes indented JSON, whole or not at all."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    path.write_text(text, encoding="utf-8")
+    partial = path.with_name(f"partial-{path.name}")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
 
 
 def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDict:

@@ -9,13 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import jax
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
 
 from rc3_jax.config import ConfigError
 from rc3_jax.data.example import Row, evaluation_row
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.downstream.examples import Example, Picture
+from rc3_jax.downstream.learner import Batch
 from rc3_jax.evaluation.retrieval import MODES
+from rc3_jax.parallel.mesh import BATCH
 
 WRONG = -1
 """The label of an example whose right class is none of the task's."""
@@ -29,7 +32,8 @@ class Batches:
     """Rows of examples, read with threads while the model computes.
 
     A row has the visual fields (`visual_fields`; of two pictures each `[2, ...]`), `ids` and
-    `label`, `WRONG` where it is none. Each process reads its own share of a batch, see `to_global`.
+    `label`, `WRONG` where it is none. Batches are global arrays, rows sharded over the mesh; each
+    process reads the rows of its own devices alone.
 
     Args:
       config: settings of the model and of `data`, as a run has them.
@@ -44,36 +48,53 @@ class Batches:
         config: ml_collections.ConfigDict,
         batch_size: int,
         mode: str,
+        mesh: Mesh,
         numbers: Mapping[str, int] | None = None,
     ):
         if not examples:
             raise ConfigError("there are no examples; check the task's files")
         self._examples, self._tokenizer, self._config = examples, tokenizer, config
         self._batch_size, self._mode, self._numbers = batch_size, mode, numbers
+        self._sharding = NamedSharding(mesh, BATCH)
 
     def __len__(self) -> int:
         """Batches of a pass over all examples."""
         return math.ceil(len(self._examples) / self._batch_size)
 
-    def shuffled(self, seed: int, epoch: int) -> Iterator[Row]:
+    def shuffled(self, seed: int, epoch: int) -> Iterator[Batch]:
         """All examples once, in a random order of the epoch; the last batch begins it again."""
         rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
         return self._read(rng.permutation(len(self._examples)))
 
-    def in_order(self) -> Iterator[Row]:
+    def in_order(self) -> Iterator[Batch]:
         """All examples once; the last batch is filled up with the first ones."""
         return self._read(np.arange(len(self._examples)))
 
-    def _read(self, order: np.ndarray) -> Iterator[Row]:
-        parts = np.resize(order, (len(self), self._batch_size))
-        parts = np.array_split(parts, jax.process_count(), axis=1)[jax.process_index()]
+    def _read(self, order: np.ndarray) -> Iterator[Batch]:
+        count = self._batch_size
+        parts = np.resize(order, (len(self), count))
+        own = np.unique(
+            np.concatenate(
+                [
+                    np.arange(count)[index]
+                    for index in self._sharding.addressable_devices_indices_map((count,)).values()
+                ]
+            )
+        )
+
+        def spread(rows: np.ndarray) -> jax.Array:
+            def part(index):
+                return rows[np.searchsorted(own, np.arange(count)[index[0]])]
+
+            return jax.make_array_from_callback((count, *rows.shape[1:]), self._sharding, part)
+
         with concurrent.futures.ThreadPoolExecutor(self._config.data.threads) as pool:
-            waiting = [pool.submit(self._row, n) for n in parts[0]]
+            waiting = [pool.submit(self._row, n) for n in parts[0, own]]
             for place in range(len(parts)):
                 rows = [future.result() for future in waiting]
                 if place + 1 < len(parts):
-                    waiting = [pool.submit(self._row, n) for n in parts[place + 1]]
-                yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+                    waiting = [pool.submit(self._row, n) for n in parts[place + 1, own]]
+                yield {name: spread(np.stack([row[name] for row in rows])) for name in rows[0]}
 
     def _row(self, number: int) -> Row:
         example = self._examples[number]

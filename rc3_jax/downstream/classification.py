@@ -19,7 +19,6 @@ from rc3_jax.downstream.models import build_classifier, start_params
 from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.downstream.scoring import accuracy, best_classes, expected_calibration_error
 from rc3_jax.models.tasks import classification_loss
-from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.checkpoint import check_fit, shapes_of
 
 
@@ -53,10 +52,7 @@ def classifier(
     answer = jax.jit(lambda *given: jax.nn.softmax(logits(*given)), out_shardings=whole)
 
     def score(params, examples, final=False):
-        found = [
-            np.asarray(answer(params, to_global(batch, mesh)))
-            for batch in batches(examples).in_order()
-        ]
+        found = [np.asarray(answer(params, batch)) for batch in batches(examples).in_order()]
         return class_scores(np.concatenate(found)[: len(examples)], examples, classes, final)
 
     params = pretrained.params
@@ -75,10 +71,11 @@ def class_scores(
     classes: Sequence[str],
     final: bool,
 ) -> Scored:
-    """Accuracy; of final scores also the calibration error, `ECE`. See `scoring`."""
+    """Accuracy; of final scores also the calibration error, `ECE`, of probabilities that are
+    numbers. See `scoring`."""
     best, labels = best_classes(probabilities), [example.label for example in examples]
     scores = {"accuracy": accuracy(best, labels)}
-    if final:
+    if final and not np.isnan(probabilities).any():
         scores["ECE"] = expected_calibration_error(probabilities, labels)
     chosen = [
         (classes[at], float(row[at])) if at >= 0 else (None, None)

@@ -6,7 +6,7 @@ import dataclasses
 
 import ml_collections
 
-from rc3_jax.config import check_choice, parse_argument
+from rc3_jax.config import ConfigError, check_choice, parse_argument
 
 MINIATURE = "miniature"
 """In place of a folder: the task is generated."""
@@ -78,6 +78,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             test=dict(split="test", languages=()),  # () for all that there are
             few_shot=dict(epochs=20, lrs=(1e-4, 5e-5, 1e-5)),  # of launch/iglue.py; as IGLUE's
             threads=8,
+            save_minutes=5.0,  # after an epoch, if so many have passed; what an interruption costs
             mesh=dict(replica=1, data=-1, fsdp=1, tensor=1, fsdp_threshold=2**20, rules=()),
             optimizer=dict(
                 lr=chosen.lr,
@@ -109,6 +110,10 @@ def task_config(task: str, argument: str) -> ml_collections.ConfigDict:
       ConfigError: for an unknown argument.
     """
     chosen = parse_argument(argument, annotations="", images="", english="", seed=0)
+    if (chosen.images or chosen.english) and not chosen.annotations:
+        raise ConfigError(
+            "images and english are of the files in annotations: name that folder too"
+        )
     if chosen.annotations or task not in MINIATURES:
         config = finetune_config(task)
         config.update(chosen)

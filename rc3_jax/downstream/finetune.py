@@ -20,9 +20,9 @@ from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.downstream.config import TASKS
 from rc3_jax.downstream.examples import Example, TaskData, checksum
 from rc3_jax.downstream.learner import Learner, Scored
-from rc3_jax.downstream.pretrained import Pretrained, load_pretrained
+from rc3_jax.downstream.pretrained import Pretrained, load_pretrained, params_checksum
 from rc3_jax.downstream.results import (
-    OF_THE_MACHINE,
+    APART,
     SCORES,
     Examples,
     result_of,
@@ -36,6 +36,8 @@ from rc3_jax.training.checkpoint import PARAMS, save_params
 
 OF_OTHERS = ("test", "rerank", "few_shot")
 """Settings that training does not read."""
+OF_MODEL = ("head", "mode", "seed")
+"""Settings that a fine-tuned model keeps when it is scored."""
 UNFINISHED = "unfinished"
 """Folder of what an interrupted fine-tuning needs."""
 
@@ -67,8 +69,10 @@ def finetune(
       What `scores.json` holds; see docs/tasks.md.
     """
     say = speaker(console)
-    if (folder / SCORES).exists():
-        raise ConfigError(f"{folder} holds a fine-tuned model already; choose another --workdir")
+    used = [name for name in (SCORES, "config.json", "checkpoints") if (folder / name).exists()]
+    if SCORES in used or (used and not (folder / UNFINISHED).exists()):
+        raise ConfigError(f"{folder} holds a model or scores already; choose another --workdir")
+    check_settings(config)
     config = config.copy_and_resolve_references()
     mesh = make_mesh(config.mesh)
     pretrained = load_pretrained(source, config.max_length)
@@ -77,7 +81,8 @@ def finetune(
     usable = [e for of in chosen["train"].values() for e in of if _is_usable(e, config.task)]
     if not usable:
         raise DataError(f"{config.task}: no example of {config.train.split} has a class to learn")
-    config.batch_size = _batch_size(config, len(usable), batch_devices(mesh))
+    devices = batch_devices(mesh)
+    rows = min(config.batch_size, -(-len(usable) // devices) * devices)
     learner, batches = make_learner(config, data, pretrained, mesh)
     say(
         f"{config.task}: {len(usable):,} examples to train on, "
@@ -86,12 +91,14 @@ def finetune(
     )
     settings = json.loads(config.to_json_best_effort())
     by_split = {f"{name} {config[name].split}": of for name, of in chosen.items()}
-    identity = {name: settings[name] for name in settings.keys() - {*OF_THE_MACHINE, *OF_OTHERS}}
-    identity |= {"seed": config.seed, "from": str(source), "data": checksum(by_split)}
+    learned = {name: chosen[name] for name in ("train", "select")}
+    origin = {"model_sha256": params_checksum(pretrained.params)}
+    identity = {name: settings[name] for name in settings.keys() - {*APART, *OF_OTHERS}}
+    identity |= {"seed": config.seed, "data": checksum(learned, data.classes), **origin}
     params, best, history = train(
         config,
         learner,
-        batches(usable),
+        batches(usable, batch_size=rows),
         chosen["select"],
         mesh,
         folder / UNFINISHED,
@@ -99,7 +106,7 @@ def finetune(
         say,
     )
     found = score_languages(config, data, learner, params, chosen["test"], say)
-    origin = {
+    origin |= {
         "system": pretrained.system,
         "from": str(source),
         "train": dict(settings["train"], examples=len(usable)),
@@ -140,6 +147,7 @@ def evaluate(
     config = config.copy_and_resolve_references()
     if folder is not None and (folder / SCORES).exists():
         raise ConfigError(f"{folder} holds scores already; choose another --output")
+    check_settings(config)
     pretrained = load_pretrained(source, config.max_length)
     if pretrained.task is None and not TASKS[config.task].retrieval:
         raise ConfigError(f"{source} was not fine-tuned for {config.task}; use launch/finetune.py")
@@ -147,15 +155,29 @@ def evaluate(
     if tuned:
         config.train.update(split=tuned["train"]["split"])
         config.train.languages = tuple(tuned["train"]["languages"])
-        config.update(seed=tuned["seed"], head=tuned["head"])
+        config.update({name: tuned[name] for name in OF_MODEL})
     chosen = examples_of(data, config.test, "test")
     learner, _ = make_learner(config, data, pretrained, make_mesh(config.mesh))
     found = score_languages(config, data, learner, learner.params, chosen, say)
-    origin = {"system": pretrained.system, "from": str(source), "train": tuned.get("train")}
+    origin = {"model_sha256": params_checksum(pretrained.params), "train": tuned.get("train")}
+    origin |= {"system": pretrained.system, "from": str(source)}
     result = result_of(config, data, {f"test {config.test.split}": chosen}, found, **origin)
     if folder is not None:
         write_result(folder, result, found)
+    sync_global_devices("evaluated")
     return result
+
+
+def check_settings(config: ml_collections.ConfigDict) -> None:
+    """Raises ConfigError for settings that no later part reads by itself."""
+    if "task" not in config:
+        raise ConfigError("the configuration is of no task; name a file of configs/downstream")
+    for name in ("epochs", "threads", "batch_size", "max_length"):
+        if config[name] < 1:
+            raise ConfigError(f"{name}={config[name]} must be at least 1")
+    devices = batch_devices(make_mesh(config.mesh))
+    if config.batch_size % devices:
+        raise ConfigError(f"batch_size={config.batch_size} is no multiple of the {devices} devices")
 
 
 def speaker(console: Console | None) -> Say:
@@ -202,19 +224,6 @@ def examples_of(data: TaskData, chosen: Mapping[str, Any], what: str) -> Example
 
 def _is_usable(example: Example, task: str) -> bool:
     return TASKS[task].retrieval or example.label is not None
-
-
-def _batch_size(config: ml_collections.ConfigDict, examples: int, devices: int) -> int:
-    """That of the settings, or as many rows as there are examples if these are fewer.
-
-    Raises:
-      ConfigError: if the devices cannot share a batch evenly.
-    """
-    if config.batch_size < 1 or config.batch_size % devices:
-        raise ConfigError(
-            f"batch_size={config.batch_size} is not a multiple of the {devices} devices"
-        )
-    return min(config.batch_size, -(-examples // devices) * devices)
 
 
 def _write_model(folder: pathlib.Path, finetuning, data, pretrained: Pretrained, params) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import ml_collections
 
@@ -18,10 +18,17 @@ from rc3_jax.downstream.readers import read_task, splits_of
 Say = Callable[[str], None]
 
 
-def open_task(config: ml_collections.ConfigDict, say: Say = print) -> TaskData:
+PARTS = ("train", "select", "test")
+"""Uses of the examples."""
+
+
+def open_task(
+    config: ml_collections.ConfigDict, say: Say = print, parts: Sequence[str] = PARTS
+) -> TaskData:
     """The splits that `config` trains, selects and tests on; see `finetune_config`.
 
     Args:
+      parts: reads the splits for these uses alone.
       say: is given a line on everything that is left out: files, rows, images.
 
     Raises:
@@ -39,7 +46,7 @@ def open_task(config: ml_collections.ConfigDict, say: Say = print) -> TaskData:
         config.task,
         config.annotations,
         ImageFinder(config.images.split(os.pathsep), regions=config.mode != "patches"),
-        splits=sorted({config[part].split for part in ("train", "select", "test")}),
+        splits=sorted({config[part].split for part in parts}),
         english=config.english or None,
         answers=config.answers or None,
         strip_phrase_numbers=config.strip_phrase_numbers,
@@ -60,5 +67,5 @@ def available(config: ml_collections.ConfigDict) -> Mapping[str, list[str]]:
     if config.annotations == MINIATURE:
         data = miniature(config.task, dict.fromkeys(("train", "dev", "test"), 1))
         return {split: list(languages) for split, languages in data.splits.items()}
-    folders = [config.annotations, *filter(None, [config.english])]
-    return splits_of(config.task, *map(pathlib.Path, folders))
+    given = config.annotations, config.english, config.answers
+    return splits_of(config.task, *(pathlib.Path(path) if path else None for path in given))

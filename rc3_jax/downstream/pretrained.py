@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import ml_collections
-from flax.traverse_util import unflatten_dict
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from rc3_jax.config import ConfigError, stored_max_words, stored_settings
 from rc3_jax.convert.output import reasons
@@ -78,3 +80,12 @@ def load_pretrained(folder: pathlib.Path, max_length: int) -> Pretrained:
     params = unflatten_dict(load_some(folder, list(shapes)), sep="/")
     classes, tuned = tuple(stored.get("classes", ())), stored.get("finetuning", {})
     return Pretrained(system, model, tokenizer, params, task, classes, words, tuned)
+
+
+def params_checksum(params: Mapping[str, Any]) -> str:
+    """SHA-256 of parameters: paths, shapes, types and values."""
+    digest = hashlib.sha256()
+    for path, value in sorted(flatten_dict(params, sep="/").items()):
+        digest.update(f"{path} {value.shape} {value.dtype}".encode())
+        digest.update(np.ascontiguousarray(value).view(np.uint8))
+    return digest.hexdigest()

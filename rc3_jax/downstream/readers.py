@@ -7,12 +7,13 @@ for, stands in the file of its reader.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
-from rc3_jax.data.record import DataError, Skips
+from rc3_jax.data.record import BadRecord, DataError, Skips
 from rc3_jax.downstream.examples import Example, TaskData
 from rc3_jax.downstream.layout import AnnotationFile, annotation_files
 from rc3_jax.downstream.marvl import marvl, nlvr2
@@ -125,6 +126,7 @@ def read_task(
         notes += gathered.notes
         for (split, language), examples in sorted(gathered.examples.items()):
             data.setdefault(split, {})[language] = examples
+        for split, language in sorted(gathered.names):
             keys = itertools.product((split, None), (language, None))
             if lost := sum(gathered.left_out[key] for key in keys):
                 left_out.setdefault(split, {})[language] = lost
@@ -133,28 +135,38 @@ def read_task(
 
 
 def splits_of(
-    task: str, folder: pathlib.Path, english: pathlib.Path | None = None
+    task: str,
+    folder: pathlib.Path,
+    english: pathlib.Path | None = None,
+    answers: pathlib.Path | None = None,
 ) -> dict[str, list[str]]:
-    """split → languages that the files of a task have, as `read_task` would read them.
+    """split → languages that the files of a task have; the arguments are those of `read_task`.
 
     Raises:
-      DataError: a folder that is not there or holds files that cannot be told apart; of a captions
-        file also rows that cannot be read.
+      DataError: a folder that is not there or holds files that cannot be told apart.
     """
     found: dict[str, list[str]] = {}
     names = {task: folder} | ({} if english is None else {ENGLISH[task]: english})
     for name, where in names.items():
-        described = _TASKS[name](_Options(where))
+        described = _TASKS[name](_Options(where, answers))
         for file in _files(described, where, lambda split, language: False, []):
             keys = [(file.split, file.language)]
             if described.captions_file:
-                rows = ((row, at) for at, row in rows_of(file.path) if isinstance(row, dict))
-                lines = (line for row, at in rows for line in described.read(row, at, file))
-                keys = dict.fromkeys((line.split, line.language) for line in lines)
+                keys = _splits_of_rows(described, file)
             for split, language in keys:
                 if language not in found.setdefault(split, []):
                     found[split].append(language)
     return found
+
+
+def _splits_of_rows(task: Task, file: AnnotationFile) -> list[tuple[str, str]]:
+    """Split and language of the rows of a captions file that can be used."""
+    keys: dict[tuple[str, str], None] = {}
+    for where, row in rows_of(file.path):
+        if isinstance(row, dict):
+            with contextlib.suppress(BadRecord):  # `read_task` counts them
+                keys |= {(line.split, line.language): None for line in task.read(row, where, file)}
+    return list(keys)
 
 
 def _files(

@@ -21,15 +21,18 @@ from rc3_jax.downstream.scoring import rank_variance
 
 SCORES = "scores.json"
 PREDICTIONS = "predictions"
-OF_THE_MACHINE = ("name", "annotations", "images", "english", "answers", "threads", "mesh", "seed")
-"""Settings that a result does not depend on, or that its checksum is to leave open."""
+APART = (
+    *("name", "annotations", "images", "english", "answers", "threads", "mesh", "seed"),
+    *("few_shot", "save_minutes"),
+)
+"""Settings that the checksum leaves out: a result does not depend on them, or tells them itself."""
 
 Examples = Mapping[str, Sequence[Example]]
 
 
 def config_checksum(config: ml_collections.ConfigDict) -> str:
     """SHA-256 of the settings, but for folders, devices and the seed."""
-    chosen = {name: value for name, value in config.to_dict().items() if name not in OF_THE_MACHINE}
+    chosen = {name: value for name, value in config.to_dict().items() if name not in APART}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
@@ -63,6 +66,11 @@ def result_of(
     """
     name, shots = protocol(config) if more["train"] else ("no fine-tuning", None)
     test, left_out = config.test.split, data.left_out.get(config.test.split, {})
+    left_out = {
+        code: count
+        for code, count in left_out.items()
+        if code in (tuple(config.test.languages) or left_out)
+    }
     return {
         "task": config.task,
         "protocol": name,
@@ -72,12 +80,12 @@ def result_of(
         "test": {
             "split": test,
             "examples": {code: len(scored.predictions) for code, scored in found.items()},
-            "left_out": {code: left_out[code] for code in found if code in left_out},
+            "left_out": left_out,
         },
         "scores": {code: scored.scores for code, scored in found.items()},
         "across": across_languages(found),
         "config_sha256": config_checksum(config),
-        "data_sha256": checksum(read),
+        "data_sha256": checksum(read, data.classes),
         **more,
     }
 
@@ -85,8 +93,8 @@ def result_of(
 def across_languages(found: Mapping[str, Scored]) -> dict[str, float]:
     """Of retrieval, `IR rank variance` and `TR rank variance` (CCRK, see `scoring.rank_variance`).
 
-    Of a picture with several texts, the mean of their ranks. Nothing where there is one language,
-    or no picture that all have, or where a picture is not found, so that its rank is no number.
+    Of a picture with several texts, the mean of their ranks. Texts whose picture was not found take
+    no part. Nothing where there is one language, or no picture that all have.
     """
     variances = {}
     for name in ("IR", "TR"):

@@ -10,11 +10,13 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import ml_collections
+from jax.experimental.multihost_utils import broadcast_one_to_all
 from rich.console import Console
 
 from rc3_jax.config import ConfigError
@@ -27,11 +29,12 @@ from rc3_jax.downstream.config import (
     finetune_config,
     miniature_config,
 )
-from rc3_jax.downstream.finetune import evaluate, finetune, speaker
+from rc3_jax.downstream.finetune import UNFINISHED, evaluate, finetune, speaker
 from rc3_jax.downstream.open import available, open_task
+from rc3_jax.downstream.pretrained import load_pretrained, params_checksum
 from rc3_jax.downstream.readers import ENGLISH as ENGLISH_TASKS
 from rc3_jax.downstream.report import summary_table, write_report
-from rc3_jax.downstream.results import SCORES
+from rc3_jax.downstream.results import SCORES, config_checksum
 
 PROTOCOLS = ("zero-shot", "translate-test", "few-shot", "translate-train", "languages")
 """`languages` is fine-tuning in each language that has training data, and in all together."""
@@ -96,9 +99,12 @@ def run_suite(
       ConfigError, DataError: if there is no task, or none can be run.
     """
     say = speaker(console)
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ConfigError(f"seeds {', '.join(map(str, options.seeds))}: name each once")
     configs = task_configs(data, images, options)
     not_run: dict[str, str] = {}
     results: list[dict[str, Any]] = []
+    model_sha256 = params_checksum(load_pretrained(source, 1 << 20).params)
     for task, config in configs.items():
         try:
             steps = plan(config, available(config), options, not_run)
@@ -107,8 +113,8 @@ def run_suite(
             say(f"{task}: not run: {error}")
             continue
         for seed in options.seeds:
-            done = _run_steps(config, steps, seed, source, folder / task, not_run, say, console)
-            results += done
+            where = source, model_sha256, folder / task
+            results += _run_steps(config, steps, seed, *where, not_run, say, console)
     if not results:
         reasons = "\n  ".join(f"{what}: {why}" for what, why in not_run.items())
         raise DataError(f"{data}: no task could be run:\n  {reasons}")
@@ -136,13 +142,20 @@ def task_configs(data: str, images: str, options: Options) -> dict[str, ml_colle
             f"{data} has no {', '.join(lacking)}, but {', '.join(configs) or 'no task'}; folders are "
             f"named {', '.join(TASKS)}"
         )
+    for name in options.changes:
+        if name.rpartition("/")[0] not in ("", *TASKS) or name.rpartition("/")[2] == "seed":
+            raise ConfigError(f"{name}: settings are NAME or TASK/NAME, and seeds are told apart")
     for task in chosen:
-        own = {name.removeprefix(f"{task}/"): value for name, value in options.changes.items()}
-        own = {name: value for name, value in own.items() if "/" not in name}
-        try:
-            configs[task].lock().update_from_flattened_dict(own)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{task}: {error.args[0]}") from error
+        for prefix in ("", f"{task}/"):  # what is set for a task overrides what is for all
+            own = {
+                name.removeprefix(prefix): value
+                for name, value in options.changes.items()
+                if name.rpartition("/")[0] == prefix.rstrip("/")
+            }
+            try:
+                configs[task].lock().update_from_flattened_dict(own)
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"{task}: {error.args[0]}") from error
     return {task: configs[task] for task in chosen}
 
 
@@ -259,30 +272,62 @@ def _by_language(name: str, splits: Mapping[str, Sequence[str]], split: str) -> 
         yield Step(f"{name}_{language}", changes)
 
 
-def _run_steps(config, steps, seed: int, source, folder, not_run, say, console) -> list[dict]:
+def _run_steps(config, steps, seed: int, source, model_sha256: str, folder, not_run, say, console):
     """The results of a task with a seed; a step that cannot be run is told, and what follows it."""
     results = []
     places = {step.folder: folder / f"seed_{seed}" / step.folder for step in steps}
     for step in steps:
         place = places[step.folder]
-        name = f"{config.task}, {step.folder.replace('_', ' ')}"
-        if step.after and not (places[step.after] / SCORES).is_file():
+        name = f"{config.task}, {step.folder.replace('_', ' ')}, seed {seed}"
+        if step.after and not _is_there(places[step.after] / SCORES):
             not_run[name] = f"{step.after.replace('_', ' ')} was not run"
             continue
-        if not (place / SCORES).is_file():
-            say(f"{name}, seed {seed}: {place}")
-            chosen = config.copy_and_resolve_references()
-            chosen.update_from_flattened_dict({**step.changes, "seed": seed})
-            begin = places[step.after] if step.after else source
-            try:
+        chosen = config.copy_and_resolve_references()
+        chosen.update_from_flattened_dict({**step.changes, "seed": seed})
+        if _is_there(place / SCORES):
+            result = json.loads((place / SCORES).read_text(encoding="utf-8"))
+            _check_done(place, result, chosen, None if step.after else model_sha256)
+            if jax.process_index() == 0:
+                shutil.rmtree(place / UNFINISHED, ignore_errors=True)
+            results.append(result)
+            continue
+        say(f"{name}: {place}")
+        begin = places[step.after] if step.after else source
+        try:
+            if step.trains:
                 data = open_task(chosen, say)
-                if step.trains:
-                    finetune(chosen, data, begin, place, console, keep=step.keeps)
-                else:
-                    evaluate(chosen, data, begin, place, console)
-            except (ConfigError, DataError, FloatingPointError) as error:
-                not_run[name] = str(error)
-                say(f"{name}: not run: {error}")
-                continue
-        results.append(json.loads((place / SCORES).read_text(encoding="utf-8")))
+                result = finetune(chosen, data, begin, place, console, keep=step.keeps)
+            else:
+                data = open_task(chosen, say, parts=("test",))
+                result = evaluate(chosen, data, begin, place, console)
+        except (ConfigError, DataError, FloatingPointError) as error:
+            if jax.process_count() > 1:  # the others may wait for this one
+                raise
+            not_run[name] = str(error)
+            say(f"{name}: not run: {error}")
+            continue
+        results.append(result)
     return results
+
+
+def _is_there(file: pathlib.Path) -> bool:
+    """As the first process sees it: file systems may show processes different things."""
+    return bool(broadcast_one_to_all(file.is_file()))
+
+
+def _check_done(
+    place: pathlib.Path,
+    result: Mapping[str, Any],
+    config: ml_collections.ConfigDict,
+    model_sha256: str | None,
+) -> None:
+    """Raises ConfigError where a result is not of these settings, this data or this model."""
+    expected = {"data": config.annotations, "config_sha256": config_checksum(config)}
+    if model_sha256 is not None:
+        expected["model_sha256"] = model_sha256
+    differing = [name for name, value in expected.items() if result.get(name) != value]
+    if differing:
+        raise ConfigError(
+            f"{place / SCORES} has another {', '.join(differing)}: it is of other settings, other "
+            "data or another model; choose another --workdir, or remove it"
+        )

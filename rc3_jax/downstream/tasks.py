@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import ml_collections
 from jax.sharding import Mesh
@@ -14,16 +14,18 @@ from rc3_jax.downstream.answering import answerer
 from rc3_jax.downstream.batches import Batches, picture_fields
 from rc3_jax.downstream.classification import classifier
 from rc3_jax.downstream.config import TASKS
-from rc3_jax.downstream.examples import Example, TaskData
+from rc3_jax.downstream.examples import TaskData
 from rc3_jax.downstream.learner import Learner
 from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.downstream.retrieval import retrieval
+from rc3_jax.evaluation.retrieval import MODES
 
 HEADS = ("class", "decoder")
 LENGTHS = 8
 """Texts are padded to a multiple of so many tokens."""
 
-MakeBatches = Callable[[Sequence[Example]], Batches]
+MakeBatches = Callable[..., Batches]
+"""Examples, and by name what is to differ, to their batches."""
 
 
 def make_learner(
@@ -55,13 +57,19 @@ def make_learner(
     pretrained = pretrained._replace(tokenizer=_shortened(pretrained.tokenizer, data))
     settings = dict(model=pretrained.model, data=dict(threads=config.threads))
     settings = ml_collections.ConfigDict(settings)
-    mode = config.mode if pretrained.model.roi.regions else "patches"
+    check_choice("mode", config.mode, MODES)
+    mode = config.mode
+    if not pretrained.model.roi.regions:
+        if mode == "regions":
+            raise ConfigError("mode='regions': the model has no tower for regions; use patches")
+        mode = "patches"
     make = functools.partial(
         Batches,
         tokenizer=pretrained.tokenizer,
         config=settings,
         batch_size=config.batch_size,
         mode=mode,
+        mesh=mesh,
     )
     if task.retrieval:
         fields_of = functools.partial(picture_fields, config=settings, mode=mode)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import shutil
 import time
@@ -11,10 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from jax.experimental.multihost_utils import sync_global_devices
+from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rc3_jax.config import ConfigError
@@ -22,7 +22,7 @@ from rc3_jax.convert.output import write_json
 from rc3_jax.downstream.batches import Batches
 from rc3_jax.downstream.examples import Example
 from rc3_jax.downstream.learner import Learner
-from rc3_jax.parallel.mesh import BATCH, to_global
+from rc3_jax.parallel.mesh import BATCH
 from rc3_jax.parallel.rules import shardings
 from rc3_jax.training.checkpoint import PARAMS, Checkpoints, load_params, save_params
 from rc3_jax.training.optimizer import make_optimizer
@@ -70,12 +70,18 @@ def train(
 
     Raises:
       ConfigError: if the folder holds another training.
-      FloatingPointError: if the loss is no number.
+      FloatingPointError: if no epoch of any rate ends with a loss that is a number.
     """
     record = _Record(folder, identity)
     step = _compiled_step(config, learner, config.epochs * len(batches), mesh)
-    for rate in config.lrs or (config.optimizer.lr,):
-        _train(config, rate, step, learner, batches, dev, mesh, record, say)
+    rates = config.lrs or (config.optimizer.lr,)
+    for rate in rates:
+        try:
+            _train(config, rate, step, learner, batches, dev, record, say)
+        except FloatingPointError as error:
+            if rate == rates[-1] and not record.history:
+                raise
+            say(f"{error}; the other rates and epochs remain")
     params = load_params(record.best(learner.main), _abstract(learner.params, step.places[PARAMS]))
     best = record.history[record.best_place(learner.main)]
     return Selection(params, {name: best[name] for name in ("epoch", "lr")}, record.history)
@@ -126,20 +132,20 @@ class _Record:
 
     def add(self, epoch: dict[str, Any], name: str, params: Any) -> None:
         """Takes in an epoch that has ended, and its parameters if they are the best so far."""
-        before = self.best(name) if self.history else None
         self.history.append(epoch)
         best = self.best(name)
-        if best != before:
+        if self.best_place(name) == len(self.history) - 1:
             if jax.process_index() == 0:
                 shutil.rmtree(best, ignore_errors=True)  # of an epoch that was cut short
             sync_global_devices("removed")
             save_params(best, params)
+
+    def save(self, name: str) -> None:
+        """Writes down all epochs so far; an interrupted training goes on from here."""
         if jax.process_index() == 0:
-            partial = self.folder / f"partial-{HISTORY}"
-            write_json(partial, {"identity": self._identity, "epochs": self.history})
-            os.replace(partial, self.folder / HISTORY)
-            if before not in (None, best):
-                shutil.rmtree(before)
+            write_json(self.folder / HISTORY, {"identity": self._identity, "epochs": self.history})
+            for other in set(self.folder.glob("best_*")) - {self.best(name)}:
+                shutil.rmtree(other)
 
 
 class _Step(NamedTuple):
@@ -161,8 +167,8 @@ def _compiled_step(config, learner: Learner, steps: int, mesh: Mesh) -> _Step:
     settings = ml_collections.ConfigDict(config.optimizer.to_dict() | {"lr": 1.0})
     optimizer = make_optimizer(settings, steps, learner.params)
 
-    def initial(params):
-        return {PARAMS: params, "moments": optimizer.init(params)}
+    def initial(params):  # a copy: the step takes its state's memory
+        return {PARAMS: jax.tree.map(jnp.copy, params), "moments": optimizer.init(params)}
 
     def step(state, batch, number, rate):
         params, moments = state[PARAMS], state["moments"]
@@ -183,7 +189,7 @@ def _compiled_step(config, learner: Learner, steps: int, mesh: Mesh) -> _Step:
     return _Step(jax.jit(initial, out_shardings=places), places, call)
 
 
-def _train(config, rate, step: _Step, learner: Learner, batches, dev, mesh, record: _Record, say):
+def _train(config, rate, step: _Step, learner: Learner, batches, dev, record: _Record, say):
     """All epochs with one learning rate, from the last one that ended."""
     first = record.epochs_of(rate)
     if first == config.epochs:
@@ -196,24 +202,32 @@ def _train(config, rate, step: _Step, learner: Learner, batches, dev, mesh, reco
             say(f"goes on after epoch {first}")
         else:
             state = step.initial(learner.params)
-        begun = time.perf_counter()
+        begun = saved = time.perf_counter()
         for epoch in range(first, config.epochs):
-            state, loss = _epoch(step, rate, state, batches, config, epoch, mesh, say)
+            state, loss = _epoch(step, rate, state, batches, config, epoch, say)
             scores = {
                 code: learner.score(state[PARAMS], examples).scores
                 for code, examples in dev.items()
             }
             found = {"epoch": epoch + 1, "lr": rate, "loss": loss, "dev": scores}
-            if epoch + 1 < config.epochs:
-                checkpoints.save(epoch + 1, state, force=True)
             record.add(found, learner.main, state[PARAMS])
+            if epoch + 1 < config.epochs and _is_time(saved, config.save_minutes):
+                checkpoints.save(epoch + 1, state, force=True)
+                record.save(learner.main)
+                saved = time.perf_counter()
             say(
                 f"epoch {epoch + 1}/{config.epochs}  lr {rate:g}  loss {loss:.3f}  "
                 f"dev {learner.main} {mean_score(found, learner.main):.1%}  "
                 f"{time.perf_counter() - begun:.0f} s"
             )
+    record.save(learner.main)
     if jax.process_index() == 0:
         shutil.rmtree(record.states(rate))
+
+
+def _is_time(saved: float, minutes: float) -> bool:
+    """Whether so many minutes have passed for the first process, which decides for all."""
+    return bool(broadcast_one_to_all(time.perf_counter() - saved >= 60 * minutes))
 
 
 def _abstract(tree, places):
@@ -224,7 +238,7 @@ def _abstract(tree, places):
     )
 
 
-def _epoch(step: _Step, rate, state, batches: Batches, config, epoch: int, mesh: Mesh, say: Say):
+def _epoch(step: _Step, rate, state, batches: Batches, config, epoch: int, say: Say):
     """The state after an epoch, and the mean loss in it.
 
     Raises:
@@ -233,7 +247,7 @@ def _epoch(step: _Step, rate, state, batches: Batches, config, epoch: int, mesh:
     losses, told = [], time.perf_counter()
     for place, batch in enumerate(batches.shuffled(config.seed, epoch)):
         number = np.int32(epoch * len(batches) + place)
-        state, loss = step.call(state, to_global(batch, mesh), number, np.float32(rate))
+        state, loss = step.call(state, batch, number, np.float32(rate))
         losses.append(loss)
         if time.perf_counter() - told > SECONDS:
             told = time.perf_counter()
@@ -243,5 +257,7 @@ def _epoch(step: _Step, rate, state, batches: Batches, config, epoch: int, mesh:
             )
     mean = float(np.mean(jax.device_get(losses)))
     if not np.isfinite(mean):
-        raise FloatingPointError(f"the loss of epoch {epoch + 1} is {mean}; lower optimizer.lr")
+        raise FloatingPointError(
+            f"the loss of epoch {epoch + 1} with lr {rate:g} is {mean}; lower it"
+        )
     return state, mean

@@ -262,7 +262,7 @@ import jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rc3_jax.downstream.pretrained import load_pretrained
 from rc3_jax.downstream.tasks import make_learner
-from rc3_jax.parallel.mesh import make_mesh, one_device_mesh, to_global
+from rc3_jax.parallel.mesh import make_mesh, one_device_mesh
 from rc3_jax.parallel.rules import shardings
 from tests.downstream.test_answering import MORE, decoder_tuning, question_task
 
@@ -275,7 +275,7 @@ for mesh in (one_device_mesh(), make_mesh(config.mesh)):
     learner, batches = make_learner(config, task, pretrained, mesh)
     places = shardings(learner.params, mesh, config.mesh)
     params = jax.device_put(learner.params, places)
-    batch = to_global(next(batches(task.splits["train"]["en"]).in_order()), mesh)
+    batch = next(batches(task.splits["train"]["en"]).in_order())
     key = jax.device_put(jax.random.key(0), NamedSharding(mesh, PartitionSpec()))
     step = jax.jit(jax.value_and_grad(learner.loss), out_shardings=(None, places))
     loss, gradients = step(params, batch, key)

@@ -65,6 +65,28 @@ def test_killed_fine_tuning_goes_on_to_the_same_end(pretrained, whole, tmp_path)
 
 
 @pytest.mark.slow
+def test_a_rate_that_diverges_leaves_the_others(pretrained, tmp_path):
+    folder = tmp_path / "tuned"
+    [output] = ended(start("xvnli", pretrained, folder, "--config.lrs=(1e30,1e-3)", epochs=2))
+    assert "with lr 1e+30 is nan; lower it; the other rates and epochs remain" in output
+    assert {epoch["lr"] for epoch in read(folder)["dev"]} == {1e-3}
+    alone = start("xvnli", pretrained, tmp_path / "alone", "--config.lrs=(1e30,)", epochs=1)
+    assert "error: the loss of epoch 1 with lr 1e+30 is nan" in alone.communicate(timeout=300)[0]
+    assert alone.returncode == 1
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_model_is_not_written_over(pretrained):
+    for folder in (pretrained, pretrained / "."):
+        process = start("xvnli", pretrained, folder)
+        assert "holds a model or scores already" in process.communicate(timeout=300)[0]
+        assert process.returncode == 1
+    assert {path.name for path in pretrained.iterdir()} == {
+        *("params", "config.json", "tokenizer.json")
+    }
+
+
+@pytest.mark.slow
 def test_another_fine_tuning_does_not_go_on_with_it(pretrained, tmp_path):
     folder = tmp_path / "tuned"
     kill_after("epoch 1/4", start("xvnli", pretrained, folder))

@@ -76,13 +76,14 @@ def test_no_rank_variance_without_two_languages_or_a_shared_picture():
 
 def test_checksums_tell_examples_and_settings_apart():
     def of(*examples):
-        return checksum({"test": {"de": examples}})
+        return checksum({"test": {"de": examples}}, ("no", "yes"))
 
     assert of(example()) == of(example())
     others = [example("Ein Hund!"), example(identity="2"), example(label=None)]
     assert len({of(example()), of(), of(example(), example()), *map(of, others)}) == 6
     two = {"de": [example()], "en": [example("A dog.")]}
-    assert checksum({"test": two}) == checksum({"test": dict(reversed(two.items()))})
+    both = {"test": two}, {"test": dict(reversed(two.items()))}
+    assert checksum(both[0], ()) == checksum(both[1], ()) != checksum(both[0], ("no",))
     config = finetune_config("xvnli")
     before = config_checksum(config)
     config.update(seed=7, threads=3, images="/elsewhere")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -16,6 +17,7 @@ from rc3_jax.downstream.config import finetune_config
 from rc3_jax.downstream.suite import Options, plan, run_suite, task_configs
 from tests.downstream import iglue_rows as rows
 from tests.downstream.tuned import pretrain
+from tests.tiny import tiny_config
 
 SMALL = {
     "generated.train": 16,
@@ -92,7 +94,7 @@ def test_folders_are_known_by_their_names(tmp_path):
         (tmp_path / "data" / name).mkdir(parents=True)
     for name in ("gqa", "Flickr30k"):
         (tmp_path / "images" / name).mkdir(parents=True)
-    changes = {"epochs": 3, "wit/epochs": 4, "xgqa/head": "decoder"}
+    changes = {"wit/epochs": 4, "epochs": 3, "xgqa/head": "decoder"}
     data, images = tmp_path / "data", tmp_path / "images"
     found = task_configs(str(data), str(images), Options(changes=changes))
     assert list(found) == ["xvnli", "xgqa", "wit"]
@@ -104,6 +106,9 @@ def test_folders_are_known_by_their_names(tmp_path):
     assert list(task_configs(str(data), "", Options(tasks=["wit"]))) == ["wit"]
     with pytest.raises(ConfigError, match="has no marvl, but xvnli, xgqa, wit"):
         task_configs(str(data), "", Options(tasks=["marvl"]))
+    for wrong in ({"xvnil/epochs": 3}, {"seed": 3}):
+        with pytest.raises(ConfigError, match="settings are NAME or TASK/NAME"):
+            task_configs(str(data), "", Options(changes=wrong))
     for wrong in ({"epoch": 3}, {"epochs": "many"}):
         with pytest.raises(ConfigError, match="xvnli: .*epoch"):
             task_configs(str(data), "", Options(changes=wrong))
@@ -140,6 +145,16 @@ def test_miniatures_are_run_once_and_reported(pretrained, tmp_path):
     run_suite(pretrained, "miniature", "", tmp_path / "out", options, quiet())
     assert times == [file.stat().st_mtime_ns for file in files]
     assert report.read_text() == text
+    others = [("epochs", 2), ("generated.test", 7)]
+    for name, value in others:
+        changed = dataclasses.replace(options, changes=options.changes | {name: value})
+        with pytest.raises(ConfigError, match="has another config_sha256: .* choose another"):
+            run_suite(pretrained, "miniature", "", tmp_path / "out", changed, quiet())
+    other = tiny_config()
+    other.seed = 1
+    again = pretrain(tmp_path / "again", other)
+    with pytest.raises(ConfigError, match="has another model_sha256"):
+        run_suite(again, "miniature", "", tmp_path / "out", options, quiet())
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ SETTINGS = {
     "epochs": 4,
     "threads": 2,
     "max_length": 24,
+    "save_minutes": 0.0,
     "optimizer.lr": 3e-3,
 }
 
