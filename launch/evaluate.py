@@ -23,14 +23,14 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.downstream.finetune import check_settings, evaluate
+    from rc3_jax.downstream.finetune import check_settings, evaluate, speaker
     from rc3_jax.downstream.open import open_task
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo_xvnli")
         folder = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
         check_settings(config)
-        evaluate(config, open_task(config, parts=("test",)), source, folder)
+        evaluate(config, open_task(config, speaker(), parts=("test",)), source, folder)
 
     run_program(work)
 

@@ -26,14 +26,14 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.downstream.finetune import check_settings, finetune
+    from rc3_jax.downstream.finetune import check_settings, finetune, speaker
     from rc3_jax.downstream.open import open_task
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo")
         check_settings(config)
         folder = pathlib.Path(WORKDIR.value or f"{source}_{config.task}")
-        finetune(config, open_task(config), source, folder)
+        finetune(config, open_task(config, speaker()), source, folder)
 
     run_program(work)
 

@@ -20,6 +20,7 @@ from rc3_jax.downstream.learner import Learner
 from rc3_jax.downstream.models import build_answerer, start_params
 from rc3_jax.downstream.pretrained import Pretrained
 from rc3_jax.models.decoder import Answerer
+from rc3_jax.training.checkpoint import check_fit, shapes_of
 
 
 def answerer(
@@ -80,12 +81,12 @@ def answerer(
             found.append(row)
         return class_scores(np.concatenate(found)[: len(examples)], examples, answers, final)
 
-    params = pretrained.params
+    params, one = pretrained.params, np.zeros((1, 4), np.int32)
+    rows = picture_rows(pretrained.model, 1)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), rows, one, one)["params"]
     if pretrained.task is None:
-        one = np.zeros((1, 4), np.int32)
-        rows = picture_rows(pretrained.model, 1)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), rows, one, one)["params"]
         params = start_params(system, params, shapes, "answers")
+    check_fit("the model", shapes_of(params), shapes_of(shapes))
     return Learner(params, loss, score, "accuracy")
 
 

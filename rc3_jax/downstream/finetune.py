@@ -180,7 +180,7 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
         raise ConfigError(f"batch_size={config.batch_size} is no multiple of the {devices} devices")
 
 
-def speaker(console: Console | None) -> Say:
+def speaker(console: Console | None = None) -> Say:
     """Prints lines as they are, in the first process."""
     if console is None:
         console = Console(quiet=jax.process_index() > 0, soft_wrap=True)

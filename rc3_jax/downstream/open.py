@@ -10,6 +10,7 @@ import ml_collections
 
 from rc3_jax.config import ConfigError
 from rc3_jax.downstream.config import MINIATURE
+from rc3_jax.downstream.damaged import without_damaged
 from rc3_jax.downstream.examples import TaskData
 from rc3_jax.downstream.miniatures import miniature
 from rc3_jax.downstream.pictures import ImageFinder
@@ -55,7 +56,7 @@ def open_task(
     )
     for note in notes:
         say(f"note: {note}")
-    return data
+    return without_damaged(data, config.threads, config.allow_missing, say)
 
 
 def available(config: ml_collections.ConfigDict) -> Mapping[str, list[str]]:

@@ -25,7 +25,7 @@ from rc3_jax.downstream.xgqa import gqa, xgqa
 from rc3_jax.downstream.xvnli import xvnli
 
 CAPTIONS_FILES = ("captions.jsonl", "captions.jsonl.gz")
-ENGLISH = {"xgqa": "gqa", "marvl": "nlvr2", "xflickrco": "flickr30k"}
+ENGLISH_TASKS = {"xgqa": "gqa", "marvl": "nlvr2", "xflickrco": "flickr30k"}
 """Task → the English one that models for it are fine-tuned on, in a folder of its own."""
 
 
@@ -79,7 +79,7 @@ def read_task(
       skips: gathers rows that cannot be used; its limit (1 % by default) holds for each file.
       allow_missing: go on with however few images are found. Otherwise 95 % of the images of each
         split and language have to be there. Rows about missing images are left out.
-      english: folder of the English task (ENGLISH), whose splits are added. Of a split that `folder`
+      english: folder of the English task (ENGLISH_TASKS), whose splits are added. Of a split that `folder`
         has in English too, that one is taken.
       answers: file of the answers of GQA; see `xgqa`.
       strip_phrase_numbers: see `xflickrco`; off, as in the benchmark.
@@ -92,9 +92,11 @@ def read_task(
     folder = pathlib.Path(folder)
     if task not in _TASKS:
         raise DataError(f"task {task!r} is unknown; use one of {', '.join(TASKS)}")
-    if english is not None and task not in ENGLISH:
+    if english is not None and task not in ENGLISH_TASKS:
         raise DataError(f"{task} has no English task of its own; leave english out")
-    names = {task: folder} | ({} if english is None else {ENGLISH[task]: pathlib.Path(english)})
+    names = {task: folder} | (
+        {} if english is None else {ENGLISH_TASKS[task]: pathlib.Path(english)}
+    )
     answers = None if answers is None else pathlib.Path(answers)
     notes = [] if notes is None else notes
 
@@ -146,7 +148,7 @@ def splits_of(
       DataError: a folder that is not there or holds files that cannot be told apart.
     """
     found: dict[str, list[str]] = {}
-    names = {task: folder} | ({} if english is None else {ENGLISH[task]: english})
+    names = {task: folder} | ({} if english is None else {ENGLISH_TASKS[task]: english})
     for name, where in names.items():
         described = _TASKS[name](_Options(where, answers))
         for file in _files(described, where, lambda split, language: False, []):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,6 +43,7 @@ def retrieval(
     fields_of: Callable[[Picture], Row],
     batch_size: int,
     rerank: int | None,
+    threads: int,
 ) -> Learner:
     """Contrast and matching; recall of images for texts (IR) and of texts for images (TR).
 
@@ -49,6 +51,7 @@ def retrieval(
       fields_of: the visual fields of a picture.
       rerank: candidates of each query that the matching head orders in final scores; see
         `retrieve`.
+      threads: that read pictures.
     """
     build = SYSTEMS[pretrained.system].build
     model = build(pretrained.model, pretrained.tokenizer.vocab_size, mesh)
@@ -78,7 +81,8 @@ def retrieval(
         shown = list(pictures.values())
 
         def rows(places):
-            fields = [fields_of(shown[place]) for place in places]
+            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+                fields = list(pool.map(fields_of, (shown[place] for place in places)))
             return {name: np.stack([row[name] for row in fields]) for name in fields[0]}
 
         data = RetrievalData(

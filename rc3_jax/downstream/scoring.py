@@ -35,17 +35,6 @@ def accuracy(predictions: Sequence[int] | np.ndarray, labels: Sequence[int | Non
     return float(np.mean(_right(predictions, labels)))
 
 
-def exact_match(predictions: Sequence[str], answers: Sequence[str | None]) -> float:
-    """Share of predicted answers that are the right one, letter for letter (xGQA).
-
-    Raises:
-      ValueError: none, or not one prediction for each answer.
-    """
-    _check_count(len(predictions), len(answers))
-    pairs = zip(predictions, answers, strict=True)
-    return sum(answer is not None and given == answer for given, answer in pairs) / len(answers)
-
-
 def expected_calibration_error(
     probabilities: Float[np.ndarray, "rows classes"],
     labels: Sequence[int | None],

@@ -32,7 +32,7 @@ from rc3_jax.downstream.config import (
 from rc3_jax.downstream.finetune import UNFINISHED, evaluate, finetune, speaker
 from rc3_jax.downstream.open import available, open_task
 from rc3_jax.downstream.pretrained import load_pretrained, params_checksum
-from rc3_jax.downstream.readers import ENGLISH as ENGLISH_TASKS
+from rc3_jax.downstream.readers import ENGLISH_TASKS
 from rc3_jax.downstream.report import summary_table, write_report
 from rc3_jax.downstream.results import SCORES, config_checksum
 

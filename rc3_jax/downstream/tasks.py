@@ -74,7 +74,8 @@ def make_learner(
     if task.retrieval:
         fields_of = functools.partial(picture_fields, config=settings, mode=mode)
         rerank = None if config.rerank < 0 else config.rerank
-        learner = retrieval(pretrained, mesh, fields_of, config.batch_size, rerank)
+        options = config.batch_size, rerank, config.threads
+        learner = retrieval(pretrained, mesh, fields_of, *options)
         return learner, functools.partial(make, numbers=picture_numbers(data))
     if config.head == "decoder":
         options = config.candidates, config.count_first_twice

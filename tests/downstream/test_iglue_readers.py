@@ -266,7 +266,7 @@ def test_arguments_are_checked(tmp_path):
         read_task("mscoco", tmp_path, AllFound())
     with pytest.raises(DataError, match=r"none; names are expected such as de/train_10.jsonl"):
         read_task("xvnli", tmp_path, AllFound())
-    assert set(readers.ENGLISH) | set(readers.ENGLISH.values()) <= set(readers.TASKS)
+    assert set(readers.ENGLISH_TASKS) | set(readers.ENGLISH_TASKS.values()) <= set(readers.TASKS)
 
 
 def test_rows_about_missing_images_are_counted(tmp_path):

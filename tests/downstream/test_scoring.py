@@ -23,12 +23,6 @@ def test_accuracy_keeps_rows_of_no_class_in_the_denominator():
             scoring.accuracy(predictions, labels)
 
 
-def test_exact_match_compares_letter_for_letter():
-    assert scoring.exact_match(["no", "No", "a dog", "x"], ["no", "no", "a dog", None]) == 0.5
-    with pytest.raises(ValueError, match="1 predictions for 2"):
-        scoring.exact_match(["no"], ["no", "no"])
-
-
 @given(hnp.arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 5)), elements=SCORE))
 def test_what_is_not_a_number_is_never_predicted(scores):
     for row, best in zip(scores, scoring.best_classes(scores), strict=True):
