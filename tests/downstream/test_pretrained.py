@@ -1,18 +1,36 @@
-"""What a model that fine-tuning starts from brings besides its parameters."""
+"""What a model that fine-tuning starts from brings, and what cannot be one."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
-from rc3_jax.data.tokenizer import train_tokenizer
-from rc3_jax.downstream.pretrained import load_pretrained
-from rc3_jax.training.checkpoint import save_params
+from rc3_jax.config import ConfigError
+from rc3_jax.data.tokenizer import load_tokenizer
+from rc3_jax.downstream.pretrained import load_pretrained, params_checksum
+from tests.downstream.tuned import pretrain
 from tests.tiny import tiny_config
 
-TEXTS = ["a red star", "two blue stars", "a dog runs"]
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    return pretrain(tmp_path_factory.mktemp("pretrained"))
+
+
+@pytest.fixture
+def changed(pretrained, tmp_path):
+    """A copy of the folder, with other settings."""
+
+    def change(settings):
+        folder = tmp_path / "changed"
+        shutil.copytree(pretrained, folder)
+        (folder / "config.json").write_text(json.dumps(settings))
+        return folder
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -25,15 +43,40 @@ TEXTS = ["a red star", "two blue stars", "a dog runs"]
         ({}, None),
     ],
 )
-def test_texts_are_cleaned_as_they_were_in_training(tmp_path, settings, words):
+def test_texts_are_cleaned_as_they_were_in_training(changed, settings, words):
     model = json.loads(tiny_config().model.to_json())
-    settings |= {"system": "rc3", "model": model}
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    tokenizer = train_tokenizer(TEXTS, 30, 16)
-    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json())
-    save_params(tmp_path, {"bias": np.zeros(2, np.float32)})
-    found = load_pretrained(tmp_path, 16)
+    folder = changed(settings | {"system": "rc3", "model": model})
+    found = load_pretrained(folder, 16)
     assert found.max_words == words
     expected = "a red star" if words is None else "a red"
     raw = "a red star" if words is None else "A red, star!"
-    np.testing.assert_array_equal(found.tokenizer.encode([raw]), tokenizer.encode([expected]))
+    plain = load_tokenizer(str(folder / "tokenizer.json"), 16)
+    np.testing.assert_array_equal(found.tokenizer.encode([raw]), plain.encode([expected]))
+
+
+@pytest.mark.parametrize("system, wrong", [("cclm", "config.model lacks a setting"), ("clip", "system 'clip'")])
+def test_another_system_is_named(changed, system, wrong):
+    model = json.loads(tiny_config().model.to_json())
+    with pytest.raises(ConfigError, match=wrong):
+        load_pretrained(changed({"system": system, "model": model}), 16)
+
+
+def test_parameters_of_another_size_are_listed(changed):
+    model = tiny_config().model
+    model.projection_size = 12
+    folder = changed({"system": "rc3", "model": json.loads(model.to_json())})
+    with pytest.raises(ConfigError, match=r"mis-shaped: .*projection.* must be \(16, 12\)"):
+        load_pretrained(folder, 16)
+
+
+def test_the_checksum_tells_parameters_apart():
+    one = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.float32(1)}
+    assert params_checksum(one) == params_checksum(dict(reversed(one.items())))
+    others = [
+        {"a": {"b": one["a"]["b"].T}, "c": one["c"]},
+        {"a": {"b": one["a"]["b"].reshape(3, 2)}, "c": one["c"]},
+        {"a": {"b": one["a"]["b"] + 1}, "c": one["c"]},
+        {"a": {"d": one["a"]["b"]}, "c": one["c"]},
+        {"a": {"b": one["a"]["b"].astype(np.float64)}, "c": one["c"]},
+    ]
+    assert len({params_checksum(params) for params in [one, *others]}) == 6
