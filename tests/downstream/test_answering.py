@@ -227,10 +227,10 @@ def test_a_simple_task_is_learned_and_the_head_kept(folder_of, tmp_path, system)
     config.optimizer.lr = 1e-2
     result = finetune(config, task, folder_of(system), tuned, quiet())
     assert result["scores"]["en"]["accuracy"] >= 0.8
-    again = evaluate(decoder_tuning(), task, tuned, console=quiet())
+    again = evaluate(tuning("xgqa"), task, tuned, console=quiet())
     assert again["scores"] == result["scores"]
     with pytest.raises(ConfigError, match=r"fine-tuned with 'decoder'; set --config.head=decoder"):
-        evaluate(tuning("xgqa"), task, tuned, console=quiet())
+        finetune(tuning("xgqa"), task, tuned, tmp_path / "again", quiet())
 
 
 @pytest.mark.slow
