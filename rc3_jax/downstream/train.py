@@ -250,11 +250,11 @@ def _epoch(step: _Step, rate, state, batches: Batches, config, epoch: int, say: 
         state, loss = step.call(state, batch, number, np.float32(rate))
         losses.append(loss)
         if time.perf_counter() - told > SECONDS:
-            told = time.perf_counter()
             say(
                 f"epoch {epoch + 1}/{config.epochs}  step {place + 1}/{len(batches)}  "
                 f"loss {float(loss):.3f}"
             )
+            told = time.perf_counter()  # after the wait for the loss
     mean = float(np.mean(jax.device_get(losses)))
     if not np.isfinite(mean):
         raise FloatingPointError(
