@@ -103,18 +103,19 @@ def run_suite(
         raise ConfigError(f"seeds {', '.join(map(str, options.seeds))}: name each once")
     configs = task_configs(data, images, options)
     not_run: dict[str, str] = {}
-    results: list[dict[str, Any]] = []
-    model_sha256 = params_checksum(load_pretrained(source, 1 << 20).params)
+    plans: dict[str, list[Step]] = {}
     for task, config in configs.items():
         try:
-            steps = plan(config, available(config), options, not_run)
+            plans[task] = plan(config, available(config), options, not_run)
         except (ConfigError, DataError) as error:
             not_run[task] = str(error)
             say(f"{task}: not run: {error}")
-            continue
+    results: list[dict[str, Any]] = []
+    model_sha256 = params_checksum(load_pretrained(source, 1 << 20).params) if plans else ""
+    for task, steps in plans.items():
         for seed in options.seeds:
             where = source, model_sha256, folder / task
-            results += _run_steps(config, steps, seed, *where, not_run, say, console)
+            results += _run_steps(configs[task], steps, seed, *where, not_run, say, console)
     if not results:
         reasons = "\n  ".join(f"{what}: {why}" for what, why in not_run.items())
         raise DataError(f"{data}: no task could be run:\n  {reasons}")

@@ -54,7 +54,9 @@ def test_texts_are_cleaned_as_they_were_in_training(changed, settings, words):
     np.testing.assert_array_equal(found.tokenizer.encode([raw]), plain.encode([expected]))
 
 
-@pytest.mark.parametrize("system, wrong", [("cclm", "config.model lacks a setting"), ("clip", "system 'clip'")])
+@pytest.mark.parametrize(
+    "system, wrong", [("cclm", "config.model lacks a setting"), ("clip", "system 'clip'")]
+)
 def test_another_system_is_named(changed, system, wrong):
     model = json.loads(tiny_config().model.to_json())
     with pytest.raises(ConfigError, match=wrong):

@@ -178,7 +178,7 @@ def test_retrieval(folder, monkeypatch):
     def fields_of(picture: Picture):
         return {"image": x["image"][int(picture.name)]}
 
-    learner = retrieval(start, one_device_mesh(), fields_of, 4, k)
+    learner = retrieval(start, one_device_mesh(), fields_of, 4, k, 2)
     images, texts = x["train_image_rows"], x["train_text_rows"]
     batch = batch_of(
         x["image"][images], x["text_ids"][texts], x["text_atts"][texts], x["train_idx"]
