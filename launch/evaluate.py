@@ -23,8 +23,9 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.downstream.finetune import check_settings, evaluate, speaker
+    from rc3_jax.downstream.finetune import check_settings, evaluate
     from rc3_jax.downstream.open import open_task
+    from rc3_jax.observe.log import speaker
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo_xvnli")

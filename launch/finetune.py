@@ -26,8 +26,9 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.downstream.finetune import check_settings, finetune, speaker
+    from rc3_jax.downstream.finetune import check_settings, finetune
     from rc3_jax.downstream.open import open_task
+    from rc3_jax.observe.log import speaker
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo")

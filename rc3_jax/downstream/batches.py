@@ -6,10 +6,9 @@ import concurrent.futures
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from rc3_jax.config import ConfigError
 from rc3_jax.data.example import Row, evaluation_row
@@ -18,12 +17,10 @@ from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.downstream.examples import Example, Picture
 from rc3_jax.downstream.learner import Batch
 from rc3_jax.evaluation.retrieval import MODES
-from rc3_jax.parallel.mesh import BATCH
+from rc3_jax.parallel.mesh import from_rows
 
 WRONG = -1
 """The label of an example whose right class is none of the task's."""
-
-
 NOT_VISUAL = ("ids", "label")
 """Fields of a batch that are not of its pictures."""
 
@@ -31,7 +28,7 @@ NOT_VISUAL = ("ids", "label")
 class Batches:
     """Rows of examples, read with threads while the model computes.
 
-    A row has the visual fields (`visual_fields`; of two pictures each `[2, ...]`), `ids` and
+    A row has the visual fields (`picture_fields`; of two pictures each `[2, ...]`), `ids` and
     `label`, `WRONG` where it is none. Batches are global arrays, rows sharded over the mesh; each
     process reads the rows of its own devices alone.
 
@@ -55,7 +52,7 @@ class Batches:
             raise ConfigError("there are no examples; check the task's files")
         self._examples, self._tokenizer, self._config = examples, tokenizer, config
         self._batch_size, self._mode, self._numbers = batch_size, mode, numbers
-        self._sharding = NamedSharding(mesh, BATCH)
+        self._mesh = mesh
 
     def __len__(self) -> int:
         """Batches of a pass over all examples."""
@@ -71,42 +68,36 @@ class Batches:
         return self._read(np.arange(len(self._examples)))
 
     def _read(self, order: np.ndarray) -> Iterator[Batch]:
-        count = self._batch_size
-        parts = np.resize(order, (len(self), count))
-        own = np.unique(
-            np.concatenate(
-                [
-                    np.arange(count)[index]
-                    for index in self._sharding.addressable_devices_indices_map((count,)).values()
-                ]
-            )
-        )
+        parts = np.resize(order, (len(self), self._batch_size))
+        threads = concurrent.futures.ThreadPoolExecutor
+        with threads(self._config.data.threads) as pool, threads(1) as ahead:
 
-        def spread(rows: np.ndarray) -> jax.Array:
-            def part(index):
-                return rows[np.searchsorted(own, np.arange(count)[index[0]])]
+            def produce(numbers: np.ndarray) -> Row:
+                return stacked(list(pool.map(self._row, numbers)))
 
-            return jax.make_array_from_callback((count, *rows.shape[1:]), self._sharding, part)
+            def start(part: np.ndarray) -> concurrent.futures.Future:
+                return ahead.submit(from_rows, produce, part, self._mesh)
 
-        with concurrent.futures.ThreadPoolExecutor(self._config.data.threads) as pool:
-            waiting = [pool.submit(self._row, n) for n in parts[0, own]]
-            for place in range(len(parts)):
-                rows = [future.result() for future in waiting]
-                if place + 1 < len(parts):
-                    waiting = [pool.submit(self._row, n) for n in parts[place + 1, own]]
-                yield {name: spread(np.stack([row[name] for row in rows])) for name in rows[0]}
+            waiting = start(parts[0])
+            for following in parts[1:]:
+                batch, waiting = waiting.result(), start(following)
+                yield batch
+            yield waiting.result()
 
     def _row(self, number: int) -> Row:
         example = self._examples[number]
         fields = [picture_fields(p, self._config, self._mode) for p in example.pictures]
-        row = fields[0]
-        if len(fields) > 1:
-            row = {name: np.stack([field[name] for field in fields]) for name in row}
+        row = stacked(fields) if len(fields) > 1 else fields[0]
         label = example.label
         if self._numbers is not None:
             label = self._numbers[example.pictures[0].name]
         ids = self._tokenizer.encode([example.text])[0]
         return row | {"ids": ids, "label": np.int32(WRONG if label is None else label)}
+
+
+def stacked(rows: Sequence[Row]) -> Row:
+    """The fields of rows of one kind, each in one array."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def picture_fields(picture: Picture, config: ml_collections.ConfigDict, mode: str) -> Row:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Collection
 
 from rc3_jax.data.image import decode
 from rc3_jax.data.record import BadRecord, DataError
 from rc3_jax.downstream.examples import Example, Picture, TaskData
 from rc3_jax.downstream.pictures import ENOUGH
+from rc3_jax.observe.log import Say
 
 MIN_SIDE = 32
 """JPEG files are decoded at a small size: all of their bytes are read nevertheless."""
@@ -18,9 +18,7 @@ SECONDS = 30.0
 """Between two lines on the progress."""
 
 
-def without_damaged(
-    data: TaskData, threads: int, allow_missing: bool, say: Callable[[str], Any]
-) -> TaskData:
+def without_damaged(data: TaskData, threads: int, allow_missing: bool, say: Say) -> TaskData:
     """The data without the examples about pictures that cannot be decoded.
 
     They count like missing ones: as rows left out, and of each split and language `ENOUGH` must be
@@ -33,7 +31,7 @@ def without_damaged(
     Raises:
       DataError: if fewer are whole, and that is not allowed.
     """
-    reasons = _damaged(_pictures(data), threads, say)
+    reasons = _damaged(data.pictures().values(), threads, say)
     if not reasons:
         return data
     splits: dict[str, dict[str, list[Example]]] = {}
@@ -59,20 +57,7 @@ def without_damaged(
     return TaskData(data.classes, splits, left_out)
 
 
-def _pictures(data: TaskData) -> list[Picture]:
-    found = {
-        picture.name: picture
-        for languages in data.splits.values()
-        for examples in languages.values()
-        for example in examples
-        for picture in example.pictures
-    }
-    return list(found.values())
-
-
-def _damaged(
-    pictures: Collection[Picture], threads: int, say: Callable[[str], Any]
-) -> dict[str, str]:
+def _damaged(pictures: Collection[Picture], threads: int, say: Say) -> dict[str, str]:
     """Name → why it cannot be decoded."""
 
     def reason(picture: Picture) -> str | None:

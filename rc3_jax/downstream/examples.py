@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -63,6 +63,16 @@ class TaskData:
     classes: tuple[str, ...]
     splits: Mapping[str, Mapping[str, Sequence[Example]]]
     left_out: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+
+    def examples(self) -> Iterator[Example]:
+        """Those of all splits and languages."""
+        for languages in self.splits.values():
+            for examples in languages.values():
+                yield from examples
+
+    def pictures(self) -> dict[str, Picture]:
+        """Those of all examples by their names."""
+        return {picture.name: picture for e in self.examples() for picture in e.pictures}
 
 
 def checksum(chosen: Mapping[str, Mapping[str, Sequence[Example]]], classes: Sequence[str]) -> str:

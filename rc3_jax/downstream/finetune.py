@@ -30,7 +30,8 @@ from rc3_jax.downstream.results import (
     write_result,
 )
 from rc3_jax.downstream.tasks import make_learner
-from rc3_jax.downstream.train import Say, train
+from rc3_jax.downstream.train import train
+from rc3_jax.observe.log import Say, speaker
 from rc3_jax.parallel.mesh import batch_devices, make_mesh
 from rc3_jax.training.checkpoint import PARAMS, save_params
 
@@ -178,13 +179,6 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
     devices = batch_devices(make_mesh(config.mesh))
     if config.batch_size % devices:
         raise ConfigError(f"batch_size={config.batch_size} is no multiple of the {devices} devices")
-
-
-def speaker(console: Console | None = None) -> Say:
-    """Prints lines as they are, in the first process."""
-    if console is None:
-        console = Console(quiet=jax.process_index() > 0, soft_wrap=True)
-    return lambda line: console.print(line, markup=False, highlight=False, emoji=False)
 
 
 def score_languages(

@@ -11,14 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import ml_collections
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from rc3_jax.config import ConfigError
 from rc3_jax.convert.cclm_tasks import decoder_from_trunk, from_trunk
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.decoder import (
@@ -30,6 +28,7 @@ from rc3_jax.models.decoder import (
 from rc3_jax.models.heads import Perceptron
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.models.tasks import build_pair_classifier, build_two_image_classifier
+from rc3_jax.training.checkpoint import check_fit, shapes_of
 
 
 class RC3Classifier(nn.Module):
@@ -154,21 +153,8 @@ def start_params(system: str, trunk: Mapping[str, Any], drawn: Mapping[str, Any]
     known = {"trunk": trunk}
     if task == "answers":
         known["decoder"] = decoder_from_trunk(trunk)
-    found = flatten_dict(known, sep="/")
-
-    def given(path, leaf):
-        name = "/".join(key.key for key in path)
-        stored = found.get(name)
-        if stored is None or stored.shape != leaf.shape:
-            has = "missing" if stored is None else f"{stored.shape}"
-            problems.append(f"{name} {leaf.shape}: {has}")
-            return leaf
-        return jnp.asarray(stored)
-
-    problems: list[str] = []
-    wanted = {part: drawn[part] for part in known}
-    started = {**drawn, **jax.tree_util.tree_map_with_path(given, wanted)}
-    if problems:
-        lines = "\n  ".join(problems)
-        raise ConfigError(f"the pre-trained model does not fit the task's:\n  {lines}")
-    return started
+    wanted, found = {part: drawn[part] for part in known}, flatten_dict(known)
+    paths = [path for path in flatten_dict(wanted) if path in found]
+    given = unflatten_dict({path: jnp.asarray(found[path]) for path in paths})
+    check_fit("the pre-trained model", shapes_of(given), shapes_of(wanted))
+    return {**drawn, **given}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 
@@ -15,9 +15,7 @@ from rc3_jax.downstream.examples import TaskData
 from rc3_jax.downstream.miniatures import miniature
 from rc3_jax.downstream.pictures import ImageFinder
 from rc3_jax.downstream.readers import read_task, splits_of
-
-Say = Callable[[str], None]
-
+from rc3_jax.observe.log import Say
 
 PARTS = ("train", "select", "test")
 """Uses of the examples."""

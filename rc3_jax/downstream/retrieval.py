@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from rc3_jax.data.example import Row
 from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.downstream.batches import stacked
 from rc3_jax.downstream.examples import Example, Picture
 from rc3_jax.downstream.learner import Learner, Scored
 from rc3_jax.downstream.pretrained import Pretrained
@@ -82,8 +83,7 @@ def retrieval(
 
         def rows(places):
             with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                fields = list(pool.map(fields_of, (shown[place] for place in places)))
-            return {name: np.stack([row[name] for row in fields]) for name in fields[0]}
+                return stacked(list(pool.map(fields_of, (shown[place] for place in places))))
 
         data = RetrievalData(
             encode([e.text for e in examples]),

@@ -29,12 +29,13 @@ from rc3_jax.downstream.config import (
     finetune_config,
     miniature_config,
 )
-from rc3_jax.downstream.finetune import UNFINISHED, evaluate, finetune, speaker
+from rc3_jax.downstream.finetune import UNFINISHED, evaluate, finetune
 from rc3_jax.downstream.open import available, open_task
 from rc3_jax.downstream.pretrained import load_pretrained, params_checksum
 from rc3_jax.downstream.readers import ENGLISH_TASKS
 from rc3_jax.downstream.report import summary_table, write_report
 from rc3_jax.downstream.results import SCORES, config_checksum
+from rc3_jax.observe.log import speaker
 
 PROTOCOLS = ("zero-shot", "translate-test", "few-shot", "translate-train", "languages")
 """`languages` is fine-tuning in each language that has training data, and in all together."""

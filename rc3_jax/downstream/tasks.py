@@ -76,28 +76,16 @@ def make_learner(
         rerank = None if config.rerank < 0 else config.rerank
         options = config.batch_size, rerank, config.threads
         learner = retrieval(pretrained, mesh, fields_of, *options)
-        return learner, functools.partial(make, numbers=picture_numbers(data))
+        numbers = {name: number for number, name in enumerate(data.pictures())}
+        return learner, functools.partial(make, numbers=numbers)
     if config.head == "decoder":
         options = config.candidates, config.count_first_twice
         return answerer(pretrained, data.classes, mesh, make, *options), make
     return classifier(pretrained, data.classes, task.pictures, mesh, make, config.seed), make
 
 
-def picture_numbers(data: TaskData) -> dict[str, int]:
-    """A number for every picture of the task."""
-    names = dict.fromkeys(
-        picture.name
-        for languages in data.splits.values()
-        for examples in languages.values()
-        for example in examples
-        for picture in example.pictures
-    )
-    return {name: number for number, name in enumerate(names)}
-
-
 def _shortened(tokenizer: Tokenizer, data: TaskData) -> Tokenizer:
     """Pads no further than the longest text or answer of the task, rounded up to `LENGTHS`."""
-    texts = {e.text for of in data.splits.values() for examples in of.values() for e in examples}
-    texts |= set(data.classes)
+    texts = {*data.classes, *(example.text for example in data.examples())}
     longest = int((tokenizer.encode(sorted(texts)) != PAD_ID).sum(axis=1).max())
     return tokenizer.with_length(min(-(-longest // LENGTHS) * LENGTHS, tokenizer.max_length))

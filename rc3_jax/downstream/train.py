@@ -22,15 +22,15 @@ from rc3_jax.convert.output import write_json
 from rc3_jax.downstream.batches import Batches
 from rc3_jax.downstream.examples import Example
 from rc3_jax.downstream.learner import Learner
+from rc3_jax.observe.log import Say
 from rc3_jax.parallel.mesh import BATCH
-from rc3_jax.parallel.rules import shardings
+from rc3_jax.parallel.rules import laid_out
 from rc3_jax.training.checkpoint import PARAMS, Checkpoints, load_params, save_params
 from rc3_jax.training.optimizer import make_optimizer
 
 HISTORY = "history.json"
 SECONDS = 30.0
 """Between two lines on the progress of an epoch."""
-Say = Callable[[str], None]
 
 
 class Selection(NamedTuple):
@@ -82,7 +82,7 @@ def train(
             if rate == rates[-1] and not record.history:
                 raise
             say(f"{error}; the other rates and epochs remain")
-    params = load_params(record.best(learner.main), _abstract(learner.params, step.places[PARAMS]))
+    params = load_params(record.best(learner.main), step.state[PARAMS])
     best = record.history[record.best_place(learner.main)]
     return Selection(params, {name: best[name] for name in ("epoch", "lr")}, record.history)
 
@@ -153,12 +153,12 @@ class _Step(NamedTuple):
 
     Attributes:
       initial: parameters to the state before the first step.
-      places: shardings of a state.
+      state: shapes, types and shardings of a state.
       call: `(state, batch, number, rate)` to the next state and the loss of the batch.
     """
 
     initial: Callable[[Any], Any]
-    places: Any
+    state: Any
     call: Callable[..., tuple[Any, Any]]
 
 
@@ -178,7 +178,8 @@ def _compiled_step(config, learner: Learner, steps: int, mesh: Mesh) -> _Step:
         updates = jax.tree.map(lambda update: rate * update, updates)
         return {PARAMS: optax.apply_updates(params, updates), "moments": moments}, loss
 
-    places = shardings(jax.eval_shape(initial, learner.params), mesh, config.mesh)
+    state = laid_out(jax.eval_shape(initial, learner.params), mesh, config.mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
     whole = NamedSharding(mesh, PartitionSpec())
     call = jax.jit(
         step,
@@ -186,7 +187,7 @@ def _compiled_step(config, learner: Learner, steps: int, mesh: Mesh) -> _Step:
         out_shardings=(places, whole),
         donate_argnums=0,
     )
-    return _Step(jax.jit(initial, out_shardings=places), places, call)
+    return _Step(jax.jit(initial, out_shardings=places), state, call)
 
 
 def _train(config, rate, step: _Step, learner: Learner, batches, dev, record: _Record, say):
@@ -197,8 +198,7 @@ def _train(config, rate, step: _Step, learner: Learner, batches, dev, record: _R
     # Two remain: the newest may be of an epoch that the record does not have yet.
     with Checkpoints(record.states(rate), every=1, keep=2) as checkpoints:
         if first:
-            shapes = jax.eval_shape(step.initial, learner.params)
-            state = checkpoints.restore(_abstract(shapes, step.places), first)
+            state = checkpoints.restore(step.state, first)
             say(f"goes on after epoch {first}")
         else:
             state = step.initial(learner.params)
@@ -228,14 +228,6 @@ def _train(config, rate, step: _Step, learner: Learner, batches, dev, record: _R
 def _is_time(saved: float, minutes: float) -> bool:
     """Whether so many minutes have passed for the first process, which decides for all."""
     return bool(broadcast_one_to_all(time.perf_counter() - saved >= 60 * minutes))
-
-
-def _abstract(tree, places):
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        tree,
-        places,
-    )
 
 
 def _epoch(step: _Step, rate, state, batches: Batches, config, epoch: int, say: Say):

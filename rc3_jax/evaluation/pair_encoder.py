@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int, Integer
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation.streaming import everywhere
 from rc3_jax.models.pair import PairModel, View
-from rc3_jax.parallel.mesh import BATCH, batch_devices, from_host
+from rc3_jax.parallel.mesh import batch_devices, from_host, from_rows
 
 GROUP = 16
 """Texts that share an image's keys and values."""
@@ -178,7 +178,7 @@ class PairEncoder:
 
     def _encode_images(self, params, produce: Fields, rows: range) -> View:
         rows = self._padded(np.arange(rows.start, rows.stop))
-        return self._visual(params, _spread(produce, rows, self.mesh))
+        return self._visual(params, from_rows(produce, rows, self.mesh))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """A whole batch: the first row again where rows are lacking."""
@@ -223,21 +223,3 @@ class PairEncoder:
             for part in zip(*parts, strict=True)
         ]
         return np.concatenate(results).reshape(-1)[slots]
-
-
-def _spread(produce: Fields, rows: Int[np.ndarray, " images"], mesh: Mesh) -> dict[str, Array]:
-    """Rows of images spread over the mesh, of which each process makes its own devices' alone."""
-    sharding = NamedSharding(mesh, BATCH)
-    made, shards = {}, {}
-    for device, (part,) in sharding.addressable_devices_indices_map(rows.shape).items():
-        key = part.indices(len(rows))
-        if key not in made:
-            made[key] = produce(rows[part])
-        for name, value in made[key].items():
-            shards.setdefault(name, []).append(jax.device_put(value, device))
-    return {
-        name: jax.make_array_from_single_device_arrays(
-            (len(rows), *values[0].shape[1:]), sharding, values
-        )
-        for name, values in shards.items()
-    }

@@ -6,9 +6,10 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Self
 
+import jax
 from rich.console import Console
 
 RC3_TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "soft", "kl", "hinge", "mse", "itm", "mclm")
@@ -17,6 +18,8 @@ CCLM_TERMS = (
     *("region_itc", "region_itm", "region_mlm", "box", "giou"),
 )
 SHOWN = ("loss", *RC3_TERMS, *CCLM_TERMS)
+Say = Callable[[str], None]
+"""Is given a line at a time."""
 
 
 class Clock:
@@ -58,6 +61,7 @@ class Log:
     def __init__(self, folder: pathlib.Path | None, console: Console | None = None):
         self._file = None if folder is None else (folder / "metrics.jsonl").open("a")
         self.console = console or Console(quiet=folder is None, soft_wrap=True)
+        self._say = speaker(self.console)
 
     def __enter__(self) -> Self:
         return self
@@ -82,7 +86,14 @@ class Log:
 
     def say(self, text: str) -> None:
         """Prints a line as it is."""
-        self.console.print(text, markup=False, highlight=False, emoji=False)
+        self._say(text)
+
+
+def speaker(console: Console | None = None) -> Say:
+    """What prints lines as they are; by default to the terminal, in the first process alone."""
+    if console is None:
+        console = Console(quiet=jax.process_index() > 0, soft_wrap=True)
+    return lambda line: console.print(line, markup=False, highlight=False, emoji=False)
 
 
 def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:

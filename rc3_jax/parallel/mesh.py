@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Mapping
 
 import jax
 import ml_collections
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int
 
 from rc3_jax.config import ConfigError
 
@@ -107,6 +109,33 @@ def from_host(arrays, mesh: Mesh):
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda part: x[part]), arrays
     )
+
+
+def from_rows(
+    produce: Callable[[Int[np.ndarray, " chosen"]], Mapping[str, np.ndarray]],
+    rows: Int[np.ndarray, " batch"],
+    mesh: Mesh,
+) -> dict[str, jax.Array]:
+    """Global arrays, rows sharded over the mesh, of which each process makes its own.
+
+    Args:
+      produce: numbers of rows to their fields; called for the rows of each local device.
+      rows: the number of each row of the batch, the same in every process.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    made, shards = {}, {}
+    for device, (part,) in sharding.addressable_devices_indices_map(rows.shape).items():
+        key = part.indices(len(rows))
+        if key not in made:
+            made[key] = produce(rows[part])
+        for name, value in made[key].items():
+            shards.setdefault(name, []).append(jax.device_put(value, device))
+    return {
+        name: jax.make_array_from_single_device_arrays(
+            (len(rows), *values[0].shape[1:]), sharding, values
+        )
+        for name, values in shards.items()
+    }
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *spec) -> jax.Array:

@@ -70,3 +70,12 @@ def shardings(abstract: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> A
         ),
         abstract,
     )
+
+
+def laid_out(abstract: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> Any:
+    """Shapes and types of a state (a pytree) with the sharding of every array."""
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        abstract,
+        shardings(abstract, mesh, config),
+    )

@@ -22,7 +22,7 @@ from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.evaluation.retrieval import MODES
 from rc3_jax.models.pair import PairModel
 from rc3_jax.parallel.mesh import check_batch, make_mesh
-from rc3_jax.parallel.rules import shardings
+from rc3_jax.parallel.rules import laid_out
 from rc3_jax.systems import abstract_encoder, parts_of, system_of
 from rc3_jax.training.checkpoint import Checkpoints, load_params
 from rc3_jax.training.optimizer import make_optimizer
@@ -59,19 +59,14 @@ class Run(NamedTuple):
 
     def abstract_params(self) -> Any:
         """Shapes, dtypes and shardings of the parameters; nothing is computed."""
-        return self._laid_out(jax.eval_shape(lambda: initial_params(self.model, self.config)))
+        shapes = jax.eval_shape(lambda: initial_params(self.model, self.config))
+        return laid_out(shapes, self.mesh, self.config.mesh)
 
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed."""
         encoder = abstract_encoder(self.config, self.model.text.vocab_size)
-        return self._laid_out(jax.eval_shape(self.initial_state, None, encoder))
-
-    def _laid_out(self, shapes: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            shardings(shapes, self.mesh, self.config.mesh),
-        )
+        shapes = jax.eval_shape(self.initial_state, None, encoder)
+        return laid_out(shapes, self.mesh, self.config.mesh)
 
     def create_state(self) -> TrainState:
         """The initial state, made in place on the devices that keep it.

@@ -2,62 +2,39 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import ml_collections
 import numpy as np
 import pytest
-from rich.console import Console
 
-from rc3_jax.config import save_config
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.downstream.batches import picture_fields
-from rc3_jax.downstream.config import finetune_config
 from rc3_jax.downstream.finetune import evaluate, finetune
 from rc3_jax.downstream.miniatures import miniature
 from rc3_jax.downstream.pretrained import load_pretrained
 from rc3_jax.evaluation.retrieval import ranks_of_right
 from rc3_jax.models.rc3 import build_rc3
-from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
-from rc3_jax.training.run import prepare_run
+from rc3_jax.training.checkpoint import load_some, stored_shapes
 from tests.downstream.colours import colour_task
+from tests.downstream.tuning import quiet, tuning, write_pretrained
 from tests.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrained")
-    run = prepare_run(tiny_config())
-    save_params(folder, run.initial_state().params)
-    save_config(run.config, folder / "config.json")
-    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
-    return folder
-
-
-def settings(task="xvnli", epochs=12, **changes):
-    config = finetune_config(task)
-    config.update(annotations="miniature", epochs=epochs, batch_size=8, dropout=0.0, threads=2)
-    config.optimizer.lr = 3e-3
-    config.update(changes)
-    return config
-
-
-def quiet():
-    return Console(file=io.StringIO(), width=100)
+    return write_pretrained(tiny_config(), tmp_path_factory.mktemp("pretrained"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pictures, task", [(1, "xvnli"), (2, "marvl")])
 def test_a_simple_task_is_learned(pretrained, tmp_path, pictures, task):
-    result = finetune(
-        settings(task), colour_task(pictures), pretrained, tmp_path / "tuned", quiet()
-    )
+    result = finetune(tuning(task), colour_task(pictures), pretrained, tmp_path / "tuned", quiet())
     assert result["dev"][-1]["loss"] < result["dev"][0]["loss"]
     assert result["scores"]["en"]["accuracy"] >= 0.8
     assert json.loads((tmp_path / "tuned" / "scores.json").read_text()) == result
     best = max(epoch["dev"]["en"]["accuracy"] for epoch in result["dev"])
-    again = settings(task, epochs=1)
+    again = tuning(task, epochs=1)
     again.optimizer.lr = 0.0
     kept = finetune(again, colour_task(pictures), tmp_path / "tuned", tmp_path / "again", quiet())
     assert kept["dev"][0]["dev"]["en"]["accuracy"] == best
@@ -70,7 +47,7 @@ def test_a_simple_task_is_learned(pretrained, tmp_path, pictures, task):
 @pytest.mark.slow
 def test_retrieval_scores_are_those_of_all_vectors(pretrained, tmp_path):
     data = miniature("xflickrco", sizes={"train": 24, "dev": 12, "test": 12})
-    config = settings("xflickrco", epochs=1, rerank=-1)
+    config = tuning("xflickrco", epochs=1, rerank=-1)
     result = finetune(config, data, pretrained, tmp_path / "tuned", quiet())
     assert set(result["scores"]) == {"en", "de", "fr", "cs", "zh", "ja"}
     again = evaluate(config, data, tmp_path / "tuned", console=quiet())

@@ -7,9 +7,7 @@ import pathlib
 import subprocess
 import sys
 
-from rc3_jax.config import save_config
-from rc3_jax.training.checkpoint import save_params
-from rc3_jax.training.run import prepare_run
+from tests.downstream.tuning import write_pretrained
 from tests.processes import FAST_COMPILATION, ROOT
 from tests.tiny import tiny_config
 
@@ -27,13 +25,8 @@ SETTINGS = {
 
 
 def pretrain(folder: pathlib.Path, config=None) -> pathlib.Path:
-    """Parameters drawn at random, with settings and vocabulary, as a converted folder has them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run = prepare_run(tiny_config() if config is None else config)
-    save_params(folder, run.initial_state().params)
-    save_config(run.config, folder / "config.json")
-    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
-    return folder
+    """The folder, with a tiny model; see `write_pretrained`."""
+    return write_pretrained(tiny_config() if config is None else config, folder)
 
 
 def start(task: str, source, folder, *arguments: str, devices: int = 1, **changes):

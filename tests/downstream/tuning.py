@@ -19,6 +19,7 @@ CONFIGS = {"rc3": tiny_config, "cclm": tiny_cclm}
 
 def write_pretrained(config: ml_collections.ConfigDict, folder: pathlib.Path) -> pathlib.Path:
     """The folder, with a model as a run of that configuration begins."""
+    folder.mkdir(parents=True, exist_ok=True)
     run = prepare_run(config)
     save_params(folder, run.initial_state().params)
     save_config(run.config, folder / "config.json")
