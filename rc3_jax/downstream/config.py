@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import ml_collections
+from ml_collections import config_dict
 
 from rc3_jax.config import ConfigError, check_choice, parse_argument
 
@@ -56,7 +57,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             name=task,
             task=task,
             annotations="",  # folder of the task's files; MINIATURE generates the task
-            generated=dict(train=3000, dev=300, test=300),  # examples of each split then
+            generated=config_dict.placeholder(ml_collections.ConfigDict),  # of MINIATURE alone
             images="",  # folder of its pictures; several are joined by ":"
             english="",  # folder of the English files: GQA, NLVR2 or Flickr30k
             answers="",  # file of GQA's answers, if it is not in that folder
@@ -73,6 +74,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             seed=0,
             lrs=(),  # rates in place of optimizer.lr, each tried; what is best on dev is kept
             dropout=0.1,
+            remat="none",  # or "dots", "full": what the backward pass recomputes
             train=dict(split="train", languages=(ENGLISH,)),
             select=dict(split="dev", languages=(ENGLISH,)),
             test=dict(split="test", languages=()),  # () for all that there are
@@ -90,7 +92,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
                 b2=0.999,
                 eps=1e-6,
                 clip=1.0,
-                mu_dtype=ml_collections.config_dict.placeholder(str),
+                mu_dtype=config_dict.placeholder(str),
                 rates=dict(),
                 no_decay=(r".*/bias", r".*norm/scale"),
             ),
@@ -127,9 +129,10 @@ def miniature_config(task: str, seed: int = 0) -> ml_collections.ConfigDict:
     config.update(annotations=MINIATURE, seed=seed, dropout=0.0, max_length=60, batch_size=64)
     config.update(rerank=0)  # the matching head of so short a run knows little
     config.update(epochs=2 if TASKS[task].retrieval else 6)
+    examples = 3000
     if task == "marvl":  # hard to learn: new examples help more than further epochs
-        config.generated.train = 9000
-        config.epochs = 3
+        examples, config.epochs = 9000, 3
+    config.generated = ml_collections.ConfigDict(dict(train=examples, dev=300, test=300))
     config.optimizer.lr = 1e-3
     config.few_shot.lrs = (1e-3, 5e-4, 1e-4)
     return config

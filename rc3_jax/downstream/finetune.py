@@ -34,15 +34,22 @@ from rc3_jax.downstream.train import train
 from rc3_jax.observe.log import Say, speaker
 from rc3_jax.parallel.mesh import batch_devices, make_mesh
 from rc3_jax.training.checkpoint import PARAMS, save_params
+from rc3_jax.training.memory import explain_out_of_memory
 
 OF_OTHERS = ("test", "rerank", "few_shot")
 """Settings that training does not read."""
 OF_MODEL = ("head", "mode", "seed")
 """Settings that a fine-tuned model keeps when it is scored."""
+MEMORY_ADVICE = (
+    "--config.remat=full: one forward pass more, and the least of activations (training)",
+    "--config.batch_size: activations shrink with it; retrieval has fewer negatives to train on",
+    "--config.mesh.fsdp: spreads parameters and moments over so many devices",
+)
 UNFINISHED = "unfinished"
 """Folder of what an interrupted fine-tuning needs."""
 
 
+@explain_out_of_memory(lambda: MEMORY_ADVICE)
 def finetune(
     config: ml_collections.ConfigDict,
     data: TaskData,
@@ -65,6 +72,7 @@ def finetune(
     Raises:
       ConfigError, DataError: for settings or data that cannot be; nothing is written then.
       FloatingPointError: if the loss is no number.
+      OutOfMemory: if a device's memory does not suffice.
 
     Returns:
       What `scores.json` holds; see docs/tasks.md.
@@ -77,7 +85,7 @@ def finetune(
     config = config.copy_and_resolve_references()
     mesh = make_mesh(config.mesh)
     pretrained = load_pretrained(source, config.max_length)
-    pretrained.model.dropout = config.dropout
+    pretrained.model.update(dropout=config.dropout, remat=config.remat)
     chosen = {name: examples_of(data, config[name], name) for name in ("train", "select", "test")}
     usable = [e for of in chosen["train"].values() for e in of if _is_usable(e, config.task)]
     if not usable:
@@ -124,6 +132,7 @@ def finetune(
     return result
 
 
+@explain_out_of_memory(lambda: MEMORY_ADVICE)
 def evaluate(
     config: ml_collections.ConfigDict,
     data: TaskData,
@@ -140,6 +149,7 @@ def evaluate(
 
     Raises:
       ConfigError, DataError: for settings or data that cannot be.
+      OutOfMemory: if a device's memory does not suffice.
 
     Returns:
       What `scores.json` holds; see docs/tasks.md.

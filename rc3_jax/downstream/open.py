@@ -34,11 +34,17 @@ def open_task(
       ConfigError, DataError: if they are not there or cannot be used.
     """
     if config.annotations == MINIATURE:
-        return miniature(config.task, config.generated.to_dict())
+        return miniature(config.task, config.generated and config.generated.to_dict())
     if not config.annotations or not config.images:
         raise ConfigError(
             f"{config.task}: name the folders of its files and of its pictures: "
             f"--config=configs/downstream/{config.task}.py:annotations=/data/...,images=/data/..."
+        )
+    if config.generated:
+        raise ConfigError(
+            "the settings are those of the generated task; name the folders after the colon of "
+            f"--config: configs/downstream/{config.task}.py:annotations={config.annotations},images="
+            f"{config.images}"
         )
     notes: list[str] = []
     data = read_task(

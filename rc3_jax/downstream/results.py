@@ -23,7 +23,7 @@ SCORES = "scores.json"
 PREDICTIONS = "predictions"
 APART = (
     *("name", "annotations", "images", "english", "answers", "threads", "mesh", "seed"),
-    *("few_shot", "save_minutes"),
+    *("few_shot", "save_minutes", "remat"),
 )
 """Settings that the checksum leaves out: a result does not depend on them, or tells them itself."""
 

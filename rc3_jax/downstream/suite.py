@@ -36,6 +36,7 @@ from rc3_jax.downstream.readers import ENGLISH_TASKS
 from rc3_jax.downstream.report import summary_table, write_report
 from rc3_jax.downstream.results import SCORES, config_checksum
 from rc3_jax.observe.log import speaker
+from rc3_jax.training.memory import OutOfMemory
 
 PROTOCOLS = ("zero-shot", "translate-test", "few-shot", "translate-train", "languages")
 """`languages` is fine-tuning in each language that has training data, and in all together."""
@@ -302,7 +303,7 @@ def _run_steps(config, steps, seed: int, source, model_sha256: str, folder, not_
             else:
                 data = open_task(chosen, say, parts=("test",))
                 result = evaluate(chosen, data, begin, place, console)
-        except (ConfigError, DataError, FloatingPointError) as error:
+        except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
             if jax.process_count() > 1:  # the others may wait for this one
                 raise
             not_run[name] = str(error)

@@ -20,7 +20,7 @@ from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
 from rc3_jax.observe.log import Clock, Log
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.training.checkpoint import Checkpoints
-from rc3_jax.training.memory import describe_memory, explain_out_of_memory
+from rc3_jax.training.memory import advice, describe_memory, explain_out_of_memory
 from rc3_jax.training.run import Run, prepare_run, with_defaults
 from rc3_jax.training.start import start_parts
 from rc3_jax.training.state import TrainState, count_parameters
@@ -75,7 +75,7 @@ def _train(run: Run, folder: pathlib.Path, log: Log, watchdog: Watchdog) -> dict
     evaluator = Evaluator(run, lambda: watchdog.beat("evaluating"))
     checkpoint = config.checkpoint
     with (
-        explain_out_of_memory(run),
+        explain_out_of_memory(lambda: advice(run)),
         Checkpoints(folder, checkpoint.every, checkpoint.keep) as checkpoints,
     ):
         state = _first_state(run, checkpoints, log)

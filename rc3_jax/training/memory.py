@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,15 +35,15 @@ def describe_memory(compiled: Any) -> str:
 
 
 @contextlib.contextmanager
-def explain_out_of_memory(run: Run) -> Iterator[None]:
-    """Turns a device's lack of memory into `OutOfMemory` with advice."""
+def explain_out_of_memory(advise: Callable[[], Sequence[str]]) -> Iterator[None]:
+    """Turns a device's lack of memory into `OutOfMemory` with the lines that `advise` gives."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         first = str(error).strip().splitlines()[0][:300]
-        raise OutOfMemory("\n  ".join([f"out of memory: {first}", *advice(run)])) from error
+        raise OutOfMemory("\n  ".join([f"out of memory: {first}", *advise()])) from error
 
 
 def advice(run: Run) -> list[str]:

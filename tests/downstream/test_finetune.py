@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 
+from rc3_jax.config import ConfigError, stored_settings
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.downstream.batches import picture_fields
+from rc3_jax.downstream.config import task_config
 from rc3_jax.downstream.finetune import evaluate, finetune
 from rc3_jax.downstream.miniatures import miniature
+from rc3_jax.downstream.open import open_task
 from rc3_jax.downstream.pretrained import load_pretrained
 from rc3_jax.evaluation.retrieval import ranks_of_right
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.training.checkpoint import load_some, stored_shapes
+from rc3_jax.training.memory import OutOfMemory
 from tests.downstream.colours import colour_task
 from tests.downstream.tuning import quiet, tuning, write_pretrained
 from tests.tiny import tiny_config
@@ -74,3 +79,37 @@ def test_retrieval_scores_are_those_of_all_vectors(pretrained, tmp_path):
                     share = np.mean(ranks_of_right(values, right) < k)
                     assert result["scores"][code][f"{prefix}{name}@{k}"] == pytest.approx(share)
     assert len({round(s["mean"], 6) for s in result["scores"].values()}) > 1
+
+
+@pytest.mark.slow
+def test_recomputing_changes_nothing_that_is_learned(pretrained, tmp_path):
+    kept, recomputed = (
+        finetune(
+            tuning("xvnli", epochs=2, remat=remat),
+            colour_task(1),
+            pretrained,
+            tmp_path / remat,
+            quiet(),
+        )
+        for remat in ("none", "full")
+    )
+    assert stored_settings(tmp_path / "full")["model"]["remat"] == "full"
+    assert recomputed["config_sha256"] == kept["config_sha256"]
+    for one, other in zip(kept["dev"], recomputed["dev"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_lack_of_memory_ends_with_what_to_change(pretrained, tmp_path, monkeypatch):
+    def too_much(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr("rc3_jax.downstream.finetune.train", too_much)
+    with pytest.raises(OutOfMemory, match=r"allocating 9 bytes(.|\n)*remat=full(.|\n)*batch_size"):
+        finetune(tuning("xvnli"), colour_task(1), pretrained, tmp_path / "tuned", quiet())
+
+
+def test_settings_of_the_generated_task_are_not_taken_for_files(tmp_path):
+    config = task_config("xvnli", "")
+    config.update(annotations=str(tmp_path), images=str(tmp_path))
+    with pytest.raises(ConfigError, match=f"xvnli.py:annotations={tmp_path},images={tmp_path}"):
+        open_task(config)

@@ -9,6 +9,7 @@ from rc3_jax.parallel.mesh import one_device_mesh
 from rc3_jax.training.memory import (
     OutOfMemory,
     activation_bytes,
+    advice,
     describe_memory,
     explain_out_of_memory,
 )
@@ -25,14 +26,14 @@ def test_a_compiled_function_tells_its_memory():
 
 def test_lack_of_memory_ends_with_what_to_change_and_to_what_effect():
     run, _, _ = prepared()
-    with pytest.raises(OutOfMemory) as told, explain_out_of_memory(run):
+    with pytest.raises(OutOfMemory) as told, explain_out_of_memory(lambda: advice(run)):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
     lines = str(told.value).splitlines()
     assert "allocating 9 bytes" in lines[0]
     for setting in ("microbatches=2", "model.remat=full", "batch_size"):
         assert any(setting in line for line in lines), setting
     assert all(re.search(r"\d\.\d\d GiB", line) for line in lines if "remat" in line)
-    with pytest.raises(jax.errors.JaxRuntimeError), explain_out_of_memory(run):
+    with pytest.raises(jax.errors.JaxRuntimeError), explain_out_of_memory(lambda: advice(run)):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
