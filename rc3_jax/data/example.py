@@ -113,6 +113,11 @@ def evaluation_row(record: Record, config: ml_collections.ConfigDict) -> Row:
     return visual_fields(record, pixels, record.boxes, None, config)
 
 
+def stacked(rows: Sequence[Row]) -> Row:
+    """The fields of rows of one kind, each in one array."""
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def visual_fields(record, pixels, boxes, visible, config) -> Row:
     """`image` uint8 `[size, size, 3]`, `use_patches` and, with an ROI tower, the regions:
     `region_features`, `region_boxes`, `region_mask`, `has_features`, `use_regions`.

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from rc3_jax.config import ConfigError
-from rc3_jax.data.example import Row, evaluation_row
+from rc3_jax.data.example import Row, evaluation_row, stacked
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.downstream.examples import Example, Picture
@@ -93,11 +93,6 @@ class Batches:
             label = self._numbers[example.pictures[0].name]
         ids = self._tokenizer.encode([example.text])[0]
         return row | {"ids": ids, "label": np.int32(WRONG if label is None else label)}
-
-
-def stacked(rows: Sequence[Row]) -> Row:
-    """The fields of rows of one kind, each in one array."""
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
 def picture_fields(picture: Picture, config: ml_collections.ConfigDict, mode: str) -> Row:

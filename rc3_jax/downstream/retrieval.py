@@ -13,9 +13,8 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from rc3_jax.data.example import Row
+from rc3_jax.data.example import Row, stacked
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.downstream.batches import stacked
 from rc3_jax.downstream.examples import Example, Picture
 from rc3_jax.downstream.learner import Learner, Scored
 from rc3_jax.downstream.pretrained import Pretrained

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
-from rc3_jax.data.example import evaluation_row
+from rc3_jax.data.example import evaluation_row, stacked
 from rc3_jax.data.text import draw_texts, language_pairs
 from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.evaluation.pair_encoder import PairEncoder
@@ -76,7 +76,7 @@ class Evaluator:
             rows.append(evaluation_row(record, self._config) | {"ids_a": ids_a, "ids_b": ids_b})
             rows[-1]["other"] = np.int32((number - 1) % len(self._weak))
         rows += [rows[0]] * (-len(rows) % batch_devices(self._mesh))
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return stacked(rows)
 
 
 def summary(scores: Scores) -> str:

@@ -1,7 +1,7 @@
 """Retrieval in two stages at scale: vectors choose candidates, the matching head re-ranks them.
 
-What `ranking` does for a few images, for any number of them. Matching scores are not kept: a first
-sweep scores the right pairs, a second one the wrong candidates, and counts those that score no
+The evaluation of CCLM and ALBEF (CCLM.md section 5), for any number of images and texts. Matching
+scores are not kept: a first sweep scores the right pairs, a second one the wrong candidates, and counts those that score no
 less. Of what grows with texts times candidates only the candidates' numbers are stored.
 """
 

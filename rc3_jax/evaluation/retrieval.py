@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from rc3_jax.data.example import evaluation_row
+from rc3_jax.data.example import evaluation_row, stacked
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.evaluation.pair_encoder import PairEncoder
@@ -62,8 +62,7 @@ def recalls_of_ranks(ranks: np.ndarray, cutoffs: Sequence[int]) -> dict[int, flo
 
 def visual_rows(records: Sequence[Record], config) -> dict[str, np.ndarray]:
     """The visual fields of all records, stacked."""
-    rows = [evaluation_row(record, config) for record in records]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    return stacked([evaluation_row(record, config) for record in records])
 
 
 def seen(rows: Mapping[str, np.ndarray], mode: str) -> Callable[[np.ndarray], dict]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
-from rc3_jax.data.example import visual_fields
+from rc3_jax.data.example import stacked, visual_fields
 from rc3_jax.data.record import Skips
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation import evaluate
@@ -127,11 +127,11 @@ def _rows(config, corpus, tokenizer) -> dict[str, np.ndarray]:
         size = config.model.patch.image_size
         fields = visual_fields(record, record.image()[:size, :size], record.boxes, None, config)
         rows.append(fields | {"ids_a": ids_a, "ids_b": ids_b})
-    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    stacked["other"] = np.roll(np.arange(len(rows)), 1)
-    stacked["use_patches"][1] = False
-    stacked["use_regions"][3] = False
-    return stacked
+    batch = stacked(rows)
+    batch["other"] = np.roll(np.arange(len(rows)), 1)
+    batch["use_patches"][1] = False
+    batch["use_regions"][3] = False
+    return batch
 
 
 def test_similarities_are_those_of_rolled_texts_and_images(

@@ -19,7 +19,6 @@ from hypothesis.extra import numpy as hnp
 from rc3_jax.data.scenes import SceneSource
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation.pair_encoder import PairEncoder, RetrievalData
-from rc3_jax.evaluation.ranking import UNSCORED, matcher, rescore
 from rc3_jax.evaluation.rerank import Ranks, rank_recalls, retrieve
 from rc3_jax.evaluation.retrieval import visual_rows
 from rc3_jax.evaluation.streaming import NEVER
@@ -27,6 +26,7 @@ from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.parallel.mesh import one_device_mesh
 from tests.evaluation.random_params import random_params
+from tests.evaluation.ranking import UNSCORED, matcher, rescore
 from tests.evaluation.test_streaming import exact_scores, sorted_ranks
 from tests.processes import FAST_COMPILATION, ROOT
 from tests.tiny import tiny_cclm, tiny_config

@@ -13,7 +13,6 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from rc3_jax.convert.cclm_tasks import from_published, from_trunk, to_published
-from rc3_jax.evaluation.ranking import both_ways, matcher, rescore, retrieval_recalls
 from rc3_jax.models.decoder import build_question_answering
 from rc3_jax.models.pair import View
 from rc3_jax.models.tasks import (
@@ -24,6 +23,7 @@ from rc3_jax.models.tasks import (
 from rc3_jax.objectives.matching import Rule, negative_weights
 from rc3_jax.objectives.microbatch import microbatch
 from rc3_jax.objectives.views import Context, Pair, contrast, matching, matching_logits
+from tests.evaluation.ranking import both_ways, matcher, rescore, retrieval_recalls
 from tests.parity.recordings import Recording, read
 
 Outputs = dict[str, np.ndarray]

@@ -1,7 +1,7 @@
-"""Image-text retrieval in two stages: contrastive vectors choose, the matching head ranks.
+"""What `retrieve` does, in whole matrices: contrastive vectors choose, the matching head ranks.
 
-The published evaluation of CCLM and ALBEF (CCLM.md section 5): of each query only the k items with
-the most similar vectors go through the fusion encoder.
+The evaluation of CCLM and ALBEF (CCLM.md section 5) as it is published: of each query only the k
+items with the most similar vectors go through the fusion encoder.
 """
 
 from __future__ import annotations
