@@ -86,7 +86,7 @@ def answerer(
     shapes = jax.eval_shape(model.init, jax.random.key(0), rows, one, one)["params"]
     if pretrained.task is None:
         params = start_params(system, params, shapes, "answers")
-    check_fit("the model", shapes_of(params), shapes_of(shapes))
+    check_fit("the model", shapes_of(params), shapes_of(shapes), "the task's")
     return Learner(params, loss, score, "accuracy")
 
 

@@ -61,7 +61,8 @@ def classifier(
     if pretrained.task is None:
         task = "two_images" if pictures == 2 else "classifier"
         params = start_params(system, params, jax.jit(init)()["params"], task)
-    check_fit("the model", shapes_of(params), shapes_of(jax.eval_shape(init)["params"]))
+    shapes = shapes_of(jax.eval_shape(init)["params"])
+    check_fit("the model", shapes_of(params), shapes, "the task's")
     return Learner(params, loss, score, "accuracy")
 
 

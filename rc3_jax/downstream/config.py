@@ -74,7 +74,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             seed=0,
             lrs=(),  # rates in place of optimizer.lr, each tried; what is best on dev is kept
             dropout=0.1,
-            remat="none",  # or "dots", "full": what the backward pass recomputes
+            remat=config_dict.placeholder(str),  # none, dots or full; None: as in pre-training
             train=dict(split="train", languages=(ENGLISH,)),
             select=dict(split="dev", languages=(ENGLISH,)),
             test=dict(split="test", languages=()),  # () for all that there are

@@ -13,7 +13,7 @@ import ml_collections
 from jax.experimental.multihost_utils import sync_global_devices
 from rich.console import Console
 
-from rc3_jax.config import ConfigError
+from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.convert.output import write_json
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME
@@ -31,6 +31,7 @@ from rc3_jax.downstream.results import (
 )
 from rc3_jax.downstream.tasks import make_learner
 from rc3_jax.downstream.train import train
+from rc3_jax.models.layers import REMAT_POLICIES
 from rc3_jax.observe.log import Say, speaker
 from rc3_jax.parallel.mesh import batch_devices, make_mesh
 from rc3_jax.training.checkpoint import PARAMS, save_params
@@ -40,10 +41,11 @@ OF_OTHERS = ("test", "rerank", "few_shot")
 """Settings that training does not read."""
 OF_MODEL = ("head", "mode", "seed")
 """Settings that a fine-tuned model keeps when it is scored."""
+SMALLER_BATCH = "batch_size: activations shrink with it"
 MEMORY_ADVICE = (
-    "--config.remat=full: one forward pass more, and the least of activations (training)",
-    "--config.batch_size: activations shrink with it; retrieval has fewer negatives to train on",
-    "--config.mesh.fsdp: spreads parameters and moments over so many devices",
+    "change remat=full: one forward pass more, and the least of activations",
+    f"or {SMALLER_BATCH}; retrieval has fewer negatives to train on",
+    "or mesh.fsdp: spreads parameters and moments over so many devices",
 )
 UNFINISHED = "unfinished"
 """Folder of what an interrupted fine-tuning needs."""
@@ -85,7 +87,8 @@ def finetune(
     config = config.copy_and_resolve_references()
     mesh = make_mesh(config.mesh)
     pretrained = load_pretrained(source, config.max_length)
-    pretrained.model.update(dropout=config.dropout, remat=config.remat)
+    pretrained.model.dropout = config.dropout
+    pretrained.model.remat = config.remat or pretrained.model.get("remat", "none")
     chosen = {name: examples_of(data, config[name], name) for name in ("train", "select", "test")}
     usable = [e for of in chosen["train"].values() for e in of if _is_usable(e, config.task)]
     if not usable:
@@ -132,7 +135,7 @@ def finetune(
     return result
 
 
-@explain_out_of_memory(lambda: MEMORY_ADVICE)
+@explain_out_of_memory(lambda: [f"change {SMALLER_BATCH}"])
 def evaluate(
     config: ml_collections.ConfigDict,
     data: TaskData,
@@ -186,6 +189,8 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
     for name in ("epochs", "threads", "batch_size", "max_length"):
         if config[name] < 1:
             raise ConfigError(f"{name}={config[name]} must be at least 1")
+    if config.remat is not None:
+        check_choice("remat", config.remat, REMAT_POLICIES)
     devices = batch_devices(make_mesh(config.mesh))
     if config.batch_size % devices:
         raise ConfigError(f"batch_size={config.batch_size} is no multiple of the {devices} devices")

@@ -156,5 +156,5 @@ def start_params(system: str, trunk: Mapping[str, Any], drawn: Mapping[str, Any]
     wanted, found = {part: drawn[part] for part in known}, flatten_dict(known)
     paths = [path for path in flatten_dict(wanted) if path in found]
     given = unflatten_dict({path: jnp.asarray(found[path]) for path in paths})
-    check_fit("the pre-trained model", shapes_of(given), shapes_of(wanted))
+    check_fit("the pre-trained model", shapes_of(given), shapes_of(wanted), "the task's model")
     return {**drawn, **given}

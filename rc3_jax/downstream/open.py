@@ -41,10 +41,11 @@ def open_task(
             f"--config=configs/downstream/{config.task}.py:annotations=/data/...,images=/data/..."
         )
     if config.generated:
+        named = ("annotations", "images", "english")
+        given = ",".join(f"{name}={config[name]}" for name in named if config[name])
         raise ConfigError(
             "the settings are those of the generated task; name the folders after the colon of "
-            f"--config: configs/downstream/{config.task}.py:annotations={config.annotations},images="
-            f"{config.images}"
+            f"--config: configs/downstream/{config.task}.py:{given}"
         )
     notes: list[str] = []
     data = read_task(

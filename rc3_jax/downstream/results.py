@@ -31,7 +31,7 @@ Examples = Mapping[str, Sequence[Example]]
 
 
 def config_checksum(config: ml_collections.ConfigDict) -> str:
-    """SHA-256 of the settings, but for folders, devices and the seed."""
+    """SHA-256 of the settings, but for `APART`: folders, devices, the seed and the like."""
     chosen = {name: value for name, value in config.to_dict().items() if name not in APART}
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,9 @@
 """Retrieval in two stages at scale: vectors choose candidates, the matching head re-ranks them.
 
 The evaluation of CCLM and ALBEF (CCLM.md section 5), for any number of images and texts. Matching
-scores are not kept: a first sweep scores the right pairs, a second one the wrong candidates, and counts those that score no
-less. Of what grows with texts times candidates only the candidates' numbers are stored.
+scores are not kept: a first sweep scores the right pairs, a second one the wrong candidates, and
+counts those that score no less. Of what grows with texts times candidates only the candidates'
+numbers are stored.
 """
 
 from __future__ import annotations

@@ -119,23 +119,25 @@ def from_rows(
     """Global arrays, rows sharded over the mesh, of which each process makes its own.
 
     Args:
-      produce: numbers of rows to their fields; called for the rows of each local device.
+      produce: numbers of rows to their fields; called once, for those of all local devices.
       rows: the number of each row of the batch, the same in every process.
     """
     sharding = NamedSharding(mesh, BATCH)
-    made, shards = {}, {}
-    for device, (part,) in sharding.addressable_devices_indices_map(rows.shape).items():
-        key = part.indices(len(rows))
-        if key not in made:
-            made[key] = produce(rows[part])
-        for name, value in made[key].items():
-            shards.setdefault(name, []).append(jax.device_put(value, device))
-    return {
-        name: jax.make_array_from_single_device_arrays(
-            (len(rows), *values[0].shape[1:]), sharding, values
-        )
-        for name, values in shards.items()
+    places = {
+        device: np.arange(len(rows))[part]
+        for device, (part,) in sharding.addressable_devices_indices_map(rows.shape).items()
     }
+    own = np.unique(np.concatenate(list(places.values())))
+
+    def spread(values: np.ndarray) -> jax.Array:
+        shards = [
+            jax.device_put(values[np.searchsorted(own, at)], device)
+            for device, at in places.items()
+        ]
+        shape = (len(rows), *values.shape[1:])
+        return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+    return {name: spread(values) for name, values in produce(rows[own]).items()}
 
 
 def constrain(x: jax.Array, mesh: Mesh | None, *spec) -> jax.Array:

@@ -199,9 +199,16 @@ def shapes_of(params: Any) -> dict[str, tuple[int, ...]]:
 
 
 def check_fit(
-    path: pathlib.Path | str, stored: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+    path: pathlib.Path | str,
+    stored: dict[str, tuple[int, ...]],
+    wanted: dict[str, tuple[int, ...]],
+    what: str = "config.model",
 ) -> None:
-    """Raises ConfigError with every path whose shape differs between the two."""
+    """Raises ConfigError with every path whose shape differs between the two.
+
+    Args:
+      path: what is stored, for the message; `what` is that which it must fit.
+    """
     differing = [f"missing: {p} {shape}" for p, shape in wanted.items() if p not in stored]
     differing += [f"extra: {p} {shape}" for p, shape in stored.items() if p not in wanted]
     differing += [
@@ -210,5 +217,5 @@ def check_fit(
         if stored.get(p, shape) != shape
     ]
     if differing:
-        first = f"{path} does not fit config.model ({len(differing)} differences):"
+        first = f"{path} does not fit {what} ({len(differing)} differences):"
         raise ConfigError("\n  ".join([first, *differing]))

@@ -83,33 +83,36 @@ def test_retrieval_scores_are_those_of_all_vectors(pretrained, tmp_path):
 
 @pytest.mark.slow
 def test_recomputing_changes_nothing_that_is_learned(pretrained, tmp_path):
-    kept, recomputed = (
-        finetune(
-            tuning("xvnli", epochs=2, remat=remat),
-            colour_task(1),
-            pretrained,
-            tmp_path / remat,
-            quiet(),
-        )
-        for remat in ("none", "full")
-    )
+    def tuned(remat):
+        config = tuning("xvnli", epochs=2, dropout=0.1, remat=remat)
+        return finetune(config, colour_task(1), pretrained, tmp_path / str(remat), quiet())
+
+    kept, recomputed = tuned(None), tuned("full")
+    assert stored_settings(tmp_path / "None")["model"]["remat"] == "none"
     assert stored_settings(tmp_path / "full")["model"]["remat"] == "full"
     assert recomputed["config_sha256"] == kept["config_sha256"]
     for one, other in zip(kept["dev"], recomputed["dev"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    with pytest.raises(ConfigError, match="remat='some': use one of none, full, dots"):
+        tuned("some")
 
 
 def test_lack_of_memory_ends_with_what_to_change(pretrained, tmp_path, monkeypatch):
     def too_much(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
+    config, data = tuning("xflickrco"), miniature("xflickrco", {"train": 8, "dev": 4, "test": 4})
     monkeypatch.setattr("rc3_jax.downstream.finetune.train", too_much)
     with pytest.raises(OutOfMemory, match=r"allocating 9 bytes(.|\n)*remat=full(.|\n)*batch_size"):
-        finetune(tuning("xvnli"), colour_task(1), pretrained, tmp_path / "tuned", quiet())
+        finetune(config, data, pretrained, tmp_path / "tuned", quiet())
+    monkeypatch.setattr("rc3_jax.downstream.finetune.score_languages", too_much)
+    with pytest.raises(OutOfMemory, match=r"allocating 9 bytes(.|\n)*batch_size"):
+        evaluate(config, data, pretrained, console=quiet())
 
 
 def test_settings_of_the_generated_task_are_not_taken_for_files(tmp_path):
     config = task_config("xvnli", "")
-    config.update(annotations=str(tmp_path), images=str(tmp_path))
-    with pytest.raises(ConfigError, match=f"xvnli.py:annotations={tmp_path},images={tmp_path}"):
+    config.update(annotations=str(tmp_path), images="/pictures", english="/english")
+    named = f"xvnli.py:annotations={tmp_path},images=/pictures,english=/english"
+    with pytest.raises(ConfigError, match=named):
         open_task(config)
