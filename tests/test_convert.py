@@ -76,6 +76,7 @@ def test_a_recording_survives_both_commands(recording, tmp_path, suffix):
     assert settings["model"]["patch"]["image_size"] == model.patch.image_size
     assert settings["model"]["text"]["heads"] == model.text.heads
     assert settings["vocab_size"] == recording.config["model"]["text"]["vocab_size"]
+    assert settings["max_words"] == 40
     digest = hashlib.sha256(first.read_bytes()).hexdigest()
     assert settings["source"] == {"file": first.name, "sha256": digest}
     assert settings["versions"]["jax"] == jax.__version__

@@ -24,6 +24,9 @@ from rc3_jax.convert.torch_file import check_suffix, read_tensors, stored_bytes,
 from rc3_jax.systems import abstract_params
 from rc3_jax.training.checkpoint import load_params, save_params, stored_shapes
 
+CAPTION_WORDS = 40
+"""Captions of the published pre-training are cleaned and keep so many words (CCLM.md section 3.4)."""
+
 
 def cclm_to_flax(
     source: pathlib.Path,
@@ -64,6 +67,7 @@ def cclm_to_flax(
                 "system": "cclm",
                 "model": model.to_dict(),
                 "vocab_size": vocab_size,
+                "max_words": CAPTION_WORDS,
                 "source": {"file": source.name, "sha256": sha256(source)},
             },
         )

@@ -71,6 +71,7 @@ def finetune_config(task: str) -> ml_collections.ConfigDict:
             epochs=chosen.epochs,
             batch_size=chosen.batch_size,
             max_length=80 if task != "xgqa" else 40,  # tokens of a text, at most the model's
+            max_words=config_dict.placeholder(int),  # of cleaned texts; 0: as they are
             seed=0,
             lrs=(),  # rates in place of optimizer.lr, each tried; what is best on dev is kept
             dropout=0.1,

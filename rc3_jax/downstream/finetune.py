@@ -86,7 +86,7 @@ def finetune(
     check_settings(config)
     config = config.copy_and_resolve_references()
     mesh = make_mesh(config.mesh)
-    pretrained = load_pretrained(source, config.max_length)
+    pretrained = load_pretrained(source, config.max_length, config.max_words)
     pretrained.model.dropout = config.dropout
     pretrained.model.remat = config.remat or pretrained.model.get("remat", "none")
     chosen = {name: examples_of(data, config[name], name) for name in ("train", "select", "test")}
@@ -162,7 +162,7 @@ def evaluate(
     if folder is not None and (folder / SCORES).exists():
         raise ConfigError(f"{folder} holds scores already; choose another --output")
     check_settings(config)
-    pretrained = load_pretrained(source, config.max_length)
+    pretrained = load_pretrained(source, config.max_length, config.max_words)
     if pretrained.task is None and not TASKS[config.task].retrieval:
         raise ConfigError(f"{source} was not fine-tuned for {config.task}; use launch/finetune.py")
     tuned = pretrained.finetuning
@@ -189,6 +189,8 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
     for name in ("epochs", "threads", "batch_size", "max_length"):
         if config[name] < 1:
             raise ConfigError(f"{name}={config[name]} must be at least 1")
+    if (config.max_words or 0) < 0:
+        raise ConfigError(f"max_words={config.max_words} must not be negative; 0 cleans no texts")
     if config.remat is not None:
         check_choice("remat", config.remat, REMAT_POLICIES)
     devices = batch_devices(make_mesh(config.mesh))

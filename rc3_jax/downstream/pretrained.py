@@ -43,11 +43,15 @@ class Pretrained(NamedTuple):
     finetuning: Mapping[str, Any]
 
 
-def load_pretrained(folder: pathlib.Path, max_length: int) -> Pretrained:
+def load_pretrained(
+    folder: pathlib.Path, max_length: int, max_words: int | None = None
+) -> Pretrained:
     """Reads the parameters, settings and vocabulary of a folder.
 
     Args:
       max_length: tokens of a text, cut down to what the model's table of positions holds.
+      max_words: that cleaned texts have at most; 0 leaves texts as they are, None cleans them as in
+        the model's training.
 
     Raises:
       ConfigError, DataError: if anything is missing or cannot be read.
@@ -68,7 +72,7 @@ def load_pretrained(folder: pathlib.Path, max_length: int) -> Pretrained:
     if not (folder / FILE_NAME).is_file():
         raise ConfigError(f"{folder} has no {FILE_NAME}; copy there the vocabulary of the weights")
     tokenizer = load_tokenizer(str(folder / FILE_NAME), min(max_length, room))
-    words = stored_max_words(stored)
+    words = stored_max_words(stored) if max_words is None else max_words or None
     if words is not None:
         length, text = tokenizer.max_length, tokenizer.to_json()
         tokenizer = from_json(text, length, lambda caption: clean_caption(caption, words))

@@ -34,19 +34,22 @@ def changed(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "asked", "words"),
     [
-        ({"data": {"clean_captions": True, "max_words": 2}}, 2),  # of a run
-        ({"data": {"clean_captions": False, "max_words": 2}}, None),
-        ({"max_words": 2}, 2),  # converted, or fine-tuned before
-        ({"max_words": None}, None),
-        ({}, None),
+        ({"data": {"clean_captions": True, "max_words": 2}}, None, 2),  # of a run
+        ({"data": {"clean_captions": False, "max_words": 2}}, None, None),
+        ({"max_words": 2}, None, 2),  # converted, or fine-tuned before
+        ({"max_words": None}, None, None),
+        ({}, None, None),
+        ({}, 2, 2),
+        ({"max_words": 40}, 2, 2),
+        ({"max_words": 2}, 0, None),
     ],
 )
-def test_texts_are_cleaned_as_they_were_in_training(changed, settings, words):
+def test_texts_are_cleaned_as_they_were_in_training(changed, settings, asked, words):
     model = json.loads(tiny_config().model.to_json())
     folder = changed(settings | {"system": "rc3", "model": model})
-    found = load_pretrained(folder, 16)
+    found = load_pretrained(folder, 16, asked)
     assert found.max_words == words
     expected = "a red star" if words is None else "a red"
     raw = "a red star" if words is None else "A red, star!"
