@@ -38,6 +38,9 @@ SEEDS = flags.DEFINE_list("seeds", ["0"], "Every fine-tuning is run with each.")
 SET = flags.DEFINE_multi_string(
     "set", [], "Changes a setting of all tasks, or of one: --set=mode=patches --set=xvnli/epochs=3"
 )
+ALLOW_MISSING = flags.DEFINE_bool(
+    "allow_missing", False, "Goes on where more than 5 % of the pictures are missing."
+)
 define_cluster_flags()
 
 
@@ -50,9 +53,10 @@ def main(argv: list[str]) -> None:
 
     def work() -> None:
         source = named_folder(FROM, "runs/demo")
-        if DATA.value is None:
+        if not DATA.value:
             raise ConfigError("name a folder of tasks: --data=/data/iglue, or --data=miniature")
-        options = Options(PROTOCOLS.value, seeds(), SHOTS.value, settings(SET.value), TASKS.value)
+        changes = {"allow_missing": ALLOW_MISSING.value} | settings(SET.value)
+        options = Options(PROTOCOLS.value, seeds(), SHOTS.value, changes, TASKS.value)
         run_suite(source, DATA.value, IMAGES.value, folder, options)
 
     run_program(work)

@@ -69,7 +69,7 @@ def named_folder(flag: flags.FlagHolder[str | None], example: str) -> pathlib.Pa
     Raises:
       ConfigError: if it names none, or it is not there.
     """
-    if flag.value is None:
+    if not flag.value:
         raise ConfigError(f"name a folder: --{flag.name}={example}")
     folder = pathlib.Path(flag.value)
     if not folder.is_dir():

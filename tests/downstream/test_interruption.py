@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 
 import numpy as np
 import pytest
 
 from rc3_jax.training.checkpoint import load_some, stored_shapes
-from tests.downstream.tuned import ended, pretrain, start
+from tests.downstream.tuned import ended, in_cluster, pretrain, start
 
 
 @pytest.fixture(scope="module")
@@ -110,18 +109,14 @@ def test_the_best_epoch_is_kept(whole):
 @pytest.mark.parametrize("task", ["marvl", "xflickrco"])
 def test_processes_share_the_work(pretrained, tmp_path, task):
     alone, shared = tmp_path / "alone", tmp_path / "shared"
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    cluster = (f"--coordinator=localhost:{port}", "--processes=2")
     ended(start(task, pretrained, alone, epochs=2))
     both = [
         start(
-            *(task, pretrained, shared, *cluster, f"--process={number}"),
+            *(task, pretrained, shared, *flags),
             devices=2,
             **{"epochs": 2, "mesh.data": 2, "mesh.fsdp": 2, "mesh.fsdp_threshold": 64},
         )
-        for number in range(2)
+        for flags in in_cluster(2)
     ]
     first, second = ended(*both)
     assert "epoch 2/2" in first

@@ -1,9 +1,10 @@
-"""A tiny pre-trained model, and launch/finetune.py in processes of its own."""
+"""A tiny pre-trained model, and programs of launch/ in processes of their own."""
 
 from __future__ import annotations
 
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -31,6 +32,19 @@ def pretrain(folder: pathlib.Path, config=None) -> pathlib.Path:
 
 def start(task: str, source, folder, *arguments: str, devices: int = 1, **changes):
     """A process that fine-tunes, its output in a pipe."""
+    return launched(
+        "finetune.py",
+        f"--config={ROOT / 'configs' / 'downstream' / f'{task}.py'}",
+        f"--from={source}",
+        f"--workdir={folder}",
+        *(f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()),
+        *arguments,
+        devices=devices,
+    )
+
+
+def launched(program: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
+    """A process of a program in launch/, its output in a pipe."""
     environment = os.environ | {
         "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
@@ -38,19 +52,20 @@ def start(task: str, source, folder, *arguments: str, devices: int = 1, **change
         "PYTHONPATH": str(ROOT),
         "PYTHONUNBUFFERED": "1",
     }
-    command = [
-        sys.executable,
-        str(ROOT / "launch" / "finetune.py"),
-        f"--config={ROOT / 'configs' / 'downstream' / f'{task}.py'}",
-        f"--from={source}",
-        f"--workdir={folder}",
-        *(f"--config.{name}={value}" for name, value in (SETTINGS | changes).items()),
-        *arguments,
-    ]
+    command = [sys.executable, str(ROOT / "launch" / program), *arguments]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, text=True
     )
+
+
+def in_cluster(count: int) -> list[tuple[str, ...]]:
+    """The flags of each of so many processes that work together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = f"--coordinator=localhost:{port}", f"--processes={count}"
+    return [(*common, f"--process={number}") for number in range(count)]
 
 
 def ended(*processes: subprocess.Popen) -> list[str]:
