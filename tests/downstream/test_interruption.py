@@ -8,8 +8,8 @@ import signal
 import numpy as np
 import pytest
 
-from rc3_jax.training.checkpoint import load_some, stored_shapes
 from tests.downstream.tuned import ended, in_cluster, pretrain, start
+from tests.downstream.tuning import params_of
 
 
 @pytest.fixture(scope="module")
@@ -30,10 +30,10 @@ def read(folder):
 
 
 def assert_same_parameters(one, other, tolerance=0.0):
-    paths = list(stored_shapes(one))
-    assert paths == list(stored_shapes(other))
-    for path, value in load_some(one, paths).items():
-        np.testing.assert_allclose(load_some(other, [path])[path], value, rtol=0, atol=tolerance)
+    expected, found = params_of(one), params_of(other)
+    assert expected.keys() == found.keys()
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path], value, rtol=0, atol=tolerance)
 
 
 def kill_after(line: str, process) -> None:

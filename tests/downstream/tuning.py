@@ -6,11 +6,12 @@ import io
 import pathlib
 
 import ml_collections
+import numpy as np
 from rich.console import Console
 
 from rc3_jax.config import save_config
 from rc3_jax.downstream.config import finetune_config
-from rc3_jax.training.checkpoint import save_params
+from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
 from rc3_jax.training.run import prepare_run
 from tests.tiny import tiny_cclm, tiny_config
 
@@ -25,6 +26,11 @@ def write_pretrained(config: ml_collections.ConfigDict, folder: pathlib.Path) ->
     save_config(run.config, folder / "config.json")
     (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
     return folder
+
+
+def params_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All that a folder holds, by their paths."""
+    return load_some(folder, list(stored_shapes(folder)))
 
 
 def tuning(task: str, epochs: int = 12, **changes) -> ml_collections.ConfigDict:
