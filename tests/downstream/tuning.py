@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pathlib
 
+import jax
 import ml_collections
 import numpy as np
 from rich.console import Console
@@ -13,6 +14,7 @@ from rc3_jax.config import save_config
 from rc3_jax.downstream.config import finetune_config
 from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
 from rc3_jax.training.run import prepare_run
+from rc3_jax.training.state import initial_params
 from tests.tiny import tiny_cclm, tiny_config
 
 CONFIGS = {"rc3": tiny_config, "cclm": tiny_cclm}
@@ -22,7 +24,7 @@ def write_pretrained(config: ml_collections.ConfigDict, folder: pathlib.Path) ->
     """The folder, with a model as a run of that configuration begins."""
     folder.mkdir(parents=True, exist_ok=True)
     run = prepare_run(config)
-    save_params(folder, run.initial_state().params)
+    save_params(folder, jax.jit(lambda: initial_params(run.model, run.config))())
     save_config(run.config, folder / "config.json")
     (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
     return folder
