@@ -24,10 +24,13 @@ from rc3_jax.config import ConfigError
 
 FROM = flags.DEFINE_string("from", None, "Folder of the model.")
 TEXTS = flags.DEFINE_integer("texts", 10_000, "Captions.", lower_bound=1)
-IMAGES = flags.DEFINE_integer("images", 2_000, "Scenes.", lower_bound=1)
+IMAGES = flags.DEFINE_integer(
+    "images", 2_000, "Scenes; those without a caption are left out.", lower_bound=1
+)
 TOP = flags.DEFINE_integer("top", 128, "Candidates that are re-ranked.", lower_bound=1)
 SAMPLE = flags.DEFINE_integer("sample", 128_000, "Pairs of the cross-encoder.", lower_bound=1)
 LENGTH = 60  # tokens of a caption at most
+THREADS = 8  # that draw pictures
 define_cluster_flags()
 
 
@@ -39,7 +42,6 @@ def main(argv: list[str]) -> None:
 def measure() -> None:
     """Prints seconds, pairs and memory of the search, and what is compared with it."""
     import jax
-    import numpy as np
 
     from rc3_jax.config import default_config
     from rc3_jax.downstream.config import TASKS
@@ -54,7 +56,7 @@ def measure() -> None:
     if pretrained.task is not None and not TASKS[pretrained.task].retrieval:
         raise ConfigError(f"--from={FROM.value} was fine-tuned for {pretrained.task}")
     data = captioned_scenes(pretrained)
-    pairs, described = len(data.ids) * len(data.image_ids), np.unique(data.image_of_text)
+    pairs = len(data.ids) * len(data.image_ids)
     mesh = make_mesh(default_config().mesh)
     model = SYSTEMS[pretrained.system].build(
         pretrained.model, pretrained.tokenizer.vocab_size, mesh
@@ -69,7 +71,7 @@ def measure() -> None:
     texts = encoder.text_vectors(params, data.ids)
     images = encoder.image_vectors(params, len(data.image_ids), data.rows)
     whole_seconds = time.perf_counter() - begun + pairs * seconds_of_a_pair(encoder, params, data)
-    of_texts = recalls(images[described], texts, described, data.image_of_text)
+    of_texts = recalls(images, texts, data.image_ids, data.image_of_text)
     of_images = recalls(texts, images, data.image_of_text, data.image_ids)
     whole = {f"TR@{k}": share for k, share in of_texts.items()}
     whole |= {f"IR@{k}": share for k, share in of_images.items()}
@@ -89,12 +91,10 @@ def measure() -> None:
 def captioned_scenes(pretrained):
     """`RetrievalData` of generated scenes: all in a language, then all in the next."""
     import ml_collections
-    import numpy as np
 
-    from rc3_jax.data.example import stacked
     from rc3_jax.downstream.batches import picture_fields
     from rc3_jax.downstream.miniatures import miniature
-    from rc3_jax.evaluation.pair_encoder import RetrievalData
+    from rc3_jax.downstream.retrieval import retrieval_data
 
     sizes = {"train": 1, "dev": 1, "test": IMAGES.value}
     size = pretrained.model.roi.get("feature_size", 1)
@@ -103,16 +103,9 @@ def captioned_scenes(pretrained):
     examples = list(itertools.islice(every, TEXTS.value))
     if len(examples) < TEXTS.value:
         raise ConfigError(f"{IMAGES.value} scenes have {len(examples)} captions; lower --texts")
-    pictures = [example.pictures[0] for example in next(iter(languages.values()))]
-    numbers = {picture.name: number for number, picture in enumerate(pictures)}
-    owners = np.array([numbers[example.pictures[0].name] for example in examples])
     config = ml_collections.ConfigDict(dict(model=pretrained.model))
-
-    def rows(chosen):
-        return stacked([picture_fields(pictures[place], config, "both") for place in chosen])
-
-    ids = pretrained.tokenizer.encode([example.text for example in examples])
-    return RetrievalData(ids, owners, np.arange(len(pictures)), rows)
+    fields_of = functools.partial(picture_fields, config=config, mode="both")
+    return retrieval_data(examples, pretrained.tokenizer.encode, fields_of, THREADS)[0]
 
 
 def seconds_of_a_pair(encoder, params, data) -> float:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -19,6 +20,13 @@ def fast_compilation() -> str:
 
 
 FAST_COMPILATION = fast_compilation()
+
+
+def free_port() -> int:
+    """For processes of this machine that work together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
 
 
 def run_python(code: str, devices: int = 1, timeout: int = 600) -> str:

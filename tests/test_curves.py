@@ -3,14 +3,13 @@
 import json
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from tests.processes import FAST_COMPILATION, ROOT
+from tests.processes import FAST_COMPILATION, ROOT, free_port
 from tests.test_launch import tiny_file
 
 STEPS = 20
@@ -76,9 +75,7 @@ def test_devices(tmp_path, of_one_device, layout):
 
 @pytest.mark.slow
 def test_two_processes_with_four_devices_each(tmp_path, of_one_device):
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     both = [
         start(
             tmp_path,

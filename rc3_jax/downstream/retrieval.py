@@ -12,6 +12,7 @@ import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from rc3_jax.data.example import Row, stacked
 from rc3_jax.data.tokenizer import PAD_ID
@@ -76,20 +77,7 @@ def retrieval(
     encode = pretrained.tokenizer.encode
 
     def score(params, examples, final=False):
-        pictures = {e.pictures[0].name: e.pictures[0] for e in examples}
-        numbers = {name: number for number, name in enumerate(pictures)}
-        shown = list(pictures.values())
-
-        def rows(places):
-            with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-                return stacked(list(pool.map(fields_of, (shown[place] for place in places))))
-
-        data = RetrievalData(
-            encode([e.text for e in examples]),
-            np.array([numbers[e.pictures[0].name] for e in examples]),
-            np.arange(len(shown)),
-            rows,
-        )
+        data, shown = retrieval_data(examples, encode, fields_of, threads)
         found = retrieve(encoder, params, data, k=rerank if final else 0)
         scores = rank_recalls(found.by_vectors)
         scores["mean"] = float(np.mean(list(scores.values())))
@@ -100,6 +88,31 @@ def retrieval(
         return Scored(scores, _predictions(examples, shown, found))
 
     return Learner(pretrained.params, loss, score, "mean")
+
+
+def retrieval_data(
+    examples: Sequence[Example],
+    encode: Callable[[Sequence[str]], Int[np.ndarray, "texts length"]],
+    fields_of: Callable[[Picture], Row],
+    threads: int,
+) -> tuple[RetrievalData, list[Picture]]:
+    """The search of each example's text for its picture, and the pictures in their order.
+
+    Args:
+      encode, fields_of: texts to padded ids; a picture to its visual fields.
+      threads: that read pictures.
+    """
+    pictures = {e.pictures[0].name: e.pictures[0] for e in examples}
+    numbers = {name: number for number, name in enumerate(pictures)}
+    shown = list(pictures.values())
+
+    def rows(places: Int[np.ndarray, " chosen"]) -> Row:
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+            return stacked(list(pool.map(fields_of, (shown[place] for place in places))))
+
+    owners = np.array([numbers[e.pictures[0].name] for e in examples])
+    ids = encode([e.text for e in examples])
+    return RetrievalData(ids, owners, np.arange(len(shown)), rows), shown
 
 
 def _predictions(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import pathlib
-import socket
 import subprocess
 import sys
 
 from tests.downstream.tuning import write_pretrained
-from tests.processes import FAST_COMPILATION, ROOT
+from tests.processes import FAST_COMPILATION, ROOT, free_port
 from tests.tiny import tiny_config
 
 SETTINGS = {
@@ -61,10 +60,7 @@ def launched(program: str, *arguments: str, devices: int = 1) -> subprocess.Pope
 
 def in_cluster(count: int) -> list[tuple[str, ...]]:
     """The flags of each of so many processes that work together."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    common = f"--coordinator=localhost:{port}", f"--processes={count}"
+    common = f"--coordinator=localhost:{free_port()}", f"--processes={count}"
     return [(*common, f"--process={number}") for number in range(count)]
 
 

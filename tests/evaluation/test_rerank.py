@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -28,7 +27,7 @@ from rc3_jax.parallel.mesh import one_device_mesh
 from tests.evaluation.random_params import random_params
 from tests.evaluation.ranking import UNSCORED, matcher, rescore
 from tests.evaluation.test_streaming import exact_scores, sorted_ranks
-from tests.processes import FAST_COMPILATION, ROOT
+from tests.processes import FAST_COMPILATION, ROOT, free_port
 from tests.tiny import tiny_cclm, tiny_config
 
 VOCAB = 30
@@ -198,9 +197,7 @@ print(json.dumps({"ranks": ranks, "asked": len(models.asked)}))
 
 def run_processes(count: int, devices: int = 1) -> list[dict]:
     """What each of several processes found."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     environment = os.environ | {
         "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
