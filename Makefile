@@ -21,6 +21,7 @@ test: $(VENV)/dev.done lint
 lint: $(VENV)/dev.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(VENV)/run.done: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -4,15 +4,17 @@
     python launch/train.py --config=configs/cclm_demo.py:regions=1
     python launch/train.py --config=configs/cclm_demo.py:root=/data/flickr8k,parallel=/data/multi30k
 
-On scenes, pictures have captions in en, de and fr; cs, zh and ja come with parallel sentences only.
+On scenes, pictures have captions in every language, and parallel sentences join each to English.
 With `regions` a quarter of a batch is parts of pictures, as CCLM-4M trains. `root` and `parallel` are
 as in configs/rc3_flickr.py.
 """
 
 import pathlib
 
-from rc3_jax.config import ConfigError, parse_argument
-from rc3_jax.config_cclm import cclm_config, visual_grid
+from rc3_jax.config import parse_argument
+from rc3_jax.config_cclm import cclm_config
+from rc3_jax.scenes.source import ScenesSource
+from rc3_jax.settings import ConfigError
 
 
 def get_config(argument: str = ""):
@@ -29,7 +31,6 @@ def get_config(argument: str = ""):
         raise ConfigError("regions=1: the photographs have no regions with captions; leave it out")
     if chosen.regions:
         config.shares = dict(config.shares, captioned=2.0, region=1.0)
-    config.data.regions.grid = visual_grid(config.model.patch)
     config.model.text.position_offset = 2
     config.model.fusion.depth = 1
     config.model.update(dtype="float32", dropout=0.0)
@@ -49,19 +50,8 @@ def get_config(argument: str = ""):
 def _scenes(config) -> None:
     config.steps, config.batch_size = 1000, 64
     config.shares = dict(config.shares, captioned=3.0, parallel=1.0)
-    config.data.sources = dict(
-        scenes=dict(
-            type="scenes",
-            seed=0,
-            strict=0,
-            weak=0,
-            captioned=200_000,
-            region=200_000,
-            parallel=1000,
-            strict_languages=("en", "de", "fr"),
-            weak_languages=("cs", "zh", "ja"),
-        )
-    )
+    scenes = ScenesSource(captioned=200_000, region=200_000, parallel=1000)
+    config.data.sources = dict(scenes=scenes.config_dict())
     config.data.max_length = 44
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.update(vocab_size=600, texts=12_000)

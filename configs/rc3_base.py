@@ -12,8 +12,8 @@ gradients 4 more during a step, on each device, or `fsdp` times less.
 
 import pathlib
 
-from rc3_jax.config import ConfigError, default_config, parse_argument
-from rc3_jax.training.start import start_settings
+from rc3_jax.config import default_config, parse_argument
+from rc3_jax.settings import ConfigError
 
 
 def get_config(argument: str = ""):
@@ -40,7 +40,7 @@ def get_config(argument: str = ""):
     config.mesh.fsdp = chosen.fsdp
     config.data.tokenizer.vocab_size = 64_000
     if chosen.init:
-        start_settings(config, chosen.init)
+        config.init = chosen.init
     if chosen.vocabulary:
         config.data.tokenizer.path = chosen.vocabulary
     config.data.sources = dict(

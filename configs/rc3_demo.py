@@ -2,37 +2,45 @@
 
     python launch/train.py --config=configs/rc3_demo.py
 
+    python launch/train.py --config=configs/rc3_demo.py:tower=swin
+
 Six languages: en, de and fr come with translated captions of one picture (strict pairs); cs, zh
-and ja with weak pairs only, and with a few hundred parallel sentences.
+and ja with weak pairs only. Parallel sentences join each language to English.
 """
 
 from rc3_jax.config import default_config, parse_argument
+from rc3_jax.models.beit import BeitSettings
+from rc3_jax.models.swin import SwinSettings
+from rc3_jax.models.vit import ViTSettings
+from rc3_jax.settings import check_choice
+
+SIZES = dict(width=64, depth=2, heads=2, mlp_width=256)
+TOWERS = {
+    "vit": ViTSettings(**SIZES, image_size=64, patch=8),
+    "beit": BeitSettings(**SIZES, image_size=64, patch=8, drop_path=0.0),
+    "swin": SwinSettings(
+        image_size=64, patch=4, width=32, depths=(2, 2), heads=(2, 2), window=8, drop_path=0.0
+    ),
+}
+from rc3_jax.scenes.source import ScenesSource
 
 
 def get_config(argument: str = ""):
-    chosen = parse_argument(argument, steps=500, batch=64)
+    chosen = parse_argument(argument, steps=500, batch=64, tower="vit")
+    check_choice("tower", chosen.tower, TOWERS)
     config = default_config()
     config.name = "rc3_demo"
     config.steps = chosen.steps
     config.batch_size = chosen.batch
-    config.data.sources = dict(
-        scenes=dict(
-            type="scenes",
-            seed=0,
-            strict=200_000,  # scenes of each kind; an epoch is never finished
-            weak=200_000,
-            parallel=1000,
-            strict_languages=("en", "de", "fr"),
-            weak_languages=("cs", "zh", "ja"),
-        )
-    )
+    # So many scenes of each kind that an epoch is never finished.
+    scenes = ScenesSource(strict=200_000, weak=200_000, parallel=1000)
+    config.data.sources = dict(scenes=scenes.config_dict())
     config.data.max_length = 44
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.vocab_size = 600
     config.data.tokenizer.texts = 12_000
-    tower = dict(width=64, depth=2, heads=2, mlp_width=256)
-    config.model.text.update(tower, max_positions=48)
-    config.model.patch.update(tower, image_size=64, patch=8)
+    config.model.text.update(SIZES, max_positions=48)
+    config.model.patch = TOWERS[chosen.tower].config_dict()
     config.model.roi.update(regions=6, feature_size=64, depth=1)
     config.model.fusion.depth = 1
     config.model.projection_size = 64

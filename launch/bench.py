@@ -84,7 +84,8 @@ def measure(loss: str, transport: str, batch: int, mesh) -> tuple[str, str]:
         out_shardings=(whole, (rows, rows, whole)),
     )
     compiled = function.lower(*jax.eval_shape(inputs)).compile()
-    memory = f"{compiled.memory_analysis().temp_size_in_bytes / 2**20:,.0f}"
+    analysis = compiled.memory_analysis()
+    memory = f"{analysis.temp_size_in_bytes / 2**20:,.0f}" if analysis else "-"
     if MEMORY_ONLY.value:
         return memory, "-"
     arguments = jax.jit(inputs, out_shardings=layout)()

@@ -1,4 +1,4 @@
-"""Compiles the training step ahead of time, for TPUs that need not be there, and reports on it.
+"""Compiles the training step ahead of time, for TPUs that are not attached, and reports on it.
 
 python launch/compile.py --config=configs/rc3_demo.py --devices=8
 python launch/compile.py --config=configs/rc3_base.py:root=/any,batch=8192 --topology=v5e:16x16
@@ -19,8 +19,8 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rc3_jax.command_line import parse_flags
-from rc3_jax.config import ConfigError
 from rc3_jax.data.record import DataError
+from rc3_jax.settings import ConfigError
 
 XLM_R_VOCABULARY = 250_002
 
@@ -40,7 +40,7 @@ ALLOW = flags.DEFINE_bool("allow_pair_buffers", False, "Arrays of all pairs are 
 
 
 def prepare_environment() -> None:
-    """Tells JAX which devices to simulate; it reads this when it is imported."""
+    """Sets what JAX reads when it is imported: which devices to simulate."""
     if (TOPOLOGY.value is None) == (DEVICES.value is None):
         raise ConfigError("name either --topology=v5e:16x16 or --devices=8")
     os.environ["JAX_PLATFORMS"] = "cpu"  # no TPU is looked for
@@ -76,30 +76,35 @@ def compile_and_report() -> bool:
     """Prints what was asked for; True if arrays are stored that should not be."""
     import jax
 
+    from rc3_jax.data.kinds import KINDS as ALL_KINDS
+    from rc3_jax.data.stream import batch_rows
+    from rc3_jax.observe.aot_report import aot_report, rules_table
     from rc3_jax.observe.chips import find_chip
-    from rc3_jax.observe.compile_report import compile_report, rules_table
-    from rc3_jax.training.ahead import abstract_run, compile_ahead, rows_of_kinds, topology_devices
+    from rc3_jax.training import aot
 
     config, topology = CONFIG.value, TOPOLOGY.value
     kinds = KINDS.value or [kind for kind, share in config.shares.items() if share]
-    rows = rows_of_kinds(config, kinds)
+    unknown = [kind for kind in kinds if kind not in ALL_KINDS]
+    if unknown:
+        raise ConfigError(f"--kinds: {', '.join(unknown)} unknown; use {', '.join(ALL_KINDS)}")
+    rows = batch_rows(config.batch_size, config.shares, kinds)
     has_path = config.data.tokenizer.path is not None
     vocabulary = XLM_R_VOCABULARY if has_path else config.data.tokenizer.vocab_size
     vocabulary = VOCABULARY.value or vocabulary
-    devices = topology_devices(topology) if topology else jax.devices()
-    run = abstract_run(config, devices, rows, vocabulary)
+    devices = aot.topology_devices(topology) if topology else jax.devices()
+    run = aot.abstract_run(config, devices, rows, vocabulary)
     state = run.abstract_state()
     if RULES.value:
         print(rules_table(state))
         return False
-    compiled = compile_ahead(run, state, rows)
+    compiled = aot.compile_ahead(run, rows)
+    work = aot.count_work(run, rows)
     chip = find_chip(topology) if topology else None
-    report = compile_report(run.config, run.mesh, state, rows, vocabulary, compiled, chip)
-    text = heading() + report.text
+    text = heading() + aot_report(run, state, rows, compiled, work, chip)
     print(text)
     store(OUT.value, text)
     store(HLO.value, compiled.as_text())
-    return bool(report.pairs)
+    return bool(work.quadratic)
 
 
 def heading() -> str:
@@ -112,8 +117,8 @@ def heading() -> str:
     return f"# {CONFIG.value.name} on {where}\n\n    {command}\n\n{versions}.\n\n"
 
 
-def store(path: str | None, text: str) -> None:
-    if path:
+def store(path: str | None, text: str | None) -> None:
+    if path and text is not None:
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(path).write_text(text, encoding="utf-8")
 

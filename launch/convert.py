@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 from absl import app, flags, logging
 
-from rc3_jax.config import ConfigError
 from rc3_jax.data.record import DataError
+from rc3_jax.settings import ConfigError
 
 TEXT = flags.DEFINE_string("text", None, "from-hf: folder or Hub id of an XLM-RoBERTa model.")
 PATCH = flags.DEFINE_string(
-    "patch", None, "from-hf: folder or Hub id of a ViT, CLIP, SigLIP or BEiT model."
+    "patch", None, "from-hf: folder or Hub id of a ViT, CLIP, SigLIP, BEiT or Swin model."
 )
 SYSTEM = flags.DEFINE_enum("system", "rc3", ["rc3", "cclm"], "from-hf: what the towers are for.")
 IMAGE_SIZE = flags.DEFINE_integer(
@@ -59,7 +59,9 @@ TOLERANCE = flags.DEFINE_float(
 )
 SEED = flags.DEFINE_integer("seed", 0, "check: of the inputs.")
 MODEL = flags.DEFINE_string(
-    "model", None, "cclm-to-flax: published model to expect; by default the shapes tell the sizes."
+    "model",
+    None,
+    "cclm-to-flax: published model to expect; by default the sizes are read from the shapes.",
 )
 TEXT_HEADS = flags.DEFINE_integer(
     "text_heads", None, "cclm-to-flax without --model: heads of the text layers, if not of 64."
@@ -153,7 +155,7 @@ def _flax_to_cclm(source: pathlib.Path, target: pathlib.Path) -> None:
 
 
 class Command(NamedTuple):
-    """What runs, the names of its arguments, and the flags that it takes."""
+    """The function to call, the names of its arguments, and its flags."""
 
     run: Callable[..., None]
     arguments: tuple[str, ...]
@@ -186,7 +188,7 @@ def _numbers(flag: flags.FlagHolder) -> list[int] | None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Reads the command line; what is not understood ends the program with the reason."""
+    """Parses flags; exits with a one-line message on an unknown flag or value."""
     try:
         remaining = flags.FLAGS(argv)
     except flags.Error as error:

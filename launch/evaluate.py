@@ -23,15 +23,15 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.downstream.finetune import check_settings, evaluate
-    from rc3_jax.downstream.open import open_task
     from rc3_jax.observe.log import speaker
+    from rc3_jax.tasks.evaluate import check_settings, evaluate
+    from rc3_jax.tasks.load import load_task
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo_xvnli")
         folder = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
         check_settings(config)
-        evaluate(config, open_task(config, speaker(), parts=("test",)), source, folder)
+        evaluate(config, load_task(config, speaker(), parts=("test",)), source, folder)
 
     run_program(work)
 

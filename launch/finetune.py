@@ -26,15 +26,16 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.downstream.finetune import check_settings, finetune
-    from rc3_jax.downstream.open import open_task
     from rc3_jax.observe.log import speaker
+    from rc3_jax.tasks.evaluate import check_settings
+    from rc3_jax.tasks.finetune import finetune
+    from rc3_jax.tasks.load import load_task
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo")
         check_settings(config)
         folder = pathlib.Path(WORKDIR.value or f"{source}_{config.task}")
-        finetune(config, open_task(config, speaker()), source, folder)
+        finetune(config, load_task(config, speaker()), source, folder)
 
     run_program(work)
 

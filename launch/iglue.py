@@ -20,7 +20,7 @@ from typing import Any
 from absl import app, flags
 
 from rc3_jax.command_line import define_cluster_flags, named_folder, parse_flags, run_program
-from rc3_jax.config import ConfigError
+from rc3_jax.settings import ConfigError
 
 FROM = flags.DEFINE_string("from", None, "Folder of the pre-trained model.")
 DATA = flags.DEFINE_string("data", None, "Folder of the tasks' folders, or `miniature`.")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     folder = pathlib.Path(WORKDIR.value or f"{pathlib.Path(FROM.value or '')}_tasks")
     # Before JAX is imported: few-shot fine-tunings share most of their programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
-    from rc3_jax.downstream.suite import Options, run_suite
+    from rc3_jax.tasks.suite import Options, run_suite
 
     def work() -> None:
         source = named_folder(FROM, "runs/demo")

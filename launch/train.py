@@ -23,7 +23,7 @@ RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint 
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.training.loop import train
+    from rc3_jax.training.pretrain import train
 
     config = CONFIG.value
     folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")

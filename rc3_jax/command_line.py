@@ -5,18 +5,19 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import ml_collections
 from absl import flags, logging
 
-from rc3_jax.config import ConfigError
 from rc3_jax.data.record import DataError
+from rc3_jax.settings import ConfigError
 
 
 def parse_flags(
     config: flags.FlagHolder[ml_collections.ConfigDict] | None, argv: list[str]
 ) -> list[str]:
-    """Reads the command line; what is not understood ends the program with the reason in one line.
+    """Parses flags; exits with a one-line message on an unknown flag or value.
 
     Args:
       config: the flag that names the configuration, of programs that need one.
@@ -28,7 +29,7 @@ def parse_flags(
         if config is not None and not config.value.name:  # a missing file shows when it is read
             raise ConfigError("config.name is empty; the run's folder is named after it")
         if len(remaining) > 1:
-            raise ConfigError(f"{' '.join(remaining[1:])!r} is not understood; see --help")
+            raise ConfigError(f"{' '.join(remaining[1:])!r} is unknown; see --help")
     except (flags.Error, AttributeError, KeyError, OSError, TypeError, ConfigError) as error:
         reason = str(error.args[0] if error.args else error)
         # What fails inside a config file comes with a traceback; its last line holds the reason.
@@ -38,17 +39,19 @@ def parse_flags(
 
 
 def define_cluster_flags() -> None:
-    """The flags that tell a program about the other processes it runs with; see `run_program`."""
+    """Defines the flags about the other processes that a program runs with; see `run_program`."""
     flags.DEFINE_string(
-        "coordinator", None, "host:port of the first process, where the cluster does not tell."
+        "coordinator",
+        None,
+        "host:port of the first process, where the cluster manager does not say.",
     )
     flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
     flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
     flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
 
 
-def run_program(work: Callable[[], None]) -> None:
-    """Joins the other processes and works; settings and data that cannot be end in one line."""
+def run_program(work: Callable[[], Any]) -> None:
+    """Joins the other processes and works; user errors exit with a short message."""
     from rc3_jax.parallel.processes import join_processes
     from rc3_jax.training.memory import OutOfMemory
 

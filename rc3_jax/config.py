@@ -1,178 +1,289 @@
-"""The default configuration, and what reads, checks and stores one.
+"""The configuration of a pre-training run: its schema, its defaults, its one check, its storage.
 
-A config file in `configs/` starts from `default_config()` (RC³-base) and changes what differs.
+A file in `configs/` starts from `default_config()` (RC³-base) or `cclm_config()` and changes what
+differs. `validate` turns it into typed settings before anything is opened.
 """
 
 from __future__ import annotations
 
 import ast
-import json
 import pathlib
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 import ml_collections
-from ml_collections import config_dict
+import pydantic
+
+from rc3_jax.data.settings import DataSettings
+from rc3_jax.models.cclm import CCLMModelSettings
+from rc3_jax.models.rc3 import RC3ModelSettings
+from rc3_jax.objectives.cclm import CCLMObjective
+from rc3_jax.objectives.rc3 import RC3Objective
+from rc3_jax.parallel.mesh import MeshSettings
+from rc3_jax.settings import ConfigError, Settings, check_choice, plain
+from rc3_jax.stored_config import CONFIG_FILE, read_config
+from rc3_jax.training.optimizer import OptimizerSettings, RateSettings
 
 
-class ConfigError(ValueError):
-    """A setting that cannot be; the message names it and the remedy."""
+class BatchMix(Settings):
+    """Shares of a batch by kind of row; a kind of share 0 is left out."""
+
+    strict: float = pydantic.Field(2.0, ge=0)
+    """Images with texts that translate one another."""
+    weak: float = pydantic.Field(1.0, ge=0)
+    """Images with independent texts in several languages."""
+    parallel: float = pydantic.Field(1.0, ge=0)
+    """Sentences with their translations."""
+    captioned: float = pydantic.Field(0.0, ge=0)
+    """Images with one text (CCLM)."""
+    region: float = pydantic.Field(0.0, ge=0)
+    """Images with texts about their parts (CCLM)."""
 
 
-def check_choice(setting: str, value: Any, choices: Collection[Any]) -> None:
-    """Raises ConfigError unless a setting is one of the choices."""
-    if value not in choices:
-        names = ", ".join(map(str, choices))
-        raise ConfigError(f"{setting}={value!r}: use one of {names}")
+class EvaluationSettings(Settings):
+    """What a run measures of itself on held-out data."""
+
+    every: int = pydantic.Field(5000, ge=0)
+    """Steps between two evaluations; 0 evaluates at the end only."""
+    batch_size: int = pydantic.Field(128, ge=1)
+    """Rows that are encoded at a time."""
+    images: int = pydantic.Field(1000, ge=0)
+    """Held-out images that retrieval ranks, at most."""
+    languages: tuple[str, ...] = ()
+    """Languages of the texts; () for all that the held-out images have."""
+    modes: tuple[Literal["both", "patches", "regions"], ...] = ("both", "patches", "regions")
+    """Visual parts in use; those with regions need regions for every held-out image."""
+    dependence_rows: int = pydantic.Field(256, ge=0)
+    """Held-out weak rows for the dependence figures."""
+
+
+class CheckpointSettings(Settings):
+    """When a run saves its state."""
+
+    every: int = pydantic.Field(5000, ge=0)
+    """Steps between two checkpoints; 0 saves at the end only."""
+    keep: int = pydantic.Field(2, ge=1)
+    """How many of the latest checkpoints remain."""
+
+
+class PretrainSettings(Settings):
+    """Everything that a pre-training run depends on; `system` decides about `model` and `objective`."""
+
+    name: str = pydantic.Field("rc3", min_length=1)
+    """Names the run's default folder."""
+    system: Literal["rc3", "cclm"] = "rc3"
+    """The method: RC³ or CCLM."""
+    init: str | None = None
+    """Folder of parameters to start from; sizes that are left at their defaults come from there."""
+    seed: int = 0
+    """Seed of parameters, rows, masks, negatives and dropout."""
+    steps: int = pydantic.Field(100_000, ge=1)
+    """Length of the run; schedule and ramp are shares of it."""
+    batch_size: int = pydantic.Field(1024, ge=1)
+    """Rows of a global batch, all kinds and devices together."""
+    shares: BatchMix = BatchMix()
+    microbatches: int = pydantic.Field(1, ge=1)
+    """Parts of a device's rows that go through the network in turn; the gradient stays the same."""
+    mesh: MeshSettings = MeshSettings()
+    data: DataSettings = DataSettings()
+    model: RC3ModelSettings | CCLMModelSettings = RC3ModelSettings()
+    objective: RC3Objective | CCLMObjective = RC3Objective()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        rates={
+            "new": RateSettings(  # what pre-trained towers do not bring
+                factor=2.0,
+                parameters=(
+                    r"fusion/.*cross_attention.*",
+                    r"fused_.*",
+                    r"(image|text)_projection/.*",
+                    r"matching_head/.*",
+                ),
+            ),
+            "temperature": RateSettings(factor=2.0, parameters=(r"temperature.*",)),
+        }
+    )
+    evaluation: EvaluationSettings = EvaluationSettings()
+    log_every: int = pydantic.Field(50, ge=1)
+    """Steps between two console lines."""
+    watchdog_minutes: float = pydantic.Field(30.0, ge=0)
+    """Minutes without progress after which the process ends; 0 waits for ever."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @pydantic.model_validator(mode="after")
+    def _texts_fit(self) -> Self:
+        room = self.model.text.room
+        for name in ("max_length", "parallel_max_length"):
+            if (length := getattr(self.data, name) or 0) > room:
+                raise ValueError(
+                    f"data.{name}={length} exceeds the {room} tokens that "
+                    f"model.text.max_positions={self.model.text.max_positions} leaves; change either"
+                )
+        return self
+
+
+class RC3Settings(PretrainSettings):
+    """A run of RC³ (METHOD.md sections 1 and 2)."""
+
+    system: Literal["rc3"] = "rc3"
+    model: RC3ModelSettings = RC3ModelSettings()
+    objective: RC3Objective = RC3Objective()
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        for kind in ("captioned", "region"):
+            if share := getattr(self.shares, kind):
+                raise ValueError(
+                    f"shares.{kind}={share}: rc3 has no use for {kind} rows; set it to 0"
+                )
+        for name, same in (
+            ("parallel_max_length", "max_length"),
+            ("parallel_most_masked", "most_masked"),
+        ):
+            if (value := getattr(self.data, name)) not in (None, getattr(self.data, same)):
+                raise ValueError(
+                    f"data.{name}={value}: the texts of RC³ have one length; leave it out"
+                )
+        return self
+
+
+class CCLMSettings(PretrainSettings):
+    """A run of CCLM (METHOD.md section 3, CCLM.md section 4)."""
+
+    name: str = pydantic.Field("cclm_3m", min_length=1)
+    system: Literal["cclm"] = "cclm"
+    shares: BatchMix = BatchMix(strict=0.0, weak=0.0, parallel=1.0, captioned=1.0)
+    model: CCLMModelSettings = CCLMModelSettings()
+    objective: CCLMObjective = CCLMObjective()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        warmup=0.03,
+        decay="linear",
+        rates={
+            "new": RateSettings(
+                factor=2.0,
+                parameters=(
+                    r"temperature",
+                    r"fusion/.*cross_attention.*",
+                    r"(image|text)_projection/.*",
+                    r"(matching|box)_head/.*",
+                ),
+            )
+        },
+        # Published: everything with a bias or a norm in its name; the norms of the heads decay.
+        no_decay=(
+            r".*bias",
+            r".*relative_positions",
+            r"(vision|text|fusion|masked_lm_head)/.*norm/scale",
+        ),
+    )
+    evaluation: EvaluationSettings = EvaluationSettings(modes=("patches",), dependence_rows=0)
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.evaluation.dependence_rows:
+            raise ValueError(
+                f"evaluation.dependence_rows={self.evaluation.dependence_rows}: CCLM has no fused "
+                "vector whose dependence could be measured; set it to 0"
+            )
+        return self
+
+
+SETTINGS: dict[str, type[PretrainSettings]] = {"rc3": RC3Settings, "cclm": CCLMSettings}
+
+FREE = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
+"""Settings of a model that do not change what its parameters mean."""
 
 
 def default_config() -> ml_collections.ConfigDict:
-    """RC³-base (METHOD.md sections 1 and 2) without data sources; see the comments."""
-    return ml_collections.ConfigDict(
-        dict(
-            name="rc3",
-            system="rc3",  # or "cclm", with `cclm_config`
-            init=config_dict.placeholder(str),  # folder of parameters to start from
-            seed=0,
-            steps=100_000,
-            batch_size=1024,  # rows of a global batch, all kinds together
-            shares=dict(strict=2.0, weak=1.0, parallel=1.0, captioned=0.0, region=0.0),
-            microbatches=1,  # parts that each device computes in turn; the gradient stays the same
-            mesh=dict(
-                replica=1,  # across slices or hosts
-                data=-1,  # -1: all devices that the others leave
-                fsdp=1,  # devices that share one copy of the parameters
-                tensor=1,  # devices that share the work on each row
-                fsdp_threshold=2**20,  # elements; smaller arrays stay whole along fsdp
-                rules=(  # path pattern, axes of the last dimensions; see parallel/rules.py
-                    (r"(self|cross)_attention/(query|key|value)/(kernel|bias)", ("tensor",)),
-                    (r"(self|cross)_attention/out/kernel", ("tensor", None)),
-                    (r"mlp_in/(kernel|bias)", ("tensor",)),
-                    (r"mlp_out/kernel", ("tensor", None)),
-                    (r"word_embedding/embedding", ("tensor", None)),
-                ),
-            ),
-            data=dict(
-                sources=dict(),  # name -> source, see data/corpus.py and docs/data.md
-                max_length=40,  # tokens of a text, frame included
-                mask_share=0.4,
-                most_masked=12,
-                mask_eos=False,  # True: as published for CCLM, see data/text.py
-                # of parallel rows, where they differ from those of captions
-                parallel_max_length=config_dict.placeholder(int),
-                parallel_most_masked=config_dict.placeholder(int),
-                clean_captions=False,  # lower case, no punctuation, at most max_words words
-                max_words=40,
-                modality_dropout=0.15,  # chance of each visual part to be dropped whole
-                language_exponent=0.7,  # smooths the frequencies of language pairs
-                # rand_augment: changes an image, and their strength up to 10
-                image=dict(crop_scale=(0.5, 1.0), jitter=0.2, flip=True, rand_augment=(0, 0)),
-                # of region rows; grid: patches along a side of the vision tower's output
-                regions=dict(per_image=5, grid=14),
-                tokenizer=dict(
-                    path=config_dict.placeholder(str),  # file, folder or cached model name
-                    vocab_size=8000,  # of the vocabulary that is trained where path is unset
-                    texts=200_000,  # captions that it is trained on, at most
-                ),
-                skip_limit=0.01,  # share of unusable records at which a run stops
-                threads=8,
-                prefetch=8,  # batches read ahead
-                workers=0,  # reading processes; 0 reads with threads of this process
-            ),
-            model=dict(
-                text=dict(
-                    width=768,
-                    depth=12,
-                    heads=12,
-                    mlp_width=3072,
-                    max_positions=514,
-                    epsilon=config_dict.placeholder(float),  # of norms; None: 1e-5, as XLM-R
-                ),
-                # type: "vit", "clip", "siglip", "beit" or "swin"; see models/towers.py
-                patch=dict(
-                    type="vit",
-                    image_size=224,
-                    patch=16,
-                    width=768,
-                    depth=12,
-                    heads=12,
-                    mlp_width=3072,
-                    # None: the type's own
-                    epsilon=config_dict.placeholder(float),  # of norms
-                    activation=config_dict.placeholder(str),  # "gelu", "gelu_tanh", "quick_gelu"
-                ),
-                # regions=0 leaves the ROI tower out
-                roi=dict(regions=36, feature_size=2048, depth=2, geometry="7d"),
-                fusion=dict(depth=6),
-                projection_size=256,
-                readout="attention",  # of z over the text positions; or "mean"
-                dropout=0.1,
-                dtype="bfloat16",  # of computation; parameters stay float32
-                remat="none",  # or "dots", "full": what the backward pass recomputes
-                unroll=1,  # layers in one iteration of the compiled loop
-                image_mean=(0.5, 0.5, 0.5),
-                image_std=(0.5, 0.5, 0.5),
-            ),
-            objective=dict(
-                # xvtcl: on strict rows; xvtcl_weak: on weak rows with its regularizer
-                weights=dict(itc=1.0, xtcl=1.0, xvtcl=1.0, xvtcl_weak=1.0, itm=1.0, mclm=1.0),
-                regularizer=("weighted", "hinge"),
-                scales=dict(
-                    soft=0.3, hinge=1.0, mse=1.0, kl=1.0, margin=0.1, relevance_temperature=0.1
-                ),
-                # what tells it: the "own" text tower, "ema" for its average, or "encoder" for a
-                # fixed one in the folder `relevance_encoder`
-                relevance="own",
-                relevance_encoder=config_dict.placeholder(str),
-                ema_decay=0.999,
-                ramp=0.1,  # share of the run in which xvtcl_weak rises from 0
-                same_image_negatives=True,
-                # "gather", "ring" or "dense": how all pairs of a batch are gone through, and
-                # how many columns at a time; see objectives/tiles.py
-                pairs=dict(transport="gather", tile=512),
-            ),
-            optimizer=dict(
-                lr=1e-4,
-                warmup=0.05,  # share of the run
-                decay="cosine",  # or "linear", "constant"
-                final_lr=0.0,  # share of lr at the end
-                weight_decay=0.01,
-                b1=0.9,
-                b2=0.98,
-                eps=1e-8,
-                clip=1.0,  # global norm of the gradient
-                mu_dtype=config_dict.placeholder(str),  # e.g. bfloat16, halves that moment
-                rates=dict(  # name -> parameters (path patterns) and the factor of their rate
-                    new=dict(  # what pre-trained towers do not bring
-                        factor=2.0,
-                        parameters=(
-                            r"fusion/.*cross_attention.*",
-                            r"fused_.*",
-                            r"(image|text)_projection/.*",
-                            r"matching_head/.*",
-                        ),
-                    ),
-                    temperature=dict(factor=2.0, parameters=(r"temperature.*",)),
-                ),
-                no_decay=(r".*/bias", r".*norm/scale", r"temperature.*"),
-            ),
-            evaluation=dict(
-                every=5000,  # steps
-                batch_size=128,
-                images=1000,  # held-out images that retrieval ranks, at most
-                languages=(),  # all that the held-out images have
-                modes=("both", "patches", "regions"),
-                dependence_rows=256,
-            ),
-            log_every=50,
-            watchdog_minutes=30.0,  # without progress after which the process ends; 0 waits
-            checkpoint=dict(every=5000, keep=2),
+    """RC³-base without data sources."""
+    return RC3Settings().config_dict()
+
+
+def validate(config: ml_collections.ConfigDict | PretrainSettings) -> PretrainSettings:
+    """Checks a configuration before anything is opened, and returns its typed settings.
+
+    With `init`, the model's settings that are left at their defaults become those of the folder.
+
+    Raises:
+      ConfigError: lists what is wrong with it.
+    """
+    if isinstance(config, PretrainSettings):
+        return config
+    values = plain(config)
+    schema = settings_class(values)
+    if values.get("init") is not None:
+        values["model"] = _with_init(values, plain(schema()))
+    return schema.parse(values)
+
+
+def settings_class(values: Mapping[str, Any]) -> type[PretrainSettings]:
+    """The class of a run's settings, by its `system`.
+
+    Raises:
+      ConfigError: for an unknown system.
+    """
+    system = values.get("system", "rc3")
+    check_choice("system", system, SETTINGS)
+    return SETTINGS[system]
+
+
+def model_settings(
+    system: str, stored: Mapping[str, Any], folder: pathlib.Path
+) -> RC3ModelSettings | CCLMModelSettings:
+    """The typed `model` that the `config.json` of a folder stores.
+
+    Raises:
+      ConfigError: for an unknown system, or settings that its models do not have.
+    """
+    check_choice(f"{folder / CONFIG_FILE}: system", system, SETTINGS)
+    where = f"{folder / CONFIG_FILE}: model"
+    if system == "cclm":
+        return CCLMModelSettings.parse(stored, where)
+    return RC3ModelSettings.parse(stored, where)
+
+
+def _with_init(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """`model` for a run that starts from the folder `init`.
+
+    Raises:
+      ConfigError: if a setting was changed from its default and differs from the folder's.
+    """
+    folder = pathlib.Path(values["init"])
+    if not (folder / CONFIG_FILE).is_file():
+        return values["model"]
+    stored = read_config(folder)
+    if stored.get("system", values["system"]) != values["system"]:
+        raise ConfigError(
+            f"init={folder} holds a model of {stored['system']}; this configuration is of "
+            f"{values['system']}"
         )
-    )
+    differing: list[str] = []
+
+    def adopt(ours: Any, theirs: Any, default: Any, path: str) -> Any:
+        if path in FREE or ours == theirs:
+            return ours
+        same_type = isinstance(theirs, Mapping) and ours.get("type") == theirs.get("type")
+        if same_type:
+            found = dict(ours)
+            for name, value in theirs.items():
+                given = default.get(name) if isinstance(default, Mapping) else None
+                inner = f"{path}.{name}" if path else name
+                found[name] = adopt(ours.get(name, value), value, given, inner)
+            return found
+        if ours != default:
+            differing.append(f"model.{path} is {ours!r}, there {theirs!r}")
+        return theirs
+
+    model = adopt(values["model"], stored.get("model", {}), defaults["model"], "")
+    if differing:
+        raise ConfigError(
+            f"init={folder} holds another model: {'; '.join(differing)}. Take its settings, or "
+            "convert the weights for yours"
+        )
+    return model
 
 
 def parse_argument(argument: str | None, **defaults: Any) -> ml_collections.ConfigDict:
-    """What follows the colon in `--config=file.py:batch=4096,root=/data`.
+    """Reads what follows the colon in `--config=file.py:batch=4096,root=/data`.
 
     Args:
       argument: comma-separated `name=value`, values of the defaults' types.
@@ -185,7 +296,7 @@ def parse_argument(argument: str | None, **defaults: Any) -> ml_collections.Conf
         name, equals, text = item.partition("=")
         if name not in defaults or not equals:
             raise ConfigError(
-                f"config argument {item!r} is not understood; use name=value with one of: "
+                f"config argument {item!r} is unknown; use name=value with one of: "
                 f"{', '.join(f'{k}={v}' for k, v in defaults.items())}"
             )
         kind = type(defaults[name])
@@ -197,36 +308,3 @@ def parse_argument(argument: str | None, **defaults: Any) -> ml_collections.Conf
             raise ConfigError(f"config argument {name}={text!r} is no {kind.__name__}")
         chosen[name] = value
     return chosen
-
-
-def save_config(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """Writes the settings as JSON."""
-    path.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
-
-
-def stored_settings(folder: pathlib.Path) -> dict[str, Any]:
-    """What `config.json` of a folder holds.
-
-    Raises:
-      ConfigError: if it is missing, broken or no object, or its `model` is none.
-    """
-    file = folder / "config.json"
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict) or not isinstance(settings.get("model", {}), dict):
-            raise TypeError("it must hold an object, and its model must be one")
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
-    return settings
-
-
-def stored_max_words(settings: Mapping[str, Any]) -> int | None:
-    """Words that cleaned captions have at most; None where captions stay as they are.
-
-    Args:
-      settings: of a run, whose `data` tells it, or of converted or fine-tuned parameters.
-    """
-    if "data" not in settings:
-        return settings.get("max_words")
-    data = settings["data"]
-    return data.get("max_words") if data.get("clean_captions") else None

@@ -1,7 +1,7 @@
 """The configuration of CCLM: the published models' sizes and the published recipe.
 
-CCLM.md section 4; what differs from the published recipe is the right thing by METHOD.md section 3,
-and the settings marked "published" bring back what was published.
+CCLM.md section 4. The defaults of `CCLMSettings` follow METHOD.md section 3; the settings whose
+descriptions say "published" bring back what was published.
 """
 
 from __future__ import annotations
@@ -10,47 +10,33 @@ import pathlib
 
 import ml_collections
 
-from rc3_jax.config import ConfigError, check_choice, default_config, parse_argument
+from rc3_jax.config import CCLMSettings, parse_argument
+from rc3_jax.models.base import FusionSettings
+from rc3_jax.models.beit import BeitSettings
+from rc3_jax.models.cclm import CCLMModelSettings
+from rc3_jax.models.text import TextSettings
+from rc3_jax.settings import ConfigError, check_choice
 
-SWIN_B = dict(
-    type="swin",
-    image_size=224,
-    patch=4,
-    width=128,  # of the first stage; each later one doubles it
-    depths=(2, 2, 18, 2),
-    heads=(4, 8, 16, 32),
-    window=7,
-    drop_path=0.1,
+_CCLM = CCLMModelSettings()  # Swin-B and every second layer of XLM-R-large
+_X2VLM = CCLMModelSettings(
+    patch=BeitSettings(),
+    text=TextSettings(),
+    fusion=FusionSettings(epsilon=1e-12),
+    tied_decoder=False,
 )
-BEIT_BASE = dict(
-    type="beit",
-    image_size=224,
-    patch=16,
-    width=768,
-    depth=12,
-    heads=12,
-    mlp_width=3072,
-    drop_path=0.1,
+_X2VLM_LARGE = CCLMModelSettings(
+    patch=BeitSettings(width=1024, depth=24, heads=16, mlp_width=4096),
+    text=TextSettings(width=1024, depth=24, heads=16, mlp_width=4096),
+    fusion=FusionSettings(epsilon=1e-12),
+    tied_decoder=False,
 )
-HALF_XLM_R_LARGE = dict(width=1024, depth=6, heads=16, mlp_width=4096)
-XLM_R_BASE = dict(width=768, depth=12, heads=12, mlp_width=3072)
-XLM_R_LARGE = dict(width=1024, depth=24, heads=16, mlp_width=4096)
-
 MODELS = {
-    "cclm_3m": dict(patch=SWIN_B, text=HALF_XLM_R_LARGE, epsilon=1e-5, tied_decoder=True),
-    "cclm_4m": dict(patch=SWIN_B, text=HALF_XLM_R_LARGE, epsilon=1e-5, tied_decoder=True),
-    "cclm_x2vlm_base": dict(patch=BEIT_BASE, text=XLM_R_BASE, epsilon=1e-12, tied_decoder=False),
-    "cclm_x2vlm_large": dict(
-        patch=BEIT_BASE | dict(width=1024, depth=24, heads=16, mlp_width=4096),
-        text=XLM_R_LARGE,
-        epsilon=1e-12,
-        tied_decoder=False,
-    ),
+    "cclm_3m": _CCLM,
+    "cclm_4m": _CCLM,
+    "cclm_x2vlm_base": _X2VLM,
+    "cclm_x2vlm_large": _X2VLM_LARGE,
 }
-"""The published models; `epsilon` is that of the fusion layers' norms."""
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""`config.model` of the published models."""
 
 
 def cclm_model(name: str) -> ml_collections.ConfigDict:
@@ -60,29 +46,7 @@ def cclm_model(name: str) -> ml_collections.ConfigDict:
       ConfigError: for an unknown name.
     """
     check_choice("the model", name, MODELS)
-    sizes = MODELS[name]
-    tied = sizes["tied_decoder"]
-    return ml_collections.ConfigDict(
-        dict(
-            patch=dict(sizes["patch"]),
-            text=dict(
-                sizes["text"],
-                max_positions=514,
-                epsilon=1e-5,
-                position_offset=0 if tied else 2,  # 0: published in 2022; 2: as XLM-R was trained
-            ),
-            fusion=dict(depth=6, epsilon=sizes["epsilon"]),
-            roi=dict(regions=0, feature_size=2048),  # CCLM has no ROI tower
-            projection_size=256,
-            tied_decoder=tied,
-            dropout=0.1,
-            dtype="bfloat16",
-            remat="none",
-            unroll=1,
-            image_mean=CLIP_MEAN,
-            image_std=CLIP_STD,
-        )
-    )
+    return MODELS[name].config_dict()
 
 
 def cclm_config(name: str = "cclm_3m") -> ml_collections.ConfigDict:
@@ -91,51 +55,9 @@ def cclm_config(name: str = "cclm_3m") -> ml_collections.ConfigDict:
     Raises:
       ConfigError: for an unknown name.
     """
-    config = default_config()
-    config.name = name
-    config.system = "cclm"
+    config = CCLMSettings(name=name).config_dict()
     config.model = cclm_model(name)
-    config.mesh.rules = (*config.mesh.rules, (r"decoder", ("tensor", None)))
-    config.shares = dict(captioned=1.0, parallel=1.0, region=0.0, strict=0.0, weak=0.0)
-    config.data.regions.grid = visual_grid(config.model.patch)
-    config.objective = ml_collections.ConfigDict(
-        dict(
-            weights=dict(
-                # captions: contrast of two captions of one image, where rows have two
-                image=dict(contrast=1.0, matching=1.0, masked_lm=1.0, captions=1.0),
-                text=dict(contrast=1.0, matching=1.0, masked_lm=1.0),
-                region=dict(contrast=1.0, matching=1.0, masked_lm=1.0, box=1.0, giou=1.0),
-            ),
-            step="summed",  # or "separate": one update each for texts, images, regions (published)
-            negatives="global",  # or "local": of matching, from a device's own rows (published)
-            negative_floor=0.0,  # added to the chances of negatives (published: 1e-5)
-            group_positives=True,  # False: other rows about the same are negatives (published)
-            itc_grad_scale=1.0,  # of contrast's features (published: 1 / number of GPUs)
-            pairs=dict(transport="gather", tile=512),
-        )
-    )
-    new = (
-        r"temperature",
-        r"fusion/.*cross_attention.*",
-        r"(image|text)_projection/.*",
-        r"(matching|box)_head/.*",
-    )
-    config.optimizer.update(lr=1e-4, warmup=0.03, decay="linear", weight_decay=0.01)
-    config.optimizer.rates = dict(new=dict(factor=2.0, parameters=new))
-    # Published: everything with a bias or a norm in its name; the norms of the heads decay.
-    config.optimizer.no_decay = (
-        r".*bias",
-        r".*relative_positions",
-        r"(vision|text|fusion|masked_lm_head)/.*norm/scale",
-    )
-    config.evaluation.update(modes=("patches",), dependence_rows=0)
     return config
-
-
-def visual_grid(patch: ml_collections.ConfigDict) -> int:
-    """Patch tokens per side that the tower of `config.model.patch` returns."""
-    stride = patch.patch * (2 ** (len(patch.depths) - 1) if patch.type == "swin" else 1)
-    return patch.image_size // stride
 
 
 def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
@@ -169,8 +91,8 @@ def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
     root = pathlib.Path(chosen.root)
     config = cclm_config(name)
     config.batch_size, config.steps, config.mesh.fsdp = chosen.batch, chosen.steps, chosen.fsdp
-    # Of regions, as many images as published; each brings data.regions.per_image pairs.
-    config.shares = dict(config.shares, captioned=8.0, parallel=8.0, region=3.0 * regions)
+    # As many images with regions as published; each brings data.regions.per_image pairs.
+    config.shares.update(captioned=8.0, parallel=8.0, region=3.0 * regions)
     config.data.tokenizer.path = chosen.vocabulary
     config.data.update(
         clean_captions=True,

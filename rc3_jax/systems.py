@@ -9,52 +9,53 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from rc3_jax.config import ConfigError, check_choice, stored_settings
-from rc3_jax.config_cclm import visual_grid
 from rc3_jax.data.example import example_batch
-from rc3_jax.data.stream import KINDS
+from rc3_jax.data.kinds import KINDS
 from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.base import PairModel
 from rc3_jax.models.cclm import build_cclm
+from rc3_jax.models.compute import Compute
 from rc3_jax.models.heads import Projection
-from rc3_jax.models.pair import PairModel
 from rc3_jax.models.rc3 import build_rc3
-from rc3_jax.models.sentence import SentenceEncoder, build_sentence_encoder
-from rc3_jax.models.towers import check_tower
-from rc3_jax.objectives.cclm import UPDATES, cclm_losses
-from rc3_jax.objectives.rc3 import contrasted, rc3_losses
-from rc3_jax.objectives.relevance import check_forms, ramp
-from rc3_jax.objectives.tiles import TRANSPORTS
-
-RELEVANCE_SOURCES = ("own", "ema", "encoder")
-STEPS = ("summed", "separate")
-NEGATIVES = ("global", "local")
+from rc3_jax.models.text import SentenceEncoder, TextSettings
+from rc3_jax.objectives import cclm, rc3
+from rc3_jax.objectives.cclm import UPDATES, cclm_losses, cclm_terms
+from rc3_jax.objectives.rc3 import rc3_losses, rc3_terms
+from rc3_jax.objectives.relevance import ramp
+from rc3_jax.objectives.terms import Pair, Term
+from rc3_jax.settings import ConfigError, check_choice
+from rc3_jax.stored_config import read_config
 
 Loss = Callable[..., tuple[Float[Array, ""], Mapping[str, Float[Array, ""]]]]
-"""`(params, ema, step, batch) -> (loss, terms)`, `ema` being `TrainState.ema`; its randomness comes
-from (seed, step)."""
+"""`(params, ema, step, batch) -> (loss, metrics)`, `ema` being `TrainState.ema`; its randomness is a
+function of (seed, step)."""
 
 
 class System(NamedTuple):
-    """A system by its functions of the configuration.
+    """A system as functions of the configuration.
 
     Attributes:
-      build: `(config.model, vocabulary size, mesh)` to a model.
+      kinds: the kinds of rows that it can train on.
+      image_text: its pair of images and texts.
+      build: `(config.model, vocabulary size, mesh, temperatures, has_bias)` to a model; see
+        `RC3ModelSettings.build`, and `build_model` for that of a run.
+      terms: `config.objective` to all terms of the loss, in the order of the console line.
       loss: `(model, config, mesh)` to the loss of a step.
-      check: raises ConfigError for settings that cannot be.
-      kinds: the rows that it can train on.
       updates: `config` to groups of kinds of rows, each with an update of its own, in order; the
         single group None takes all.
     """
 
-    build: Callable[[ml_collections.ConfigDict, int, Mesh | None], PairModel]
-    loss: Callable[[PairModel, ml_collections.ConfigDict, Mesh | None], Loss]
-    check: Callable[[ml_collections.ConfigDict], None]
     kinds: tuple[str, ...]
-    updates: Callable[[ml_collections.ConfigDict], tuple[tuple[str, ...] | None, ...]]
+    image_text: Pair
+    build: Callable[..., PairModel]
+    terms: Callable[[Any], tuple[Term, ...]]
+    loss: Callable[[PairModel, Any, Mesh | None], Loss]
+    updates: Callable[[Any], tuple[tuple[str, ...] | None, ...]]
 
 
 def system_of(config: ml_collections.ConfigDict) -> System:
@@ -67,66 +68,68 @@ def system_of(config: ml_collections.ConfigDict) -> System:
     return SYSTEMS[config.system]
 
 
-def abstract_params(system: str, model: ml_collections.ConfigDict, vocab_size: int) -> dict:
+def term_names(config: Any) -> list[str]:
+    """The metrics that the loss sums, in the order of the console line."""
+    terms = system_of(config).terms(config.objective)
+    return [name for term in terms for name in (term.name, *term.more)]
+
+
+def build_model(config: Any, vocab_size: int, mesh: Mesh | None) -> PairModel:
+    """The model of a run, with the learned scalars of its terms."""
+    system, objective = system_of(config), config.objective
+    names = [name for t in system.terms(objective) if t.weight for name in t.temperatures]
+    has_bias = objective.contrast == "sigmoid"
+    return system.build(config.model, vocab_size, mesh, temperatures=names, has_bias=has_bias)
+
+
+def abstract_params(system: str, model: Any, vocab_size: int, **scalars: Any) -> dict:
     """The shapes of a model's parameters; nothing is computed.
+
+    Args:
+      scalars: see `models.base.learned_scalars`.
 
     Raises:
       ConfigError: for sizes that no model can have.
     """
-    built = SYSTEMS[system].build(model, vocab_size, None)
+    built = SYSTEMS[system].build(model, vocab_size, None, **scalars)
     sizes = ml_collections.ConfigDict(dict(model=model, data=dict(max_length=4)))
     rows, ids = example_batch(sizes)
     return jax.eval_shape(built.init, jax.random.key(0), rows, ids)["params"]
 
 
-def parts_of(batch: Mapping, groups: tuple[tuple[str, ...] | None, ...]) -> list[dict]:
-    """The parts of a batch that each make an update; see `System.updates`."""
-    parts = [
-        {kind: rows for kind, rows in batch.items() if group is None or kind in group}
-        for group in groups
-    ]
-    return [part for part in parts if part]
-
-
 def _random_keys(config, step) -> tuple[Array, Array]:
-    """Of the negatives and of dropout."""
-    return tuple(jax.random.split(jax.random.fold_in(jax.random.key(config.seed), step)))
+    """The keys of the negatives and of dropout."""
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    negatives, dropout = jax.random.split(key)
+    return negatives, dropout
 
 
 def _options(config, mesh) -> dict[str, Any]:
-    """What the losses of all systems are given."""
-    random = config.model.dropout or config.model.patch.get("drop_path", 0.0)
-    return dict(deterministic=not random, mesh=mesh, microbatches=config.microbatches)
+    """The arguments that the losses of both systems share."""
+    random = config.model.dropout or getattr(config.model.patch, "drop_path", 0.0)
+    options = dict(deterministic=not random, mesh=mesh, microbatches=config.microbatches)
+    return options | dict(objective=config.objective)
 
 
 def _rc3_loss(model, config, mesh) -> Loss:
+    options = _options(config, mesh)
     ramp_steps = round(config.objective.ramp * config.steps)
-    vectors = _relevance(model, config, mesh)
+    relevance = _relevance(model, config, mesh)
 
     def loss(params, ema, step, batch):
         negatives, dropout = _random_keys(config, step)
-        told = None
-        if vectors is not None and "weak" in contrasted(config.objective, batch):
-            ids = (batch["weak"][name] for name in ("ids_a", "ids_b"))
-            told = tuple(jax.lax.stop_gradient(vectors(ema, texts)) for texts in ids)
-        losses = functools.partial(
-            rc3_losses,
-            objective=config.objective,
-            weak_weight=ramp(step, ramp_steps),
-            relevance_vectors=told,
-            **_options(config, mesh),
-        )
-        rngs = {"dropout": dropout}
-        return nn.apply(losses, model)({"params": params}, batch, negatives, rngs=rngs)
+        vectors = relevance and functools.partial(relevance, ema)
+
+        def losses(model):
+            return rc3_losses(model, batch, negatives, ramp(step, ramp_steps), vectors, **options)
+
+        return nn.apply(losses, model)({"params": params}, rngs={"dropout": dropout})
 
     return loss
 
 
 def _relevance(model, config, mesh) -> Callable | None:
-    """`(TrainState.ema, ids)` to the text vectors that tell the relevance of weak texts.
-
-    None where the model's own tell it.
-    """
+    """`(TrainState.ema, ids)` to the relevance vectors of texts; None for the model's own."""
     if config.objective.relevance == "own":
         return None
     if config.objective.relevance == "encoder":
@@ -156,18 +159,20 @@ def relevance_encoder(
             f"pieces and the run one of {vocab_size}; convert it with the run's --corpus and "
             "--languages"
         )
-    text = ml_collections.ConfigDict(settings["text"])
+    text = TextSettings.parse(settings["text"], "model.text")
     if config.data.max_length > text.max_positions - PAD_ID - 1:
         raise ConfigError(
             f"{config.objective.relevance_encoder} reads {text.max_positions - PAD_ID - 1} tokens at "
             f"most, and texts have data.max_length={config.data.max_length}; change it or the encoder"
         )
-    return build_sentence_encoder(text, settings["pooling"], config.model, vocab_size, mesh)
+    check_choice("pooling of the sentence encoder", settings["pooling"], ("mean", "cls"))
+    fixed = Compute(dtype=jnp.dtype(config.model.dtype), unroll=config.model.unroll, mesh=mesh)
+    return SentenceEncoder(text.build(vocab_size, fixed), settings["pooling"])
 
 
 def abstract_encoder(config: ml_collections.ConfigDict, vocab_size: int) -> dict | None:
     """The shapes of the parameters of `relevance_encoder`; None where the run has none."""
-    if config.objective.get("relevance") != "encoder":
+    if getattr(config.objective, "relevance", None) != "encoder":
         return None
     encoder = relevance_encoder(config, vocab_size, None)
     ids = jax.ShapeDtypeStruct((1, 4), "int32")
@@ -182,7 +187,7 @@ def encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """
     folder = pathlib.Path(config.objective.relevance_encoder)
     try:
-        settings = stored_settings(folder)
+        settings = read_config(folder)
         return {
             "text": settings["model"]["text"],
             "vocab_size": settings["vocab_size"],
@@ -195,87 +200,46 @@ def encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         ) from error
 
 
-def _check_rc3(config) -> None:
-    _check_objective(config, "regularizer")
-    for name, same in (
-        ("parallel_max_length", "max_length"),
-        ("parallel_most_masked", "most_masked"),
-    ):
-        if config.data[name] not in (None, config.data[same]):
-            raise ConfigError(
-                f"data.{name}={config.data[name]}: the texts of RC³ have one length; leave it out"
-            )
-    check_forms(config.objective.regularizer)
-    check_choice("objective.relevance", config.objective.relevance, RELEVANCE_SOURCES)
-    encoder = config.objective.get("relevance_encoder")
-    if (encoder is not None) != (config.objective.relevance == "encoder"):
-        raise ConfigError(
-            f"objective.relevance={config.objective.relevance!r} with "
-            f"objective.relevance_encoder={encoder!r}: 'encoder' needs the folder of one, and "
-            "nothing else has a use for it"
-        )
-
-
 def _cclm_loss(model, config, mesh) -> Loss:
-    losses = functools.partial(cclm_losses, objective=config.objective, **_options(config, mesh))
+    options = _options(config, mesh)
 
     def loss(params, ema, step, batch):
         del ema
         negatives, dropout = _random_keys(config, step)
         if config.objective.step == "separate":  # each update drops out anew
-            first = min(KINDS.index(kind) for kind in batch)
+            first = min(list(KINDS).index(kind) for kind in batch)
             dropout = jax.random.fold_in(dropout, first)
-        rngs = {"dropout": dropout}
-        return nn.apply(losses, model)({"params": params}, batch, negatives, rngs=rngs)
+
+        def losses(model):
+            return cclm_losses(model, batch, negatives, **options)
+
+        return nn.apply(losses, model)({"params": params}, rngs={"dropout": dropout})
 
     return loss
-
-
-def _check_cclm(config) -> None:
-    _check_objective(config, "step")
-    if config.evaluation.dependence_rows:
-        raise ConfigError(
-            f"evaluation.dependence_rows={config.evaluation.dependence_rows}: CCLM has no fused "
-            "vector whose dependence could be measured; set it to 0"
-        )
-    check_tower(config.model.patch)
-    grid = visual_grid(config.model.patch)
-    if config.shares.region and config.data.regions.grid != grid:
-        raise ConfigError(
-            f"data.regions.grid={config.data.regions.grid}: the visual tower has {grid} x {grid} "
-            f"patches; set it to {grid}"
-        )
-    check_choice("objective.step", config.objective.step, STEPS)
-    check_choice("objective.negatives", config.objective.negatives, NEGATIVES)
 
 
 def _cclm_updates(config) -> tuple[tuple[str, ...] | None, ...]:
     if config.objective.step == "summed":
         return (None,)
-    weights = config.objective.weights
-    return tuple(kinds for view, kinds in UPDATES.items() if any(weights[view].values()))
-
-
-def _check_objective(config, own: str) -> None:
-    if own not in config.objective:
-        raise ConfigError(
-            f"system={config.system!r} needs settings of its own, and these are another system's; "
-            "start from default_config() of rc3_jax/config.py for rc3, from cclm_config() of "
-            "rc3_jax/config_cclm.py for cclm"
-        )
-    known = SYSTEMS[config.system].kinds
-    for kind, share in config.shares.items():
-        if share and kind not in known:
-            raise ConfigError(
-                f"shares.{kind}={share}: {config.system} has no use for {kind} rows; set it to 0 "
-                f"(it trains on {', '.join(known)})"
-            )
-    check_choice("objective.pairs.transport", config.objective.pairs.transport, TRANSPORTS)
+    used = {kind for t in cclm_terms(config.objective) if t.weight for kind in t.kinds}
+    return tuple(kinds for kinds in UPDATES if used & set(kinds))
 
 
 SYSTEMS = {
     "rc3": System(
-        build_rc3, _rc3_loss, _check_rc3, ("strict", "weak", "parallel"), lambda config: (None,)
+        kinds=rc3.KINDS,
+        image_text=rc3.IMAGE_TEXT,
+        build=build_rc3,
+        terms=rc3_terms,
+        loss=_rc3_loss,
+        updates=lambda config: (None,),
     ),
-    "cclm": System(build_cclm, _cclm_loss, _check_cclm, KINDS, _cclm_updates),
+    "cclm": System(
+        kinds=tuple(KINDS),
+        image_text=cclm.IMAGE_TEXT,
+        build=build_cclm,
+        terms=cclm_terms,
+        loss=_cclm_loss,
+        updates=_cclm_updates,
+    ),
 }

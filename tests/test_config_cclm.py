@@ -8,12 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from rc3_jax.config import ConfigError
 from rc3_jax.config_cclm import MODELS, cclm_config
 from rc3_jax.convert.cclm import layout_of
-from rc3_jax.convert.mapping import to_torch
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.parallel.rules import matches
+from rc3_jax.settings import ConfigError
 from rc3_jax.training.optimizer import make_optimizer
 from tests.parity.recordings import template_of
 from tests.tiny import load_config
@@ -67,7 +66,7 @@ def test_every_parameter_is_in_its_published_group():
         numbers = jax.tree_util.tree_map_with_path(
             lambda path, leaf, part=part: np.full(leaf.shape, group(path)[part]), template
         )
-        for name, value in to_torch(numbers, layout_of(config.model).table).items():
+        for name, value in layout_of(config.model).names.to_theirs(numbers).items():
             assert np.all(value == _published_group(name)[part]), name
 
 

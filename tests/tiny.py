@@ -3,6 +3,14 @@
 import importlib.util
 import pathlib
 
+import jax
+
+from rc3_jax.models.towers import visual_settings
+from rc3_jax.stored_config import save_config
+from rc3_jax.training.checkpoint import save_params
+from rc3_jax.training.run import prepare_run
+from rc3_jax.training.state import initial_params
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -14,41 +22,37 @@ def load_config(name: str, argument: str = ""):
     return module.get_config(argument)
 
 
-def shrink(config):
-    """Same structure, smallest sizes; 16 rows as 8 strict, 4 weak and 4 parallel."""
-    config.steps = 4
-    config.batch_size = 16
-    tower = dict(width=16, depth=2, heads=2, mlp_width=32)
-    config.data.max_length = 24
-    config.data.tokenizer.update(vocab_size=3000, texts=2000)
-    config.data.update(threads=2, prefetch=2)
-    config.model.text.update(tower, max_positions=32)
-    config.model.patch.update(tower, image_size=32, patch=8)
-    config.model.roi.update(depth=1)
-    config.model.fusion.depth = 1
-    config.model.projection_size = 8
-    config.model.update(dtype="float32", dropout=0.0, unroll=1)
-    config.evaluation.update(every=0, batch_size=8, images=8, dependence_rows=8)
-    config.checkpoint.every = 2
-    config.log_every = 1
+def with_tower(config):
+    """The configuration with the typed settings of its tower, which rows of regions read."""
+    with config.ignore_type():
+        config.model.patch = visual_settings(config.model.patch)
     return config
 
 
-def shrink_cclm(config):
-    """Same structure, smallest sizes; 16 rows."""
+SIZES = dict(width=16, heads=2, mlp_width=32)
+
+
+def shrink(config):
+    """Same structure, smallest sizes; 16 rows, which RC³ has as 8 strict, 4 weak and 4 parallel."""
+    cclm = config.system == "cclm"
+    depth = 1 if cclm else 2
     config.steps, config.batch_size = 4, 16
     config.data.max_length = 24
     config.data.parallel_max_length = config.data.parallel_most_masked = None
     config.data.tokenizer.update(vocab_size=3000, texts=2000)
+    config.data.regions.per_image = 2
     config.data.update(threads=2, prefetch=2)
-    config.data.regions.update(per_image=2, grid=4)
-    config.model.text.update(width=16, depth=1, heads=2, mlp_width=32, max_positions=32)
-    config.model.patch.update(image_size=32, patch=4, width=8, depths=(1, 2), heads=(1, 2))
-    config.model.patch.window = 2
+    config.model.text.update(SIZES, depth=depth, max_positions=32)
+    if config.model.patch.type == "swin":
+        config.model.patch.update(image_size=32, patch=4, width=8, depths=(1, 2), heads=(1, 2))
+        config.model.patch.window = 2
+    else:
+        config.model.patch.update(SIZES, depth=depth, image_size=32, patch=8)
+    config.model.roi.depth = 1
     config.model.fusion.depth = 1
     config.model.projection_size = 8
-    config.model.update(dtype="float32", dropout=0.0)
-    config.evaluation.update(every=0, batch_size=8, images=8)
+    config.model.update(dtype="float32", dropout=0.0, unroll=1)
+    config.evaluation.update(every=0, batch_size=8, images=8, dependence_rows=0 if cclm else 8)
     config.checkpoint.every = 2
     config.log_every = 1
     return config
@@ -56,13 +60,23 @@ def shrink_cclm(config):
 
 def tiny_cclm(regions: int = 1):
     """The CCLM demo on generated scenes, shrunk: 8 captioned, 4 parallel and 4 region rows."""
-    config = shrink_cclm(load_config("cclm_demo", f"regions={regions}"))
+    config = shrink(load_config("cclm_demo", f"regions={regions}"))
     config.data.sources.scenes.update(captioned=64, region=64, parallel=64)
     return config
 
 
-def tiny_config():
-    """The demo on generated scenes, shrunk."""
-    config = shrink(load_config("rc3_demo"))
+def tiny_config(tower: str = "vit"):
+    """The RC³ demo on generated scenes, shrunk."""
+    config = shrink(load_config("rc3_demo", f"tower={tower}"))
     config.data.sources.scenes.update(strict=64, weak=64, parallel=64)
     return config
+
+
+def write_pretrained(config, folder: pathlib.Path) -> pathlib.Path:
+    """The folder, with a model as a run of that configuration begins."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run = prepare_run(config)
+    save_params(folder, jax.jit(lambda: initial_params(run.model, run.config))())
+    save_config(run.config, folder / "config.json")
+    (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
+    return folder

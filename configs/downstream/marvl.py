@@ -5,7 +5,7 @@
 Without arguments the task is generated from scenes, for models of the demo.
 """
 
-from rc3_jax.downstream.config import task_config
+from rc3_jax.tasks.config import task_config
 
 
 def get_config(argument: str = ""):

@@ -5,7 +5,7 @@
 `annotations` holds `captions.jsonl` (docs/data.md).
 """
 
-from rc3_jax.downstream.config import task_config
+from rc3_jax.tasks.config import task_config
 
 
 def get_config(argument: str = ""):

@@ -6,7 +6,7 @@
 `--config.train.languages="('en','de','fr','cs')"`.
 """
 
-from rc3_jax.downstream.config import task_config
+from rc3_jax.tasks.config import task_config
 
 
 def get_config(argument: str = ""):

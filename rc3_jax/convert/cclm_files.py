@@ -6,26 +6,40 @@ import pathlib
 
 import jax
 import ml_collections
+from flax.traverse_util import unflatten_dict
 
 from rc3_jax.config_cclm import cclm_model
 from rc3_jax.convert import cclm, cclm_sizes
 from rc3_jax.convert.output import (
     OWN_FILES,
+    add_source_to_errors,
+    atomic_write,
     check_target,
     model_settings,
-    reasons,
     say,
     sha256,
     size_text,
     write_settings,
-    written,
 )
-from rc3_jax.convert.torch_file import check_suffix, read_tensors, stored_bytes, write_tensors
+from rc3_jax.convert.torch_file import (
+    check_floats,
+    check_suffix,
+    read_tensors,
+    stored_bytes,
+    write_tensors,
+)
 from rc3_jax.systems import abstract_params
-from rc3_jax.training.checkpoint import load_params, save_params, stored_shapes
+from rc3_jax.training.checkpoint import (
+    check_shapes,
+    read_params,
+    save_params,
+    shapes_of,
+    stored_shapes,
+)
 
 CAPTION_WORDS = 40
 """Captions of the published pre-training are cleaned and keep so many words (CCLM.md section 3.4)."""
+XLM_R_VOCABULARY = 250_002
 
 
 def cclm_to_flax(
@@ -45,20 +59,22 @@ def cclm_to_flax(
     check_target(target, overwrite, OWN_FILES)
     tensors = read_tensors(source)
     say(f"{source}: {len(tensors)} tensors, {size_text(source.stat().st_size)}")
-    with reasons(source):
+    with add_source_to_errors(source):
         model = cclm_model(model_name) if model_name else cclm_sizes.model_of(tensors, text_heads)
-        tensors = cclm.own_tensors(tensors, cclm.layout_of(model))
+        layout = cclm.layout_of(model)
+        tensors = cclm.own_tensors(tensors, layout)
+        check_floats(source, tensors)
         if image_size is not None:
             old = model.patch.image_size
             tensors, model = cclm_sizes.with_image_size(tensors, model, image_size)
             say(f"tables of positions: from images of {old} pixels a side to {image_size}")
-        vocab_size = cclm_sizes.vocabulary_of(tensors, model)
-        template = abstract_params("cclm", model, vocab_size)
-        params = cclm.from_published(tensors, model, template)
+        words = tensors.get(f"{cclm.TOWERS[model.patch.type]}.{cclm.WORDS}")
+        vocab_size = XLM_R_VOCABULARY if words is None else len(words)
+        params = layout.names.to_ours(tensors, abstract_params("cclm", model, vocab_size))
     del tensors
     leaves = jax.tree.leaves(params)
     say(f"{_description(model)}: {sum(leaf.size for leaf in leaves):,} parameters")
-    with written(target, sum(leaf.nbytes for leaf in leaves)) as folder:
+    with atomic_write(target, sum(leaf.nbytes for leaf in leaves)) as folder:
         folder.mkdir()
         save_params(folder, params)
         write_settings(
@@ -90,35 +106,27 @@ def flax_to_cclm(
     check_target(target, overwrite, None)
     shapes = stored_shapes(source, step)
     model = model_settings(source, "cclm")
-    vocabulary = shapes.get("text/word_embedding/embedding", (cclm_sizes.XLM_R_VOCABULARY,))[0]
-    with reasons(source):
+    vocab_size = shapes.get("text/word_embedding/embedding", (XLM_R_VOCABULARY,))[0]
+    with add_source_to_errors(source):
         layout = cclm.layout_of(model)
-        template = abstract_params("cclm", model, vocabulary)
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    place = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=here), template
-    )
-    params = load_params(source, place, step)
+        check_shapes(source, shapes, shapes_of(abstract_params("cclm", model, vocab_size)))
+    params = unflatten_dict(read_params(source, list(shapes), step), sep="/")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     say(f"{source}: {_description(model)}, {count:,} parameters")
     for difference in cclm_sizes.differences_from_published(model):
         say(f"note: {difference}")
-    tensors = cclm.to_published(params, model)
+    tensors = cclm.to_published(params, layout)
     del params
     size = stored_bytes(target, tensors)
     say(f"{len(tensors)} tensors, {len(layout.buffers)} of them buffers, {size_text(size)}")
-    with written(target, size) as path:
+    with atomic_write(target, size) as path:
         write_tensors(path, tensors)
     say(f"wrote {target}")
 
 
 def _description(model: ml_collections.ConfigDict) -> str:
-    """What the sizes are those of."""
-    size = model.patch.image_size
-    if names := cclm_sizes.names_of(model):
-        return f"sizes of {' and '.join(names)} for {size} x {size} pixels"
     patch, text = model.patch, model.text
     return (
-        f"{patch.type} for {size} x {size} pixels, {text.depth} text and {model.fusion.depth} "
-        f"fusion layers of width {text.width} with {text.heads} heads"
+        f"{patch.type} for {patch.image_size} x {patch.image_size} pixels, {text.depth} text and "
+        f"{model.fusion.depth} fusion layers of width {text.width} with {text.heads} heads"
     )

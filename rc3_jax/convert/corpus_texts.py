@@ -1,15 +1,24 @@
-"""The texts of a corpus, of chosen languages: caption files and plain text, as runs train on."""
+"""The texts of a corpus in chosen languages: caption files and plain text, as runs train on."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from rc3_jax.data.record import BadRecord, DataError, Skips, check_language
-from rc3_jax.data.sources.lines import numbered_lines, parsed_object
-from rc3_jax.data.sources.rows import checked_texts
+from pydantic import Field
 
-CAPTIONS_SUFFIX = ".jsonl"
+from rc3_jax.data.jsonl import Captions, Row, read_lines, read_objects
+from rc3_jax.data.record import BadRecord, DataError, Skips, checked_language
+
+Texts = dict[str, tuple[str, ...]]
+"""Language → texts."""
+
+
+class CaptionRow(Row):
+    """What a line of a caption file (docs/data.md) says about its image."""
+
+    translations: Captions = Field({})
+    captions: Captions = Field({})
 
 
 def corpus_texts(
@@ -17,107 +26,75 @@ def corpus_texts(
     languages: Sequence[str] | None,
     skips: Skips | None = None,
 ) -> Iterator[str]:
-    """Yields the texts of all files, of every split, one after the other.
+    """Yields the texts of all files, of every split.
 
     Args:
-      files: caption files (`NAME.jsonl`, docs/data.md), of which `translations` and `captions`
-        are read, and plain text of one sentence a line (`NAME.LANGUAGE` or
-        `NAME.LANGUAGE.txt`); either may end in `.gz` too. Blank lines are passed over.
-      languages: those to take, such as `en` and `de`; None takes all, and then plain text may
-        have any name.
-      skips: gathers the lines that cannot be used.
+      files: caption files (`NAME.jsonl`) and plain text with one sentence a line (`NAME.LANGUAGE`
+        or `NAME.LANGUAGE.txt`); either may end in `.gz` too.
+      languages: those to take, such as `en` and `de`; None takes all, and plain text may then have
+        any name.
+      skips: counts the lines that cannot be used.
 
     Raises:
-      DataError: no file given, a file missing, plain text whose name does not tell its language,
-        an unknown language code. And, while texts are drawn: a damaged file, more bad lines in
-        a file than `skips` allows, or, after the last text, a language without any.
+      DataError: for no files, a missing or damaged one, a name that does not end in a language,
+        more bad lines in a file than `skips` allows, and, after the last text, for a language
+        without any.
     """
-    paths = [pathlib.Path(file) for file in files]
-    if not paths or (languages is not None and not languages):
-        raise DataError(
-            "texts are chosen by files and languages: give at least one file, and at least one "
-            "language or None for all of them"
-        )
-    for code in languages or ():
-        check_language(code, "languages")
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: no such file; check the path of the corpus")
-    by_path = [
-        (path, None if languages is None or _holds_captions(path) else _language_of_name(path))
-        for path in paths
-    ]
-    return _chosen(by_path, languages, skips)  # a generator would check all this only later
-
-
-def _chosen(
-    files: Sequence[tuple[pathlib.Path, str | None]],
-    languages: Sequence[str] | None,
-    skips: Skips | None,
-) -> Iterator[str]:
-    found = set()
-    for path, language in files:
-        if language is not None and language not in languages:
+    skips = skips or Skips()
+    named = [(path, _language(path, languages)) for path in map(pathlib.Path, files)]
+    found: set[str] = set()
+    for path, language in named:
+        if language and languages is not None and language not in languages:
             found.add(language)
             continue
-        bad = Skips((skips or Skips()).limit)
-        total = 0
-        for total, (where, line) in enumerate(numbered_lines(path), 1):
-            try:
-                if _holds_captions(path):
-                    texts = _captions(line, where)
-                else:
-                    texts = [(language, text) for text in _sentence(line)]
-            except BadRecord as error:
-                bad.add(where, str(error))
-                continue
-            for code, text in texts:
-                found.add(code)
+        for texts in _rows(path, language, skips):
+            found |= texts.keys()
+            for code, several in texts.items():
                 if languages is None or code in languages:
-                    yield text
-        bad.hand_over(skips, total, str(path))
+                    yield from several
     missing = [code for code in languages or () if code not in found]
-    if missing:
+    if missing or not named:
         raise DataError(
-            f"{', '.join(str(path) for path, _ in files)}: no text in {', '.join(missing)}; the "
+            f"{', '.join(map(str, files)) or 'no files'}: no text in {', '.join(missing)}; the "
             f"languages there are {', '.join(sorted(found)) or 'none'}. Add files or choose others"
         )
 
 
+def _rows(path: pathlib.Path, language: str, skips: Skips) -> Iterator[Texts]:
+    if _holds_captions(path):
+        return skips.usable(read_objects(path), _of_captions, str(path))
+
+    def of_line(_place: object, line: str) -> Texts | None:
+        return {language: (line,)} if line.strip() else None
+
+    return skips.usable(read_lines(path), of_line, str(path))
+
+
+def _of_captions(place: object, fields: dict) -> Texts:
+    row = CaptionRow.parse(fields, place)
+    languages = {**row.translations, **row.captions}
+    if not languages:
+        raise BadRecord(place, "no text; give captions or translations")
+    return {
+        code: (*row.translations.get(code, ()), *row.captions.get(code, ())) for code in languages
+    }
+
+
 def _holds_captions(path: pathlib.Path) -> bool:
-    return path.name.removesuffix(".gz").endswith(CAPTIONS_SUFFIX)
+    return path.name.removesuffix(".gz").endswith(".jsonl")
 
 
-def _language_of_name(path: pathlib.Path) -> str:
+def _language(path: pathlib.Path, languages: Sequence[str] | None) -> str:
+    """The language that the name of a plain text ends in; empty where it does not matter."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; check the path of the corpus")
+    if languages is None or _holds_captions(path):
+        return ""
     name, _, code = path.name.removesuffix(".gz").removesuffix(".txt").rpartition(".")
     try:
-        check_language(code if name else "", str(path))
-    except BadRecord as error:
+        return checked_language(code if name else "")
+    except ValueError as error:
         raise DataError(
-            f"{error}. Where languages are chosen, plain text tells its own by its name, such as "
-            "train.de.gz or train.de.txt; rename the file, or choose no languages"
+            f"{path}: {error}. Where languages are chosen, the name of a plain text ends in its own, "
+            "such as train.de.gz or train.de.txt; rename the file, or choose no languages"
         ) from error
-    return code
-
-
-def _captions(line: str | BadRecord, where: str) -> list[tuple[str, str]]:
-    """Language and text of everything that a line says of its image; none for a blank one."""
-    fields = parsed_object(line, where)
-    if fields is None:
-        return []
-    texts = [
-        (language, text)
-        for field in ("translations", "captions")
-        for language, in_language in checked_texts(field, fields.get(field), where).items()
-        for text in in_language
-    ]
-    if not texts:
-        raise BadRecord(f"{where}: no text; give captions or translations")
-    return texts
-
-
-def _sentence(line: str | BadRecord) -> list[str]:
-    """The sentence on a line, none for a blank one."""
-    if isinstance(line, BadRecord):
-        raise line
-    return [line] if line.strip() else []

@@ -1,74 +1,64 @@
-"""Towers from Hugging Face checkpoints, and back to what `from_pretrained` reads.
+"""Towers of Hugging Face checkpoints read as ours, and written for `from_pretrained`.
 
-XLM-R, ViT, CLIP's and SigLIP's vision towers, BEiT; BEiT-v2 also from its authors' files. Names are
-in `names.py` and `huggingface_names.py`.
+What a type of tower is called there, and what its `config.json` means, stands in the tower's file
+under `rc3_jax/models`.
 """
 
 from __future__ import annotations
 
-import math
 import pathlib
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rc3_jax.config import ConfigError, check_choice, default_config
-from rc3_jax.convert.huggingface_names import (
-    ACTIVATIONS,
-    BEIT,
-    BEIT_NAMES,
-    BEIT_V2,
-    BEIT_V2_NAMES,
-    FAMILIES,
-    MASKED_LM,
-    TABLE,
+from rc3_jax.convert.huggingface_source import CONFIG, image_normalisation, locate, sentence_encoder
+from rc3_jax.convert.output import add_source_to_errors
+from rc3_jax.convert.torch_file import (
+    TensorFileError,
+    check_floats,
+    read_folder,
+    read_json,
+    read_tensors,
 )
-from rc3_jax.convert.huggingface_settings import model_config, patch_settings, text_settings
-from rc3_jax.convert.huggingface_source import image_normalisation, locate, sentence_encoder
-from rc3_jax.convert.huggingface_tensors import (
-    Tensors,
-    complete_beit,
-    first_type,
-    fitted,
-    left_out,
-    masked_lm_head,
-    picked_layers,
-)
-from rc3_jax.convert.mapping import to_torch
-from rc3_jax.convert.names import XLM_ROBERTA
-from rc3_jax.convert.resize import resize_positions
-from rc3_jax.convert.torch_file import TensorFileError, TensorFolder, read_tensors
-from rc3_jax.convert.vision_names import resize_relative_positions
-from rc3_jax.models.layers import Stack
-from rc3_jax.models.text import POSITION_OFFSETS, TextTower, text_epsilon
-from rc3_jax.models.towers import build_visual_tower, style_of
+from rc3_jax.models.beit import PUBLISHED_IGNORED, BeitSettings, read_published
+from rc3_jax.models.compute import Compute
+from rc3_jax.models.heads import MaskedLMHead
+from rc3_jax.models.hugging_face import Tensors
+from rc3_jax.models.text import MASKED_LM_NAMES, TextSettings
+from rc3_jax.models.towers import TOWERS
+from rc3_jax.models.visual import VisualTowerSettings
+from rc3_jax.settings import ConfigError, check_choice
+from rc3_jax.training.checkpoint import check_shapes, shapes_of
 
 PARTS = ("text", "patch")
+WORDS = "embeddings.word_embeddings.weight"
+HEAD = "lm_head."
+DECODER = "lm_head.decoder."
+MAX_GRID = 128
+"""Patches a side; larger grids are those of broken files, and their tables would fill the memory."""
 
 
 class Tower(NamedTuple):
     """A tower of a checkpoint.
 
     Attributes:
-      part: `text` or `patch`.
-      family: model_type of a text tower, `model.patch.type` of a patch tower.
-      settings: for `config.model.text` or `config.model.patch`; a patch tower's also have
-        `image_mean` and `image_std`, which are `config.model`'s, where the checkpoint tells them.
-        `epsilon` and `activation` are None where they are the tower's own.
-      params: nested dict of float32 arrays: the tower's parameters.
+      settings: for `config.model.text` or `config.model.patch`.
+      params: nested dict of float32 arrays.
       heads: further parameters of the model, `masked_lm_head` and `word_bias`; empty if none.
       pooling: how a sentence encoder's vector is read, `mean` or `cls`; None for other models.
+      normalisation: `image_mean` and `image_std` of `config.model`, if the checkpoint has them.
       notes: what the user should know.
     """
 
-    part: str
-    family: str
-    settings: dict[str, Any]
+    settings: Any
     params: dict[str, Any]
     heads: dict[str, Any]
     pooling: str | None
+    normalisation: dict[str, tuple[float, ...]]
     notes: list[str]
 
 
@@ -83,201 +73,218 @@ def read_tower(
     """The text or patch tower of a checkpoint.
 
     Args:
-      source: a folder as `save_pretrained` writes it, of a tower alone, with a head or of CLIP and
-        SigLIP as a whole; a folder of sentence-transformers; a name on the Hugging Face hub; or a
-        file of BEiT-v2 by its authors.
-      image_size: pixels per side that a patch tower is to take; its positions are interpolated.
-        By default the checkpoint's own.
-      layers: numbers of the text layers to take, from 0 on and in their new order; all by default.
-      allow_pickle: reads folders with pickled tensors alone, without running what they name.
+      source: a folder written by `save_pretrained`, of a tower alone, with a head or within a
+        larger model such as CLIP; a folder of sentence-transformers; a name on the Hugging Face
+        hub; or a file of BEiT-v2 by its authors.
+      image_size: pixels along a side of the images for a patch tower, whose positions are
+        interpolated; by default the checkpoint's own.
+      layers: numbers of the text layers to take, in their new order; all by default.
+      allow_pickle: reads weights that are stored as pickles, without running code in them.
 
     Raises:
-      ConfigError: for settings that no tower can have, and for a source that is not there.
-      TensorFileError: for broken or missing files, and tensors that are missing, extra or
-        mis-shaped, with a list of all.
+      ConfigError: for invalid settings, a missing source, and tensors that are missing, extra or
+        mis-shaped; it lists all of them.
+      TensorFileError: for broken or missing files.
     """
     check_choice("part", part, PARTS)
     if (image_size if part == "text" else layers) is not None:
         raise ConfigError("image_size is for patch towers alone, and layers for text towers")
+    notes: list[str] = []
     path, pooling = locate(source, allow_pickle), None
     if path.is_file():
-        if part != "patch":
-            raise _refused(path)
-        return _read_beit_v2(path, image_size)
+        beit = _read_beit_v2(path, part, notes)
+        return Tower(*_resized(path, *beit, image_size), {}, None, {}, notes)
+    if part == "text":
+        path, pooling = sentence_encoder(path)
+    kind, config = _config(path, part)
+    format, vocab_size = kind.hugging_face, getattr(config, "vocab_size", 0)
+    with add_source_to_errors(path / CONFIG):
+        settings = kind.parse(format.settings(config, notes))
+        if part == "patch" and settings.grid > MAX_GRID:
+            raise ConfigError(f"image_size: more than {MAX_GRID} patches a side")
+    tensors = read_folder(path, allow_pickle)
+    text = part == "text"
+    head = {x: tensors.pop(x) for x in list(tensors) if text and x.startswith(HEAD)}
+    own = _own(path, tensors, format.prefix, format.ignored, notes)
+    with add_source_to_errors(path):
+        template = template_of(settings, vocab_size)
+        if format.read:
+            params, more = format.read(own, template, config)
+            notes += more
+        else:
+            params = format.names.to_ours(own, template)
     if part == "patch":
-        return _read_patch_tower(path, image_size, allow_pickle)
-    path, pooling = sentence_encoder(path)
-    family, config = model_config(path, part)
-    settings, vocab_size = text_settings(config), config.number("vocab_size")
-    config.check(family.required)
-    config.raise_problems()
-    notes: list[str] = []
-    tensors: Tensors = TensorFolder(path, allow_pickle).tensors
-    heads = masked_lm_head(path, tensors, settings, vocab_size, notes)
-    tensors = first_type(tensors, notes)
+        normalisation = image_normalisation(path)
+        return Tower(*_resized(path, settings, params, image_size), {}, None, normalisation, notes)
+    heads = _masked_lm_head(path, head, own[WORDS], settings, notes)
     if layers is not None:
-        tensors = picked_layers(tensors, layers, settings["depth"])
-        settings["depth"] = len(layers)
-    params = fitted(path, tensors, XLM_ROBERTA, _text_template(settings, vocab_size))
-    notes += left_out(tensors, XLM_ROBERTA, heads)
-    return Tower(part, family.type, settings, params, heads, pooling, notes)
+        settings, params = _picked_layers(settings, params, layers)
+    return Tower(settings, params, heads, pooling, {}, notes)
 
 
-def tower_tensors(
-    params: Mapping, settings: Mapping[str, Any], *, part: str, heads: Mapping | None = None
+def tower_files(
+    settings: TextSettings | VisualTowerSettings, params: Mapping, heads: Mapping | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """What a Hugging Face folder of a tower holds: the inverse of `read_tower`.
+    """The inverse of `read_tower`.
 
     Args:
+      settings: those of `config.model.text` or `config.model.patch`.
       params: nested dict of the tower's parameters.
-      settings: `config.model.text` or `config.model.patch`.
-      heads: `masked_lm_head` and `word_bias` of a text tower; with them the model is
-        `XLMRobertaForMaskedLM`, without `XLMRobertaModel`.
+      heads: `masked_lm_head` and `word_bias` of a text tower, which make the model
+        `XLMRobertaForMaskedLM`.
 
     Returns:
       The tensors for `model.safetensors`, C-ordered copies, and the object for `config.json`.
-      `from_pretrained` of transformers 4 and 5 reads them.
 
     Raises:
-      ConfigError: for a tower that transformers has not.
-      ValueError: for parameters that are not the tower's.
+      ConfigError: for parameters that are not the tower's, and for one that transformers does not
+        have.
     """
-    check_choice("part", part, PARTS)
-    name = "xlm-roberta" if part == "text" else settings["type"]
-    if name not in FAMILIES:
-        raise ConfigError(
-            f"model.patch.type={name!r} has no model of transformers to be written as"
-        )
-    family = FAMILIES[name]
-    config = {
-        "architectures": [family.architecture],
-        "model_type": family.saved_type,
-        "hidden_size": settings["width"],
-        "num_hidden_layers": settings["depth"],
-        "num_attention_heads": settings["heads"],
-        "intermediate_size": settings["mlp_width"],
-        **family.extra,
-    }
-    if part == "text":
-        if settings.get("position_offset", POSITION_OFFSETS[1]) != POSITION_OFFSETS[1]:
+    format = settings.hugging_face
+    config = format.config(settings)
+    prefix = format.prefix if format.keeps_prefix or heads else ""
+    vocab_size = 0
+    if isinstance(settings, TextSettings):
+        if settings.position_offset != 2:
             raise ConfigError(
-                f"model.text.position_offset={settings['position_offset']}: XLM-R numbers positions "
-                f"from {POSITION_OFFSETS[1]} on and computes something else"
+                f"model.text.position_offset={settings.position_offset}: XLM-R numbers positions "
+                "from 2 on and computes something else"
             )
-        config |= dict(
-            vocab_size=len(params["word_embedding"]["embedding"]),
-            max_position_embeddings=settings["max_positions"],
-            type_vocab_size=1,
-            hidden_act="gelu",
-            layer_norm_eps=text_epsilon(settings),
-        )
+        config["vocab_size"] = vocab_size = len(params["word_embedding"]["embedding"])
+    check_shapes("the tower", shapes_of(params), shapes_of(template_of(settings, vocab_size)))
+    tensors = {prefix + name: x for name, x in format.names.to_theirs(params).items()}
+    if heads:
+        config["architectures"] = ["XLMRobertaForMaskedLM"]
+        tensors |= MASKED_LM_NAMES.to_theirs(heads)
+    return tensors, config
+
+
+def template_of(settings: Any, vocab_size: int = 0) -> dict[str, Any]:
+    """The shapes of a tower's parameters; only a text tower has a vocabulary."""
+    if isinstance(settings, TextSettings):
+        tower = settings.build(vocab_size, Compute())
+        batch = jax.ShapeDtypeStruct((1, 4), np.int32)
     else:
-        style = style_of(settings)
-        config |= dict(
-            image_size=settings["image_size"],
-            patch_size=settings["patch"],
-            num_channels=3,
-            hidden_act={ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}[
-                style.activation
-            ],
-            layer_norm_eps=style.epsilon,
-        )
-    if family.type == "beit":
-        config["drop_path_rate"] = settings["drop_path"]
-    if not heads:
-        return to_torch(params, family.table, prefix=family.saved_prefix), config
-    config["architectures"] = ["XLMRobertaForMaskedLM"]
-    tensors = to_torch(params, family.table, prefix=family.table.prefix)
-    return tensors | to_torch(heads, MASKED_LM), config
-
-
-def _read_patch_tower(path: pathlib.Path, image_size: int | None, allow_pickle: bool) -> Tower:
-    """See `read_tower`; `path` is a folder."""
-    notes: list[str] = []
-    family, config = model_config(path, "patch")
-    settings = patch_settings(config, family, notes)
-    config.check(family.required)
-    scaled = family.type != "beit" or config.real("layer_scale_init_value") > 0
-    config.raise_problems()
-    tensors: Tensors = TensorFolder(path, allow_pickle).tensors
-    if family.type == "beit":
-        tensors = complete_beit(
-            path, tensors, BEIT.prefix, BEIT_NAMES, settings, notes, scaled=scaled
-        )
-    params = fitted(path, tensors, family.table, _patch_template(settings))
-    notes += left_out(tensors, family.table, {})
-    _resize(params, settings, image_size)
-    settings |= image_normalisation(path)
-    return Tower("patch", family.type, settings, params, {}, None, notes)
-
-
-def _read_beit_v2(path: pathlib.Path, image_size: int | None) -> Tower:
-    """See `read_tower`; sizes are those of the tensors."""
-    tensors = read_tensors(path)
-    try:
-        width, _, _, patch = tensors["patch_embed.proj.weight"].shape
-        rows, heads = next(x for name, x in tensors.items() if name.endswith(TABLE)).shape
-        mlp_width, _ = tensors["blocks.0.mlp.fc1.weight"].shape
-        numbers = [name.split(".")[1] for name in tensors if name.startswith("blocks.")]
-        depth = len(set(numbers))
-    except (KeyError, StopIteration, ValueError) as error:
-        raise _refused(path) from error
-    # Offsets go from 1 - grid to grid - 1 both ways; three rows are the class token's.
-    grid = (math.isqrt(max(rows - 3, 1)) + 1) // 2
-    sizes = dict(width=width, depth=depth, heads=heads, mlp_width=mlp_width)
-    settings = dict(type="beit", image_size=grid * patch, patch=patch, **sizes, drop_path=0.1)
-    settings |= dict(epsilon=None, activation=None)
-    notes = ["the file tells neither epsilon nor normalisation of pixels; epsilon is 1e-6"]
-    tensors = complete_beit(path, tensors, "", BEIT_V2_NAMES, settings, notes, scaled=False)
-    params = fitted(path, tensors, BEIT_V2, _patch_template(settings))
-    notes += left_out(tensors, BEIT_V2, {})
-    _resize(params, settings, image_size)
-    return Tower("patch", "beit", settings, params, {}, None, notes)
-
-
-def _refused(path: pathlib.Path) -> TensorFileError:
-    return TensorFileError(
-        f"{path} is a single file, and none of BEiT-v2, whose tensors are enough; name the folder "
-        "that holds config.json and the tensors"
-    )
-
-
-def _resize(params: dict[str, Any], settings: dict[str, Any], image_size: int | None) -> None:
-    """Changes positions and `settings` to another size of images."""
-    if image_size is None or image_size == settings["image_size"]:
-        return
-    patch = settings["patch"]
-    if image_size < patch or image_size % patch:
-        raise ConfigError(f"image_size={image_size} must be a multiple of the patch, {patch}")
-    grid = image_size // patch
-    settings["image_size"] = image_size
-    try:
-        if settings["type"] == "beit":
-            layers = params["encoder"]["layers"]
-            tables = [resize_relative_positions(x, grid, 3) for x in layers["relative_positions"]]
-            layers["relative_positions"] = np.stack(tables)
-        else:
-            table, extra = params["position_embedding"], int("class_token" in params)
-            params["position_embedding"] = resize_positions(table, grid, extra)
-    except ValueError as error:
-        raise ConfigError(f"image_size={image_size}: {error}") from error
-
-
-def _text_template(settings: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """The shapes of a text tower's parameters."""
-    sizes = (settings[name] for name in ("depth", "heads", "mlp_width"))
-    encoder = Stack(*sizes, pre_norm=False, epsilon=text_epsilon(settings))
-    tower = TextTower(encoder, vocab_size, settings["width"], settings["max_positions"])
-    return _template(tower, jax.ShapeDtypeStruct((1, 4), np.int32))
-
-
-def _patch_template(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The shapes of a patch tower's parameters."""
-    model = default_config().model
-    model.patch.update(settings)
-    images = (1, settings["image_size"], settings["image_size"], 3)
-    return _template(build_visual_tower(model), jax.ShapeDtypeStruct(images, np.float32))
-
-
-def _template(tower, batch: jax.ShapeDtypeStruct) -> dict[str, Any]:
+        tower = settings.build(Compute())
+        shape = (1, settings.image_size, settings.image_size, 3)
+        batch = jax.ShapeDtypeStruct(shape, np.float32)
     return jax.eval_shape(tower.init, jax.random.key(0), batch)["params"]
+
+
+def _config(folder: pathlib.Path, part: str) -> tuple[Any, Any]:
+    """The class of a tower's settings, and its config of transformers."""
+    from transformers import AutoConfig
+
+    path = folder / CONFIG
+    kinds = [TextSettings] if part == "text" else TOWERS.values()
+    known = {name: kind for kind in kinds for name in kind.hugging_face.model_types}
+    name = read_json(path).get("model_type")
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(
+            f"{path}: model_type={name!r} has no {part} tower; use one of {', '.join(known)}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises anything for invalid settings
+        raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
+    part_name = known[name].hugging_face.model_types[name]
+    return known[name], getattr(config, part_name) if part_name else config
+
+
+def _own(
+    path: pathlib.Path, tensors: Tensors, prefix: str, ignored: str, notes: list[str]
+) -> dict[str, np.ndarray]:
+    """The tower's tensors by their names without the prefix."""
+    own: dict[str, np.ndarray] = {}
+    counts: Counter[str] = Counter()
+    for name, tensor in tensors.items():
+        short = name.removeprefix(prefix)
+        if re.match(ignored, short):
+            counts[short.partition(".")[0]] += np.issubdtype(tensor.dtype, np.floating)
+        elif short in own:
+            raise TensorFileError(f"{path} holds {short} twice, with and without {prefix}")
+        else:
+            own[short] = tensor
+    if parts := ", ".join(f"{name} ({count})" for name, count in counts.items() if count):
+        notes.append(f"tensors that are not the tower's are left out: {parts}")
+    check_floats(path, own)
+    return own
+
+
+def _read_beit_v2(
+    path: pathlib.Path, part: str, notes: list[str]
+) -> tuple[BeitSettings, dict[str, Any]]:
+    """The tower in a file of BEiT-v2's authors, with the sizes of its tensors."""
+    refused = TensorFileError(
+        f"{path} is a single file, and not one of BEiT-v2, whose tensors are enough; name the "
+        "folder that holds config.json and the tensors"
+    )
+    if part != "patch":
+        raise refused
+    own = _own(path, read_tensors(path), "", PUBLISHED_IGNORED, notes)
+    try:
+        settings = BeitSettings.of_published(own)
+    except (KeyError, StopIteration, ValueError) as error:
+        raise refused from error
+    notes.append(f"the file has no epsilon, it is {settings.epsilon}, and no image_mean")
+    with add_source_to_errors(path):
+        params, more = read_published(own, template_of(settings))
+    notes += more
+    return settings, params
+
+
+def _resized(
+    path: pathlib.Path, settings: Any, params: dict[str, Any], image_size: int | None
+) -> tuple[Any, dict[str, Any]]:
+    """The settings and parameters of a patch tower for images of another size."""
+    if image_size in (None, settings.image_size):
+        return settings, params
+    with add_source_to_errors(f"{path}, image_size={image_size}"):
+        changed = type(settings).parse(dict(settings) | dict(image_size=image_size))
+        return changed, settings.resized(params, image_size)
+
+
+def _picked_layers(
+    settings: TextSettings, params: dict[str, Any], layers: Sequence[int]
+) -> tuple[TextSettings, dict[str, Any]]:
+    """A text tower of the chosen layers."""
+    layers, depth = list(layers), settings.depth
+    if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(depth)):
+        raise ConfigError(f"layers={layers} must be different numbers from 0 to {depth - 1}")
+    encoder = jax.tree.map(lambda x: x[layers], params["encoder"])
+    return settings.model_copy(update=dict(depth=len(layers))), {**params, "encoder": encoder}
+
+
+def _masked_lm_head(
+    path: pathlib.Path,
+    tensors: dict[str, np.ndarray],
+    words: np.ndarray,
+    settings: TextSettings,
+    notes: list[str],
+) -> dict[str, Any]:
+    """`masked_lm_head` and `word_bias` of XLM-R; empty where the checkpoint has none."""
+    copies = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DECODER)}
+    if not tensors:
+        return {}
+    originals = {f"{DECODER}weight": words}
+    if "lm_head.bias" in tensors:
+        originals[f"{DECODER}bias"] = tensors["lm_head.bias"]
+    if any(
+        name not in originals or not np.array_equal(copy, originals[name])
+        for name, copy in copies.items()
+    ):
+        notes.append(
+            "the head of masked words is left out: it has word embeddings of its own, and ours "
+            "takes those of the text tower"
+        )
+        return {}
+    if settings.epsilon != (ours := TextSettings().epsilon):
+        notes.append(
+            f"the norm in the head of masked words has epsilon {settings.epsilon}; ours keeps {ours}"
+        )
+    hidden = jax.ShapeDtypeStruct((1, settings.width), np.float32)
+    head = jax.eval_shape(MaskedLMHead().init, jax.random.key(0), hidden)["params"]
+    bias = jax.ShapeDtypeStruct((len(words),), np.float32)
+    check_floats(path, tensors)
+    with add_source_to_errors(path):
+        return MASKED_LM_NAMES.to_ours(tensors, {"masked_lm_head": head, "word_bias": bias})

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import huggingface_hub
+from pydantic import Field
 
-from rc3_jax.config import ConfigError
-from rc3_jax.convert.huggingface_settings import CONFIG, is_number
+from rc3_jax.convert.output import add_source_to_errors
 from rc3_jax.convert.torch_file import SUFFIXES, read_json
+from rc3_jax.settings import ConfigError, Settings
 
+CONFIG = "config.json"
 MODULES = "modules.json"
 """Lists the modules of a sentence encoder (sentence-transformers)."""
-PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
-PICKLES = ("pytorch_model*.bin",)
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt"]
+PICKLES = ["pytorch_model*.bin"]
 POOLINGS = ("mean", "cls")
 
 
@@ -32,95 +33,88 @@ def locate(source: str | pathlib.Path, allow_pickle: bool = False) -> pathlib.Pa
     Raises:
       ConfigError: if it is neither, or cannot be downloaded.
     """
-    path = pathlib.Path(source).expanduser()
+    path, name = pathlib.Path(source).expanduser(), str(source)
     if path.exists():
         return path
-    name = str(source)
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) or name.endswith(SUFFIXES):
         raise ConfigError(f"{name}: no such file or folder, and no name of a Hugging Face model")
-    patterns = [*PATTERNS, *(PICKLES if allow_pickle else ())]
+    patterns = PATTERNS + PICKLES * allow_pickle
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                name, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]
-            )
+        folder = huggingface_hub.snapshot_download(
+            name, allow_patterns=patterns, ignore_patterns=["onnx/*", "openvino/*"]
         )
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(
-            f"{name} is no local folder, and the Hugging Face hub did not give it "
-            f"({type(error).__name__}: {reason}); check the name and the "
-            "connection, or name a folder that holds the model"
+            f"{name} is not a local folder, and the Hugging Face hub did not provide it "
+            f"({type(error).__name__}: {reason}); check the name and the connection, or name a "
+            "folder that holds the model"
         ) from error
+    return pathlib.Path(folder)
 
 
 def sentence_encoder(folder: pathlib.Path) -> tuple[pathlib.Path, str | None]:
     """The folder of a sentence encoder's transformer, and how its vector is read: mean or cls.
 
-    A folder without `modules.json` is a transformer itself, and the vector None.
+    A folder without `modules.json` is a transformer itself, and the pooling is None.
 
     Raises:
-      ConfigError: if the vector is computed by anything else.
-      TensorFileError: for broken files.
+      ConfigError: for a broken list, and for other modules or poolings.
+      TensorFileError: for a broken file.
     """
     path = folder / MODULES
     if not path.is_file():
         return folder, None
-    transformer, pooling = None, None
-    for module in _modules(path):
-        kind, place = module["type"].rpartition(".")[2], _within(path, module["path"])
-        if kind == "Transformer" and transformer is None:
-            transformer = place
-        elif kind == "Pooling" and transformer is not None and pooling is None:
-            pooling = _pooling(place / CONFIG)
-        elif kind != "Normalize":
-            raise ConfigError(
-                f"{path} has the module {module['type']}, which no tower computes; use an encoder "
-                "of Transformer, Pooling and Normalize alone"
-            )
-    if transformer is None or pooling is None:
-        raise ConfigError(f"{path} must name a Transformer, and a Pooling after it")
-    return transformer, pooling
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        places = [(str(x["type"]).rpartition(".")[2], str(x["path"])) for x in modules]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{path} must list modules with a type and a path each: {error!r}"
+        ) from error
+    kinds = [kind for kind, _ in places if kind != "Normalize"]
+    if kinds != ["Transformer", "Pooling"]:
+        raise ConfigError(
+            f"{path} has the modules {', '.join(kinds)}; use an encoder that is a Transformer and a "
+            "Pooling, with or without Normalize"
+        )
+    transformer, pooling = (_within(path, place) for kind, place in places if kind != "Normalize")
+    return transformer, _pooling(pooling / CONFIG)
+
+
+class Normalisation(Settings):
+    """How pixels in [0, 1] are normalised; None where a file does not say."""
+
+    image_mean: tuple[_Channel, _Channel, _Channel] | None = None
+    image_std: tuple[_Positive, _Positive, _Positive] | None = None
+
+
+_Channel = Annotated[float, Field(allow_inf_nan=False)]
+_Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
 
 
 def image_normalisation(folder: pathlib.Path) -> dict[str, tuple[float, ...]]:
-    """`image_mean` and `image_std` of pixels in [0, 1], of a folder that tells them; else empty.
+    """`image_mean` and `image_std` of pixels in [0, 1], as far as the folder has them.
 
     Raises:
       ConfigError: if they are not three numbers each.
       TensorFileError: for a broken file.
     """
     path = folder / "preprocessor_config.json"
-    settings: Any = read_json(path) if path.is_file() else None
-    if settings is None and (path := folder / "processor_config.json").is_file():
-        settings = read_json(path).get("image_processor")
-    if not isinstance(settings, Mapping):
+    values: Any = read_json(path) if path.is_file() else None
+    if values is None and (path := folder / "processor_config.json").is_file():
+        values = read_json(path).get("image_processor")
+    if not isinstance(values, dict):
         return {}
-    if settings.get("do_normalize") is False:
+    if values.get("do_normalize") is False:
         return dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    found = {name: settings[name] for name in ("image_mean", "image_std") if name in settings}
-    for name, values in found.items():
-        if not isinstance(values, list) or len(values) != 3 or not all(map(is_number, values)):
-            raise ConfigError(f"{path}: {name}={values!r}, must be three numbers")
-        if name == "image_std" and min(values) <= 0:
-            raise ConfigError(
-                f"{path}: {name}={values!r}, must be above 0: pixels are divided by it"
-            )
-    return {name: tuple(map(float, values)) for name, values in found.items()}
-
-
-def _modules(path: pathlib.Path) -> list[dict[str, str]]:
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        return [{key: str(module[key]) for key in ("type", "path")} for module in modules]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ConfigError(
-            f"{path} must list modules with a type and a path each: {error!r}"
-        ) from error
+    known = {name: values[name] for name in Normalisation.model_fields if name in values}
+    with add_source_to_errors(path):
+        return Normalisation.parse(known).model_dump(exclude_none=True)
 
 
 def _within(path: pathlib.Path, place: str) -> pathlib.Path:
-    """A folder that a file names, inside of the file's own."""
+    """A folder that a file names, which must be inside the file's own."""
     pure = pathlib.PurePosixPath(place)
     if pure.is_absolute() or ".." in pure.parts or set(place) & set("\\:"):
         raise ConfigError(f"{path}: {place!r} leads out of the folder")
@@ -128,19 +122,15 @@ def _within(path: pathlib.Path, place: str) -> pathlib.Path:
 
 
 def _pooling(path: pathlib.Path) -> str:
-    """How token states become one vector."""
+    """How token states become one vector, from the settings of a Pooling module."""
     settings = read_json(path)
-    prefix, suffix = "pooling_mode_", "_tokens"
-    named = settings.get("pooling_mode")
-    if named is None:
-        found = [key for key, on in settings.items() if key.startswith(prefix) and on is True]
-        modes = [key.removeprefix(prefix).removesuffix(suffix) for key in found]
-        modes = [mode.removesuffix("_token") for mode in modes]
-    else:
-        modes = named if isinstance(named, list) else [named]
+    modes = settings.get("pooling_mode")
+    if modes is None:
+        found = [re.fullmatch(r"pooling_mode_(\w+?)_tokens?", key) for key in settings]
+        modes = [match[1] for match in found if match and settings[match[0]] is True]
+    modes = modes if isinstance(modes, list) else [modes]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ConfigError(
-            f"{path}: the pooling is {' and '.join(map(str, modes)) or 'missing'}; use an encoder "
-            f"whose vector is one of {', '.join(POOLINGS)}"
+            f"{path}: pooling_mode={modes}; use an encoder with one of {', '.join(POOLINGS)}"
         )
     return modes[0]

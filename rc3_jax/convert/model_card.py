@@ -7,34 +7,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from rc3_jax.config import ConfigError
+from huggingface_hub import ModelCard, ModelCardData
+
+from rc3_jax.settings import ConfigError
 
 CARD = "README.md"
 NOT_STATED = "not stated"
-
-USAGE = """\
-from PIL import Image
-from transformers import AutoModel, AutoProcessor
-
-model = AutoModel.from_pretrained("{folder}", trust_remote_code=True).eval()
-processor = AutoProcessor.from_pretrained("{folder}", trust_remote_code=True)
-inputs = processor(text=["ein Hund", "a cat"], images=[Image.open("photo.jpg")] * 2)
-outputs = model(**inputs)
-print(outputs.logits_per_image)  # images by rows, texts by columns, divided by the temperature
-print(outputs.matching_logits.softmax(-1)[:, 1])  # chance that a text belongs to its image
-"""
-
-CARD_TEXT = """\
----
-{licence_line}library_name: transformers
-pipeline_tag: feature-extraction
-tags:
-- rc3
-- vision-language
-- multilingual
-- image-text-retrieval
-{languages}---
-
+TAGS = ["rc3", "vision-language", "multilingual", "image-text-retrieval"]
+TEXT = """
 # {name}
 
 An RC³ model, trained with RC3-JAX, for PyTorch: images as patches and regions, texts in many
@@ -43,20 +23,21 @@ tells whether they belong together and fills masks.
 
 | | |
 |---|---|
-| parameters | {count:,} |
-| type of the weights | {dtype} |
-| text tower | {text} |
-| patch tower | {patch} |
-| ROI tower | {roi} |
-| fusion encoder | {fusion} |
-| training | {training} |
-| licence of the weights | {licence} |
-| licence of the training data | not stated |
+{facts}
 
 ## Usage
 
 ```python
-{usage}```
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained(".", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+inputs = processor(text=["ein Hund", "a cat"], images=[Image.open("photo.jpg")] * 2)
+outputs = model(**inputs)
+print(outputs.logits_per_image)  # images by rows, texts by columns, divided by the temperature
+print(outputs.matching_logits.softmax(-1)[:, 1])  # chance that a text belongs to its image
+```
 
 `model.encode_text`, `encode_image`, `encode_pair`, `match` and `fill_mask` give the parts; see
 `modeling_rc3.py`. Regions of a detector go to the processor as `regions`.
@@ -93,41 +74,51 @@ def model_card(
     """The card's text.
 
     Args:
-      source: the run's folder, or one of converted parameters; its `scores.json` is shown where
-        the parameters are those that it measured.
+      source: the run's folder, or one of converted parameters; its `scores.json` is shown if it
+        measured the exported parameters.
       stored: the folder's `config.json`.
-      count: of parameters.
+      count: number of parameters.
+
+    Raises:
+      ConfigError: if `scores.json` cannot be read.
     """
-    model = stored["model"]
-    text, patch, roi = model["text"], model["patch"], model["roi"]
-    measured = _scores(source, step)
-    languages = _languages(stored, measured)
-    return CARD_TEXT.format(
-        licence_line=f"license: {json.dumps(licence)}\n" if licence else "",
-        licence=licence or NOT_STATED,
-        languages="language:\n" + "".join(f'- "{code}"\n' for code in languages)
-        if languages
-        else "",
-        name=stored.get("name", "rc3"),
-        count=count,
-        dtype=dtype,
-        text=_transformer(text) + f", {text['max_positions'] - 2} tokens at most",
-        patch=f"{patch['type']}, {patch['image_size']} x {patch['image_size']} pixels in patches of "
-        f"{patch['patch']}, width {patch['width']}, depth {patch.get('depth', patch.get('depths'))}",
-        roi=f"{roi['regions']} regions with features of size {roi['feature_size']}, depth "
-        f"{roi['depth']}"
-        if roi["regions"]
-        else "none",
-        fusion=f"depth {model['fusion']['depth']}",
-        training=_training(stored, step),
-        usage=USAGE.format(folder="."),
-        data=_data(stored),
-        scores=_score_table(measured),
+    measured = _measured(source, step)
+    facts = {
+        "parameters": f"{count:,}",
+        "type of the weights": dtype,
+        **_sizes(stored["model"]),
+        "training": _training(stored, step),
+        "licence of the weights": licence or NOT_STATED,
+        "licence of the training data": NOT_STATED,
+    }
+    data = ModelCardData(
+        license=licence,
+        language=_languages(stored, measured) or None,
+        library_name="transformers",
+        pipeline_tag="feature-extraction",
+        tags=TAGS,
     )
+    text = TEXT.format(
+        name=stored.get("name", "rc3"),
+        facts="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
+        data=_data(stored),
+        scores=_scores(measured),
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n{text}"))
 
 
-def _transformer(size: Mapping[str, Any]) -> str:
-    return f"width {size['width']}, depth {size['depth']}, {size['heads']} heads"
+def _sizes(model: Mapping[str, Any]) -> dict[str, str]:
+    text, patch, roi = model["text"], model["patch"], model["roi"]
+    regions = f"{roi['regions']} regions with features of size {roi['feature_size']}"
+    return {
+        "text tower": f"width {text['width']}, depth {text['depth']}, {text['heads']} heads, "
+        f"{text['max_positions'] - 2} tokens at most",
+        "patch tower": f"{patch['type']}, {patch['image_size']} x {patch['image_size']} pixels in "
+        f"patches of {patch['patch']}, width {patch['width']}, "
+        f"depth {patch.get('depth', patch.get('depths'))}",
+        "ROI tower": f"{regions}, depth {roi['depth']}" if roi["regions"] else "none",
+        "fusion encoder": f"depth {model['fusion']['depth']}",
+    }
 
 
 def _training(stored: Mapping[str, Any], step: int | None) -> str:
@@ -137,8 +128,8 @@ def _training(stored: Mapping[str, Any], step: int | None) -> str:
     return f"{steps:,} steps of {stored['batch_size']:,} rows, seed {stored['seed']}"
 
 
-def _scores(source: pathlib.Path, step: int | None) -> dict[str, Any]:
-    """What `scores.json` tells of the checkpoint's step."""
+def _measured(source: pathlib.Path, step: int | None) -> dict[str, Any]:
+    """The content of `scores.json`, if it is about the checkpoint's step."""
     path = source / "scores.json"
     if not path.is_file():
         return {}
@@ -161,7 +152,7 @@ def _languages(stored: Mapping[str, Any], measured: Mapping[str, Any]) -> list[s
 
 
 def _data(stored: Mapping[str, Any]) -> str:
-    """A line for each source; of files their names alone, folders may tell of people."""
+    """A line for each source, with bare names of files, since folders may name people."""
     lines = []
     for name, source in stored.get("data", {}).get("sources", {}).items():
         details = [f"{key} {_plain(value)}" for key, value in source.items() if key != "type"]
@@ -177,8 +168,8 @@ def _plain(value: Any) -> str:
     return pathlib.PurePath(value).name if isinstance(value, str) else str(value)
 
 
-def _score_table(measured: Mapping[str, Any]) -> str:
-    """Recall of held-out images, in percent, for each mode and language."""
+def _scores(measured: Mapping[str, Any]) -> str:
+    """Recall among held-out images in percent, by mode and language, and the dependences."""
     lines = []
     for mode, languages in measured.get("retrieval", {}).items():
         cuts = list(next(iter(languages.values())))
@@ -187,6 +178,5 @@ def _score_table(measured: Mapping[str, Any]) -> str:
         for code, recalls in languages.items():
             lines.append(f"| {code} | {' | '.join(f'{100 * recalls[cut]:.1f}' for cut in cuts)} |")
         lines.append("")
-    for name, value in measured.get("dependence", {}).items():
-        lines.append(f"- {name}: {value:.3f}")
+    lines += [f"- {name}: {value:.3f}" for name, value in measured.get("dependence", {}).items()]
     return "\n".join(lines).strip() or "None were measured."

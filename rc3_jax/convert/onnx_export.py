@@ -8,13 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from rc3_jax.config import ConfigError
 from rc3_jax.convert.output import import_extra
+from rc3_jax.settings import ConfigError
 
 TOLERANCE = 1e-4
 """Largest difference of an output from PyTorch's."""
 FOLDER = "onnx"
-TEXT, IMAGE = "text_encoder.onnx", "image_encoder.onnx"
 
 
 def export_onnx(folder: pathlib.Path, seed: int = 0) -> dict[str, float]:
@@ -34,48 +33,48 @@ def export_onnx(folder: pathlib.Path, seed: int = 0) -> dict[str, float]:
     torch, onnxruntime = import_extra("torch", "onnx"), import_extra("onnxruntime", "onnx")
     for library in ("onnx", "onnxscript"):  # torch.onnx needs them
         import_extra(library, "onnx")
-    from rc3_jax.convert.mirror.modeling_rc3 import RC3Model
+    from rc3_jax.convert.torch_model.modeling_rc3 import RC3Model
 
     model = RC3Model.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     model.requires_grad_(False)
     rng = np.random.default_rng(seed)
     size, vocab = model.config.model["patch"]["image_size"], model.config.vocab_size
+    longest = model.config.model["text"]["max_positions"] - 2
 
-    def texts(rows: int, length: int):
-        ids = rng.integers(4, vocab - 1, (rows, length))
+    def texts(rows: int, length: int) -> Any:
+        ids = rng.integers(4, vocab - 1, (rows, min(length, longest)))
         ids[0, length // 2 :] = 1
         return torch.from_numpy(ids)
 
-    def images(rows: int):
+    def images(rows: int) -> Any:
         return torch.from_numpy(rng.normal(size=(rows, 3, size, size)).astype(np.float32))
 
-    longest = model.config.model["text"]["max_positions"] - 2
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
-    text = (_encoder(torch, model, "encode_text", "text_vector"), "input_ids", "text_vector")
-    image = (_encoder(torch, model, "encode_image", "image_vector"), "pixel_values", "image_vector")
     cases = {
-        TEXT: (*text, texts(2, min(8, longest)), texts(5, min(13, longest)), {0: batch, 1: length}),
-        IMAGE: (*image, images(2), images(3), {0: batch}),
+        "text": (texts(2, 8), texts(5, 13), "input_ids", {0: batch, 1: length}),
+        "image": (images(2), images(3), "pixel_values", {0: batch}),
     }
     (folder / FOLDER).mkdir()
     found = {}
-    for name, (encoder, given, gives, example, other, dynamic) in cases.items():
-        path = folder / FOLDER / name
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporter's own use of PyTorch
+    for part, (example, other, given, dynamic) in cases.items():
+        name, vector = f"{part}_encoder.onnx", f"{part}_vector"
+        encoder = _encoder(torch, model, f"encode_{part}", vector)
+        with warnings.catch_warnings(action="ignore"):  # about the exporter's own use of PyTorch
             torch.onnx.export(
                 encoder,
                 (example,),
-                path,
+                folder / FOLDER / name,
                 input_names=[given],
-                output_names=[gives],
+                output_names=[vector],
                 dynamic_shapes=(dynamic,),
                 dynamo=True,
                 external_data=True,
                 verbose=False,
             )
-        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        (result,) = session.run([gives], {given: other.numpy()})
+        session = onnxruntime.InferenceSession(
+            folder / FOLDER / name, providers=["CPUExecutionProvider"]
+        )
+        (result,) = session.run([vector], {given: other.numpy()})
         found[name] = float(np.max(np.abs(result - encoder(other).numpy())))
         if not found[name] <= TOLERANCE:
             raise ConfigError(f"{name} differs from PyTorch by {found[name]:.2g}")

@@ -1,4 +1,4 @@
-"""What every conversion does around its tensors: targets, complete or absent; settings; progress."""
+"""What every conversion does around its tensors: atomic targets, settings, progress."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import ml_collections
 from safetensors import SafetensorError
 
-from rc3_jax.config import ConfigError, stored_settings
+from rc3_jax.settings import ConfigError
+from rc3_jax.stored_config import read_config
 from rc3_jax.training.checkpoint import PARAMS
 
 SETTINGS = "config.json"
@@ -28,10 +29,10 @@ BEGAN = time.monotonic()
 
 
 def check_target(target: pathlib.Path, overwrite: bool, known: Collection[str] | None) -> None:
-    """Raises ConfigError if something is there that must not be replaced.
+    """Raises ConfigError if the target exists and must not be replaced.
 
     Args:
-      known: names of what a folder of the kind holds; None where the target is a file.
+      known: names of the files that a folder of this kind holds; None if the target is a file.
     """
     if not target.exists():
         return
@@ -44,11 +45,11 @@ def check_target(target: pathlib.Path, overwrite: bool, known: Collection[str] |
 
 
 @contextlib.contextmanager
-def written(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
-    """A name beside the target to write to; the target's own once all is written.
+def atomic_write(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
+    """Yields a name beside the target to write to; renames it to the target when all is written.
 
     Args:
-      size: bytes that will about be written; they must be free on the disk.
+      size: approximate bytes to be written, which must be free on the disk.
 
     Raises:
       ConfigError: if it cannot be written; nothing is left of it then.
@@ -57,8 +58,7 @@ def written(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
     partial = parent / f"partial-{os.getpid()}-{target.name}"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(parent).free
-        if free < size:
+        if (free := shutil.disk_usage(parent).free) < size:
             raise ConfigError(
                 f"{target} needs {size_text(size)}, {parent} has {size_text(free)} free"
             )
@@ -84,27 +84,25 @@ def written(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def reasons(source: pathlib.Path | str) -> Iterator[None]:
-    """Names the source in what is wrong with its tensors or sizes."""
+def add_source_to_errors(source: pathlib.Path | str) -> Iterator[None]:
+    """Turns errors about tensors or sizes into a ConfigError that names the source."""
     try:
         yield
-    except ConfigError as error:
-        message = str(error)
-        raise error if str(source) in message else ConfigError(f"{source}: {message}") from error
     except (ValueError, TypeError, ArithmeticError, MemoryError) as error:
-        raise ConfigError(f"{source}: {error or 'needs more memory than there is'}") from error
+        message = str(error) or "needs more memory than there is"
+        raise ConfigError(message if str(source) in message else f"{source}: {message}") from error
     except AttributeError as error:  # of a ConfigDict
         raise ConfigError(f"{source}: config.model lacks a setting: {error}") from error
 
 
 def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Writes `config.json` of a folder of our parameters, with the versions that made it."""
+    """Writes `config.json` of a folder of our parameters, with the versions of the libraries."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     write_json(folder / SETTINGS, settings | {"versions": versions})
 
 
-def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-    """Writes indented JSON, whole or not at all."""
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes indented JSON atomically."""
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     partial = path.with_name(f"partial-{path.name}")
     partial.write_text(text, encoding="utf-8")
@@ -112,30 +110,23 @@ def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDict:
-    """`config.model` of a folder of our parameters or of a run, which must be of the system.
+    """`config.model` of a run's folder or of one of converted parameters.
 
     Raises:
       ConfigError: if it cannot be read, or is of another system.
     """
-    stored = stored_settings(folder)
-    if missing := [name for name in ("system", "model") if name not in stored]:
+    stored = read_config(folder)
+    if "system" not in stored or "model" not in stored:
         raise ConfigError(
-            f"{folder / SETTINGS} cannot be read as settings of a model: it lacks "
-            f"{' and '.join(missing)}"
+            f"{folder / SETTINGS} cannot be read as settings of a model: it lacks system or model"
         )
     if stored["system"] != system:
-        raise ConfigError(
-            f"{folder} is of {stored['system']}; this conversion is of models of {system}"
-        )
+        raise ConfigError(f"{folder} holds a model of {stored['system']}; this is for {system}")
     return ml_collections.ConfigDict(stored["model"])
 
 
 def import_extra(name: str, extra: str) -> Any:
-    """A library that an extra of the project installs.
-
-    Raises:
-      ConfigError: if it is missing.
-    """
+    """Imports a library that an extra of the project installs; ConfigError if it is missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -145,13 +136,13 @@ def import_extra(name: str, extra: str) -> Any:
 
 
 def sha256(path: pathlib.Path) -> str:
-    """Of a file, in hexadecimal digits."""
+    """The SHA-256 digest of a file in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def size_text(count: int) -> str:
-    """Bytes for people."""
+    """A number of bytes, readable."""
     return f"{count / 1e9:.2f} GB" if count >= 1e7 else f"{count / 1e3:.1f} kB"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -12,34 +12,35 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import save_file
 
-from rc3_jax.config import ConfigError, check_choice
 from rc3_jax.convert.corpus_texts import corpus_texts
-from rc3_jax.convert.huggingface import PARTS, Tower, read_tower, tower_tensors
-from rc3_jax.convert.huggingface_source import locate, sentence_encoder
+from rc3_jax.convert.huggingface import PARTS, read_tower, tower_files
+from rc3_jax.convert.huggingface_source import Normalisation, locate, sentence_encoder
 from rc3_jax.convert.output import (
     OWN_FILES,
     SETTINGS,
+    add_source_to_errors,
+    atomic_write,
     check_target,
     model_settings,
-    reasons,
     say,
     size_text,
     write_json,
     write_settings,
-    written,
 )
 from rc3_jax.convert.torch_file import WEIGHTS
-from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
+from rc3_jax.convert.vocabulary import cut_vocabulary, describe
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import Tokenizer, load_tokenizer
-from rc3_jax.training.checkpoint import load_some, save_params, stored_shapes
+from rc3_jax.models.text import TextSettings
+from rc3_jax.models.towers import visual_settings
+from rc3_jax.settings import ConfigError, check_choice
+from rc3_jax.training.checkpoint import read_params, save_params, stored_shapes
 
 VISUAL = {"rc3": "patch", "cclm": "vision"}
 """What each system calls its visual tower."""
 VOCABULARIES = (TOKENIZER, "sentencepiece.bpe.model")
 PREPROCESSOR = "preprocessor_config.json"
-NORMALISATION = ("image_mean", "image_std")
 
 
 def from_hf(
@@ -62,7 +63,7 @@ def from_hf(
 
     Args:
       text: folder or Hub name of an XLM-RoBERTa checkpoint.
-      patch: folder or Hub name of a ViT, CLIP, SigLIP or BEiT checkpoint.
+      patch: folder or Hub name of a checkpoint of one of the visual towers.
       image_size: pixels a side to resize the positions for; the checkpoint's by default.
       text_layers: numbers of the layers to take; all by default.
       corpus: caption files and sentences to cut the vocabulary to; empty leaves it whole.
@@ -78,42 +79,39 @@ def from_hf(
         raise ConfigError("name a checkpoint with --text, --patch, or both")
     if (languages or min_count != 1) and not corpus:
         raise ConfigError("languages are cut to what a corpus holds; name its files with --corpus")
-    for given, needed in ((corpus or text_layers, "text"), (image_size, "patch")):
-        if given and {"text": text, "patch": patch}[needed] is None:
-            raise ConfigError(f"--corpus, --text_layers and --image_size need their --{needed}")
+    if text is None and (corpus or text_layers) or patch is None and image_size:
+        raise ConfigError("--corpus and --text_layers need --text, and --image_size needs --patch")
     check_target(target, overwrite, OWN_FILES)
     params: dict[str, Any] = {}
     settings: dict[str, Any] = {"system": system, "model": {}, "source": {}}
     tokenizer = None
     if text is not None:
-        tower = _read(text, "text", layers=text_layers, allow_pickle=allow_pickle)
+        tower = read_tower(text, part="text", layers=text_layers, allow_pickle=allow_pickle)
+        _say(text, tower.params, tower.notes)
         params |= {"text": tower.params, **tower.heads}
         tokenizer = _tokenizer(text, len(_words(params)))
-        if corpus and tokenizer is None:
-            raise ConfigError(f"{text} has no vocabulary that could be cut")
         if tokenizer is not None:  # rows beyond its pieces fill a table up to a round number
-            _change_rows(params, lambda table: table[: tokenizer.vocab_size])
-        if corpus:
-            cut = cut_vocabulary(tokenizer, corpus_texts(corpus, languages or None), min_count)
-            say(describe(cut, tower.settings["width"]))
-            _change_rows(params, lambda table: cut_rows(table, cut.kept))
-            tokenizer = cut.tokenizer
-        if system == "cclm":
-            say("note: set model.text.position_offset=2, where XLM-R's positions begin")
-        settings["model"]["text"] = tower.settings
+            _select_rows(params, np.arange(tokenizer.vocab_size))
+            if corpus:
+                cut = cut_vocabulary(tokenizer, corpus_texts(corpus, languages or None), min_count)
+                say(describe(cut, tower.settings.width))
+                _select_rows(params, cut.kept)
+                tokenizer = cut.tokenizer
+        elif corpus:
+            raise ConfigError(f"{text} has no vocabulary that could be cut")
+        settings["model"]["text"] = tower.settings.model_dump()
         settings |= {"vocab_size": len(_words(params)), "pooling": tower.pooling or "mean"}
         settings["source"]["text"] = str(text)
     if patch is not None:
-        tower = _read(patch, "patch", image_size=image_size, allow_pickle=allow_pickle)
+        tower = read_tower(patch, part="patch", image_size=image_size, allow_pickle=allow_pickle)
+        _say(patch, tower.params, tower.notes)
         params[VISUAL[system]] = tower.params
-        sizes = dict(tower.settings)
-        settings["model"] |= {name: sizes.pop(name) for name in NORMALISATION if name in sizes}
-        settings["model"]["patch"] = sizes
+        settings["model"] |= tower.normalisation | {"patch": tower.settings.model_dump()}
         settings["source"]["patch"] = str(patch)
     leaves = jax.tree.leaves(params)
     say(f"{', '.join(params)}: {sum(leaf.size for leaf in leaves):,} parameters")
     settings["parts"] = sorted(params)
-    with written(target, sum(leaf.nbytes for leaf in leaves)) as folder:
+    with atomic_write(target, sum(leaf.nbytes for leaf in leaves)) as folder:
         folder.mkdir()
         save_params(folder, params)
         write_settings(folder, settings)
@@ -145,25 +143,25 @@ def to_hf(
     paths = [path for path in stored_shapes(source, step) if path.split("/")[0] in (part, *heads)]
     if not any(path.startswith(f"{part}/") for path in paths):
         raise ConfigError(f"{source} holds no {part} tower")
-    params = unflatten_dict(load_some(source, paths, step), sep="/")
-    with reasons(source):
-        found = {name: params[name] for name in heads if name in params}
-        sizes = model[part].to_dict()
-        tensors, config = tower_tensors(params[part], sizes, part=part, heads=found or None)
+    params = unflatten_dict(read_params(source, paths, step), sep="/")
+    tower = params.pop(part)
+    with add_source_to_errors(source):
+        text = TextSettings.parse(model.text, "model.text") if part == "text" else None
+        tensors, config = tower_files(text or visual_settings(model.patch), tower, params)
     size = sum(tensor.nbytes for tensor in tensors.values())
     say(f"{source}: {config['architectures'][0]}, {len(tensors)} tensors, {size_text(size)}")
-    with written(target, size) as folder:
+    with atomic_write(target, size) as folder:
         folder.mkdir()
         save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
         write_json(folder / SETTINGS, config)
         if part == "text" and (source / TOKENIZER).is_file():
             shutil.copy(source / TOKENIZER, folder / TOKENIZER)
-        if part == "patch" and all(name in model for name in NORMALISATION):
+        if part == "patch" and all(name in model for name in Normalisation.model_fields):
             write_json(folder / PREPROCESSOR, _preprocessor(model))
     say(f"wrote {target}")
 
 
-def _preprocessor(model) -> dict[str, Any]:
+def _preprocessor(model: Any) -> dict[str, Any]:
     """How images are prepared: squashed by bicubic interpolation, and normalised."""
     size = model.patch.image_size
     return {
@@ -172,28 +170,25 @@ def _preprocessor(model) -> dict[str, Any]:
         "resample": 3,
         "do_rescale": True,
         "do_normalize": True,
-        **{name: list(model[name]) for name in NORMALISATION},
+        **{name: list(model[name]) for name in Normalisation.model_fields},
     }
 
 
-def _read(source: str, part: str, **options: Any) -> Tower:
-    tower = read_tower(source, part=part, **options)
-    count = sum(leaf.size for leaf in jax.tree.leaves(tower.params))
-    say(f"{source}: {tower.family}, {count:,} parameters")
-    for note in tower.notes:
-        say(f"note: {note}")
-    return tower
+def _say(source: str, params: dict[str, Any], notes: list[str]) -> None:
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    for line in (f"{source}: {count:,} parameters", *(f"note: {note}" for note in notes)):
+        say(line)
 
 
 def _words(params: dict[str, Any]) -> np.ndarray:
     return params["text"]["word_embedding"]["embedding"]
 
 
-def _change_rows(params: dict[str, Any], change: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Changes all that has a row for each piece of the vocabulary."""
-    params["text"]["word_embedding"] = {"embedding": change(_words(params))}
+def _select_rows(params: dict[str, Any], rows: np.ndarray) -> None:
+    """Keeps the given rows of everything that has a row for each piece of the vocabulary."""
+    params["text"]["word_embedding"] = {"embedding": _words(params)[rows]}
     if "word_bias" in params:
-        params["word_bias"] = change(params["word_bias"])
+        params["word_bias"] = params["word_bias"][rows]
 
 
 def _tokenizer(source: str, rows: int) -> Tokenizer | None:

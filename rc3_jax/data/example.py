@@ -1,21 +1,36 @@
-"""One record to one row of arrays: texts drawn and masked, image augmented, regions padded."""
+"""One record to one row of arrays: texts drawn and masked, image augmented, regions padded.
+
+Rows of kind region are a crop, several texts about parts of it, and where these parts are (CCLM.md
+section 3.6). Two faults of the published code are mended: an attribute goes before its caption as a
+whole, and an image whose texts speak of sides is never mirrored.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
 import ml_collections
 import numpy as np
 
-from rc3_jax.data.image import augment, decode, resize
-from rc3_jax.data.record import BadRecord, LanguagePair, Record
+from rc3_jax.data.image import augment, crop_boxes, decode, resize
+from rc3_jax.data.kinds import KINDS, LanguagePair
+from rc3_jax.data.left_right import speaks_of_sides
+from rc3_jax.data.record import BadRecord, Element, Record
 from rc3_jax.data.regions import pad_regions
-from rc3_jax.data.sides import speaks_of_sides
-from rc3_jax.data.text import draw_texts, mask_tokens
+from rc3_jax.data.text import draw, draw_texts, mask_tokens
 from rc3_jax.data.tokenizer import Tokenizer
 
 Row = dict[str, np.ndarray]
+"""Field → array."""
+FieldShapes = dict[str, tuple[tuple[int, ...], type | np.dtype]]
+"""Field → shape and type of one row."""
+
+_MORE_THAN_HALF = math.nextafter(0.5, 1)  # share of a box that has to be in the crop
+_WHOLE = 0  # place of the whole image among a record's captions
+_TOLERANCE = 1e-5  # of a cell, by which float32 may err
 
 
 def training_row(
@@ -36,15 +51,13 @@ def training_row(
       image those of `visual_fields`.
     """
     drawn = draw_texts(record, pair, rng)
-    ids = encode_texts([text for _, text in drawn], tokenizer, record.where)
+    ids = encode_texts(drawn, tokenizer, record.where)
     row = dict(zip(("ids_a", "ids_b"), ids, strict=False))
     kind = "parallel" if record.image is None else "captioned"
     row |= masked_fields(ids[0], tokenizer, config, rng, kind)
-    row["groups"] = np.int32(group)
+    row["groups"] = np.asarray(group, np.int32)
     if record.image is None:
         return row
-    spoken = ({language: [text]} for language, text in drawn)
-    may_flip = config.data.image.flip and not any(map(speaks_of_sides, spoken))
     pixels, boxes, visible = augment(
         decode(record.image, record.where),
         record.boxes,
@@ -52,7 +65,7 @@ def training_row(
         rng,
         crop_scale=tuple(config.data.image.crop_scale),
         jitter=config.data.image.jitter,
-        may_flip=may_flip,
+        may_flip=config.data.image.flip and not speak_of_sides(drawn),
         operations=config.data.image.rand_augment,
         geometric=not (config.model.roi.regions and record.boxes is not None),
     )
@@ -60,19 +73,165 @@ def training_row(
     if config.model.roi.regions and row["region_mask"].any():
         chance = rng.random()
         dropout = config.data.modality_dropout
-        row["use_patches"] = np.bool_(chance >= dropout)
-        row["use_regions"] = np.bool_(not dropout <= chance < 2 * dropout)
+        row["use_patches"] = np.asarray(chance >= dropout)
+        row["use_regions"] = np.asarray(not dropout <= chance < 2 * dropout)
     return row
 
 
-def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, where: str) -> np.ndarray:
-    """Token ids, int32 `[len(texts), length]`; raises BadRecord where cleaning leaves no word."""
+def region_row(
+    record: Record,
+    group: int,
+    pair: LanguagePair,
+    tokenizer: Tokenizer,
+    config: ml_collections.ConfigDict,
+    rng: np.random.Generator,
+) -> Row:
+    """A row of a training batch; N is `data.regions.per_image`, G is `model.patch.grid`.
+
+    The first text is about the whole image, if the record has such texts. The others are about
+    elements in random order, which are repeated where there are too few.
+
+    Args:
+      group: that of the whole image; those of the elements follow.
+      pair: not used, for each text draws its own language.
+
+    Returns:
+      `image` uint8 `[size, size, 3]`; `use_patches`; `ids_a`, `masked_ids` int32 `[N, length]`;
+      `masked_positions`, `masked_labels` int32 `[N, most]`; `groups` int32 `[N]`, equal for the
+      same element and for the same caption; `region_tokens` bool `[N, 1 + G * G]`, see
+      `tokens_inside`; `boxes` float32 `[N, 4]`, centre, width and height as fractions of `image`;
+      `is_image` bool `[N]`, texts about the whole image.
+    """
+    pixels = decode(record.image, record.where)
+    height, width = pixels.shape[:2]
+    boxes = np.array([element.box for element in record.elements])
+    crop = crop_around(boxes[rng.integers(len(boxes))], width, height, rng)
+    _, visible = crop_boxes(boxes, np.divide(crop, [width, height] * 2), _MORE_THAN_HALF)
+    order = 1 + rng.permutation(np.flatnonzero(visible))
+
+    captions = record_captions(record)
+    slots = [_WHOLE] if captions[_WHOLE] else []
+    more = config.data.regions.per_image - len(slots)
+    slots += itertools.islice(itertools.cycle(order.tolist()), more)
+    drawn = []
+    for slot in slots:
+        language = draw(list(captions[slot]), rng)
+        drawn.append((language, draw(captions[slot][language], rng)))
+
+    image, corners, _ = augment(
+        pixels,
+        np.array([(0, 0, 1, 1), *boxes])[slots],
+        config.model.patch.image_size,
+        rng,
+        crop=crop,
+        jitter=config.data.image.jitter,
+        may_flip=config.data.image.flip and not speak_of_sides(drawn),
+        operations=config.data.image.rand_augment,
+    )
+    ids = encode_texts(drawn, tokenizer, record.where)
+    low, high = corners[:, :2], corners[:, 2:]
+    return {
+        "image": image,
+        "use_patches": np.asarray(True),
+        "ids_a": ids,
+        **stacked([masked_fields(text, tokenizer, config, rng, "region") for text in ids]),
+        "groups": group + caption_groups(captions, tokenizer)[slots],
+        "region_tokens": tokens_inside(corners, config.model.patch.grid),
+        "boxes": np.concatenate([(low + high) / 2, high - low], axis=1),
+        "is_image": np.array(slots) == _WHOLE,
+    }
+
+
+def crop_around(
+    box: Sequence[float], width: int, height: int, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Draws x1, y1, x2, y2 in pixels, each edge uniformly between that of the box and the image's.
+
+    Args:
+      box: x1, y1, x2, y2 as fractions of width and height.
+    """
+    edges = []
+    for low, high, size in ((box[0], box[2], width), (box[1], box[3], height)):
+        last = min(math.floor(low * size), size - 1)
+        first = max(min(math.ceil(high * size), size), last + 1)
+        edges.append((int(rng.integers(last + 1)), int(rng.integers(first, size + 1))))
+    (x1, x2), (y1, y2) = edges
+    return x1, y1, x2, y2
+
+
+def tokens_inside(corners: np.ndarray, grid: int) -> np.ndarray:
+    """Which visual tokens belong to boxes (CCLM.md section 3.6).
+
+    Args:
+      corners: `[boxes, 4]`, x1, y1, x2, y2 as fractions of the image.
+      grid: number of patches along each side.
+
+    Returns:
+      bool `[boxes, 1 + grid * grid]`: the pooled token, always; then, row by row, every patch
+      that a box touches, at least one.
+    """
+    first = np.floor(corners[:, :2] * grid + _TOLERANCE).clip(0, grid - 1)
+    end = np.maximum(np.ceil(corners[:, 2:] * grid - _TOLERANCE), first + 1)
+    places = np.arange(grid)
+    inside = (places >= first[..., None]) & (places < end[..., None])  # boxes, x or y, place
+    patches = inside[:, 1, :, None] & inside[:, 0, None, :]
+    pooled = np.ones((len(corners), 1), bool)
+    return np.concatenate([pooled, patches.reshape(len(corners), -1)], axis=1)
+
+
+def record_captions(record: Record) -> list[Mapping[str, Sequence[str]]]:
+    """Language → texts: those about the whole image, then those about each element."""
+    return [record.texts, *map(_element_captions, record.elements)]
+
+
+def _element_captions(element: Element) -> Mapping[str, Sequence[str]]:
+    """Every caption after every attribute that the element has in its language."""
+    return {
+        language: [
+            f"{attribute} {text}".lstrip()
+            for attribute in element.attributes.get(language) or ("",)
+            for text in texts
+        ]
+        for language, texts in element.texts.items()
+    }
+
+
+def caption_groups(
+    captions: Sequence[Mapping[str, Sequence[str]]], tokenizer: Tokenizer
+) -> np.ndarray:
+    """Numbers of what must not be each other's negatives.
+
+    Returns:
+      int32 `[len(captions)]`, `[0, len(captions))`: equal for those that have a caption in
+      common, be it through others, and different for all others.
+    """
+    groups = list(range(len(captions)))
+    first: dict[tuple[str, str], int] = {}
+    for number, texts in enumerate(captions):
+        said = {(code, tokenizer.clean(text)) for code, of in texts.items() for text in of}
+        joined = {groups[first[caption]] for caption in said if caption in first} | {number}
+        groups = [min(joined) if group in joined else group for group in groups]
+        for caption in said:
+            first.setdefault(caption, number)
+    return np.array(groups, np.int32)
+
+
+def speak_of_sides(drawn: Sequence[tuple[str, str]]) -> bool:
+    """Whether one of the (language, text) speaks of left or right."""
+    return any(speaks_of_sides({language: [text]}) for language, text in drawn)
+
+
+def encode_texts(drawn: Sequence[tuple[str, str]], tokenizer: Tokenizer, where: str) -> np.ndarray:
+    """Token ids of (language, text), int32 `[len(drawn), length]`.
+
+    Raises:
+      BadRecord: cleaning leaves no word of a text.
+    """
+    texts = [text for _, text in drawn]
     for text in texts:
         if not tokenizer.clean(text):
-            raise BadRecord(
-                f"{where}: text {text[:40]!r} has no word once it is cleaned; remove it, or set "
-                "data.clean_captions to False"
-            )
+            problem = f"text {text[:40]!r} has no word once it is cleaned"
+            raise BadRecord(where, f"{problem}; remove it, or set data.clean_captions to False")
     return tokenizer.encode(texts)
 
 
@@ -81,24 +240,19 @@ def masked_fields(
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
     rng: np.random.Generator,
-    kind: str = "captioned",
+    kind: str,
 ) -> Row:
     """`masked_ids`, `masked_positions` and `masked_labels` of a text, see `mask_tokens`."""
-    masked, positions, labels = mask_tokens(
-        ids,
-        tokenizer.vocab_size,
-        rng,
-        config.data.mask_share,
-        text_sizes(config, kind)[1],
-        mask_eos=config.data.mask_eos,
-    )
-    return {"masked_ids": masked, "masked_positions": positions, "masked_labels": labels}
+    share, most = config.data.mask_share, text_sizes(config, kind)[1]
+    options = dict(share=share, most=most, mask_eos=config.data.mask_eos)
+    fields = mask_tokens(ids, tokenizer.vocab_size, rng, **options)
+    return dict(zip(("masked_ids", "masked_positions", "masked_labels"), fields, strict=True))
 
 
 def text_sizes(config: ml_collections.ConfigDict, kind: str) -> tuple[int, int]:
     """Tokens of a text in rows of a kind, and how many of them are masked at most."""
     data = config.data
-    if kind != "parallel":
+    if KINDS[kind].image:
         return data.max_length, data.most_masked
     return (
         data.parallel_max_length or data.max_length,
@@ -108,8 +262,7 @@ def text_sizes(config: ml_collections.ConfigDict, kind: str) -> tuple[int, int]:
 
 def evaluation_row(record: Record, config: ml_collections.ConfigDict) -> Row:
     """The visual fields of a record's whole image, without any randomness."""
-    size = config.model.patch.image_size
-    pixels = resize(decode(record.image, record.where), size)
+    pixels = resize(decode(record.image, record.where), config.model.patch.image_size)
     return visual_fields(record, pixels, record.boxes, None, config)
 
 
@@ -118,82 +271,69 @@ def stacked(rows: Sequence[Row]) -> Row:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def visual_fields(record, pixels, boxes, visible, config) -> Row:
+def visual_fields(
+    record: Record,
+    pixels: np.ndarray,
+    boxes: np.ndarray | None,
+    visible: np.ndarray | None,
+    config: ml_collections.ConfigDict,
+) -> Row:
     """`image` uint8 `[size, size, 3]`, `use_patches` and, with an ROI tower, the regions:
     `region_features`, `region_boxes`, `region_mask`, `has_features`, `use_regions`.
     """
-    row = {"image": pixels, "use_patches": np.bool_(True)}
-    if config.model.roi.regions:
-        row |= pad_regions(
-            boxes,
-            record.features,
-            visible,
-            config.model.roi.regions,
-            config.model.roi.feature_size,
-            record.where,
-        )
-        row["has_features"] = np.bool_(record.features is not None)
-        row["use_regions"] = np.bool_(True)
+    row: Row = {"image": pixels, "use_patches": np.asarray(True)}
+    roi = config.model.roi
+    if roi.regions:
+        size = roi.regions, roi.feature_size
+        row |= pad_regions(boxes, record.features, visible, *size, record.where)
+        row["has_features"] = np.asarray(record.features is not None)
+        row["use_regions"] = np.asarray(True)
     return row
 
 
 def example_batch(config: ml_collections.ConfigDict) -> tuple[Row, np.ndarray]:
     """Visual fields and token ids of two empty rows, as models take them for `init`."""
-    return _visual_example(config, 2), np.zeros((2, config.data.max_length), np.int32)
-
-
-def example_rows(config: ml_collections.ConfigDict, kind: str, count: int) -> Row:
-    """So many empty rows of a kind, with the fields of `training_row` or `region_row`."""
-    length, most = text_sizes(config, kind)
-    per_image, grid = config.data.regions.per_image, config.data.regions.grid
-    texts = (count, per_image) if kind == "region" else (count,)
-    rows = {name: np.zeros((*texts, length), np.int32) for name in ("ids_a", "masked_ids")}
-    if kind not in ("captioned", "region"):
-        rows["ids_b"] = np.zeros((count, length), np.int32)
-    for name in ("masked_positions", "masked_labels"):
-        rows[name] = np.zeros((*texts, most), np.int32)
-    rows["groups"] = np.zeros(texts, np.int32)
-    if kind == "parallel":
-        return rows
-    visual = _visual_example(config, count)
-    if kind != "region":
-        return rows | visual
-    return rows | {
-        "image": visual["image"],
-        "use_patches": visual["use_patches"],
-        "region_tokens": np.ones((*texts, 1 + grid * grid), bool),
-        "boxes": np.tile(np.array([0.5, 0.5, 1, 1], np.float32), (*texts, 1)),
-        "is_image": np.ones(texts, bool),
-    }
-
-
-def _visual_example(config: ml_collections.ConfigDict, count: int) -> Row:
     size, roi = config.model.patch.image_size, config.model.roi
-    rows = {
-        "image": np.zeros((count, size, size, 3), np.uint8),
-        "use_patches": np.ones(count, bool),
-    }
-    if roi.regions:
-        rows |= {
-            "region_features": np.zeros((count, roi.regions, roi.feature_size), np.float32),
-            "region_boxes": np.zeros((count, roi.regions, 4), np.float32),
-            "region_mask": np.ones((count, roi.regions), bool),
-            "has_features": np.ones(count, bool),
-            "use_regions": np.ones(count, bool),
-        }
-    return rows
+    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (roi.regions, 1))
+    features = np.zeros((roi.regions, roi.feature_size), np.float32)
+    record = Record("", 0, {}, boxes=boxes, features=features)
+    row = visual_fields(record, np.zeros((size, size, 3), np.uint8), boxes, None, config)
+    return stacked([row, row]), np.zeros((2, config.data.max_length), np.int32)
 
 
 def abstract_batch(config: ml_collections.ConfigDict, rows: Mapping[str, int]) -> dict:
     """Shapes and types of a training batch with so many rows of each kind; nothing is read.
 
     Returns:
-      kind → field → `jax.ShapeDtypeStruct`, the fields of `example_rows`.
+      kind → field → `jax.ShapeDtypeStruct`, the fields of `training_row` or `region_row`.
     """
+    visual: FieldShapes = {
+        name: (a.shape[1:], a.dtype) for name, a in example_batch(config)[0].items()
+    }
+
+    def fields(kind: str) -> FieldShapes:
+        of = KINDS[kind]
+        length, most = text_sizes(config, kind)
+        texts: tuple[int, ...] = (config.data.regions.per_image,) if of.regions else ()
+        found: FieldShapes = {
+            name: ((*texts, length), np.int32) for name in ("ids_a", "masked_ids")
+        }
+        if of.texts == 2:
+            found["ids_b"] = ((length,), np.int32)
+        for name in ("masked_positions", "masked_labels"):
+            found[name] = ((*texts, most), np.int32)
+        found["groups"] = (texts, np.int32)
+        if not of.regions:
+            return found | (visual if of.image else {})
+        tokens = 1 + config.model.patch.grid**2
+        found |= {name: visual[name] for name in ("image", "use_patches")}
+        found |= {"region_tokens": ((*texts, tokens), bool), "is_image": (texts, bool)}
+        return found | {"boxes": ((*texts, 4), np.float32)}
+
     return {
         kind: {
-            name: jax.ShapeDtypeStruct((count, *value.shape[1:]), value.dtype)
-            for name, value in example_rows(config, kind, 1).items()
+            name: jax.ShapeDtypeStruct((count, *shape), dtype)
+            for name, (shape, dtype) in fields(kind).items()
         }
         for kind, count in rows.items()
     }

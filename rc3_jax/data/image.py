@@ -20,34 +20,22 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
 """Larger images (67 million pixels, 200 MB once decoded) are refused: a header of a few bytes
 may claim any size."""
+CROP_RATIO = (3 / 4, 4 / 3)
+"""Least and largest width/height of a random crop."""
+MIN_VISIBLE = 0.5
+"""Share of a box that has to be in a crop for it to count as visible."""
 
-_DAMAGED_EXIF = (
-    ArithmeticError,
-    LookupError,
-    OSError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
 _ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
+"""EXIF orientation → what turns the image upright."""
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
 
 
-def decode(image: ImageLike, where: str, min_side: int | None = None) -> np.ndarray:
+def decode(image: ImageLike | None, where: str, min_side: int | None = None) -> np.ndarray:
     """Decodes the first frame of an image as RGB, upright, transparent parts on white.
 
     Args:
-      image: a path, encoded bytes, or a function that returns encoded bytes or pixels.
+      image: a path, encoded bytes, or a function that returns one of these or pixels.
       where: the record, for error messages.
       min_side: JPEG files may be decoded at 1/2, 1/4 or 1/8 of their size, as long as width
         and height both stay at least this; None decodes every pixel.
@@ -58,16 +46,15 @@ def decode(image: ImageLike, where: str, min_side: int | None = None) -> np.ndar
     Raises:
       BadRecord: missing, truncated, undecodable or too large.
     """
-    if callable(image):
-        image = image()
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise BadRecord(
-                f"{where}: drawn image is {image.dtype} {list(image.shape)}; "
-                "it must be uint8 [height, width, 3]"
-            )
-        return image
-    with _opened(image, where) as opened:
+    if image is None:
+        raise BadRecord(where, "the record has no image; it cannot be used where one is needed")
+    given = image() if callable(image) else image
+    if isinstance(given, np.ndarray):
+        if given.dtype != np.uint8 or given.ndim != 3 or given.shape[2] != 3 or not given.size:
+            problem = f"drawn image is {given.dtype} {list(given.shape)}"
+            raise BadRecord(where, f"{problem}; it must be uint8 [height, width, 3]")
+        return given
+    with _opened(given, where) as opened:
         transpose = _UPRIGHT.get(_orientation(opened))
         if min_side is not None:
             opened.draft(None, (min_side, min_side))
@@ -98,13 +85,11 @@ def augment(
     rng: np.random.Generator,
     *,
     crop_scale: tuple[float, float] = (1.0, 1.0),
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     crop: tuple[float, float, float, float] | None = None,
     jitter: float | Sequence[float] = 0.0,
     may_flip: bool = False,
     operations: tuple[int, float] = (0, 0),
     geometric: bool = False,
-    min_visible: float = 0.5,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Crops at random, resizes (bicubic, antialiased), jitters colours and maybe mirrors.
 
@@ -114,22 +99,19 @@ def augment(
       size: side of the square that is returned.
       rng: the only source of randomness.
       crop_scale: least and largest share of the area that a crop keeps.
-      crop_ratio: least and largest width/height of a crop.
       crop: x1, y1, x2, y2 in pixels; instead of a random one.
       jitter: brightness, contrast and saturation are multiplied by factors drawn uniformly
         from [1 - jitter, 1 + jitter]; one strength or three. 0 leaves the colours alone.
-      may_flip: mirror half of the images. Not where a text speaks of sides (sides.py).
+      may_flip: mirror half of the images. Not where a text speaks of sides (left_right.py).
       operations: number and magnitude of further changes, see `rand_augment`.
       geometric: these may move what the image shows, for which there must be no boxes.
-      min_visible: share of a box that has to be in the crop for it to count as visible.
 
     Returns:
       uint8 `[size, size, 3]`; boxes float32 `[regions, 4]`, moved with the picture and clipped
       to it; bool `[regions]`, which boxes are still visible.
     """
     height, width = pixels.shape[:2]
-    if crop is None:
-        crop = _random_crop(width, height, rng, crop_scale, crop_ratio)
+    crop = crop or _random_crop(width, height, rng, crop_scale)
     factors = 1 + np.broadcast_to(jitter, 3) * rng.uniform(-1, 1, 3)
     flip = bool(rng.random() < 0.5) and may_flip
 
@@ -143,7 +125,7 @@ def augment(
     image = rand_augment(image, *operations, rng, geometric)
 
     boxes = np.zeros((0, 4)) if boxes is None else np.asarray(boxes, np.float64)
-    boxes, visible = crop_boxes(boxes, np.divide(crop, [width, height] * 2), min_visible)
+    boxes, visible = crop_boxes(boxes, np.divide(crop, [width, height] * 2), MIN_VISIBLE)
     if flip:
         boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     return np.array(image), boxes.astype(np.float32), visible
@@ -152,25 +134,22 @@ def augment(
 @contextlib.contextmanager
 def _opened(image: pathlib.Path | bytes, where: str) -> Iterator[Image.Image]:
     """Opens an encoded image; whatever goes wrong, here or in the body, is a BadRecord."""
-    is_bytes = isinstance(image, bytes)
-    name = where if is_bytes else f"{where}: {image}"
+    name = "image" if isinstance(image, bytes) else f"{image}: image"
+    source = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
-        with Image.open(io.BytesIO(image) if is_bytes else image, formats=FORMATS) as opened:
+        with Image.open(source, formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{opened.width}x{opened.height} pixels")
             yield opened
     except FileNotFoundError as error:
-        raise BadRecord(f"{name}: image is missing; restore the file or remove it") from error
+        raise BadRecord(where, f"{name} is missing; restore the file or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadRecord(
-            f"{name}: image is too large ({error}; the limit is {MAX_PIXELS} pixels); "
-            "make it smaller"
-        ) from error
+        problem = f"{name} is too large ({error}; the limit is {MAX_PIXELS} pixels)"
+        raise BadRecord(where, f"{problem}; make it smaller") from error
     except Exception as error:  # Pillow raises a dozen types on damaged files, SyntaxError too
-        raise BadRecord(
-            f"{name}: image cannot be decoded ({type(error).__name__}: {error}); replace it by "
-            f"a complete {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-        ) from error
+        problem = f"{name} cannot be decoded ({type(error).__name__}: {error})"
+        remedy = f"replace it by a complete file of type {', '.join(FORMATS)}"
+        raise BadRecord(where, f"{problem}; {remedy}") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -180,8 +159,16 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except _DAMAGED_EXIF:  # around a sound picture
-        return 1
+    except (
+        ArithmeticError,
+        LookupError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ):
+        return 1  # damaged EXIF, of whatever kind, around a sound picture
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -196,25 +183,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _random_crop(
-    width: int,
-    height: int,
-    rng: np.random.Generator,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]
 ) -> tuple[float, float, float, float]:
     """Draws x1, y1, x2, y2 in pixels.
 
-    The area is uniform in `scale`, the ratio log-uniform in what of `ratio` fits the image at
+    The area is uniform in `scale`, the ratio log-uniform in what of CROP_RATIO fits the image at
     this area. In an image so elongated that nothing fits, the crop is the largest of the nearest
     ratio.
     """
     area = rng.uniform(*scale)
-    least = max(ratio[0], area * width / height)
-    most = min(ratio[1], width / height / area)
+    least = max(CROP_RATIO[0], area * width / height)
+    most = min(CROP_RATIO[1], width / height / area)
     if least > most:
-        nearest = np.clip(width / height, *ratio)
+        least = most = nearest = np.clip(width / height, *CROP_RATIO)
         area = min(width / height / nearest, nearest * height / width)
-        least = most = nearest
     aspect = math.exp(rng.uniform(math.log(least), math.log(most)))
     crop_width = min(width, math.sqrt(area * width * height * aspect))
     crop_height = min(height, math.sqrt(area * width * height / aspect))
@@ -229,12 +211,8 @@ def crop_boxes(
     origin, extent = np.tile(crop[:2], 2), np.tile(crop[2:] - crop[:2], 2)
     moved = (boxes - origin) / extent
     clipped = np.clip(moved, 0, 1)
-    area, kept = _areas(moved), _areas(clipped)
+    area, kept = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (moved, clipped))
     return clipped, (kept > 0) & (kept >= min_visible * area)
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def _jittered(

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import langcodes
 import numpy as np
 
-Kind = Literal["strict", "weak", "parallel", "retrieval", "captioned", "region"]
-"""`strict`: an image, texts that translate one another. `weak`: an image, texts about it.
-`parallel`: texts that translate one another, no image. `retrieval`: an image and, for
-evaluation, every text that describes it. `captioned`: an image and texts, of which a row takes
-one. `region`: an image with texts about parts of it (METHOD.md sections 0, 3 and 4)."""
+from rc3_jax.data.kinds import LanguagePair, Texts
 
-ImageLike = pathlib.Path | bytes | Callable[[], np.ndarray | bytes]
+T = TypeVar("T")
+R = TypeVar("R")
+
+ImageLike = pathlib.Path | bytes | Callable[[], np.ndarray | pathlib.Path | bytes]
 """A file, an encoded image, or a function that draws one (uint8 `[height, width, 3]`) or
-fetches one (encoded)."""
-
-LanguagePair = tuple[str, ...]
-"""The languages of a row's texts. Two codes, sorted; the same one twice for two texts of one
-language; one code for a row of one text; none where each text draws a language of its own."""
+fetches one (a file, or encoded)."""
 
 
 class DataError(ValueError):
@@ -32,7 +27,20 @@ class DataError(ValueError):
 
 
 class BadRecord(DataError):
-    """One record that cannot be used; it is skipped and counted."""
+    """One record that cannot be used; it is skipped and counted.
+
+    Args:
+      where: file and line, or what else names the record.
+      problem: what is wrong with it, and the remedy.
+    """
+
+    def __init__(self, where: object, problem: str):
+        super().__init__(f"{where}: {problem}")
+        self.where = str(where)
+        self.problem = problem
+
+    def __reduce__(self):
+        return BadRecord, (self.where, self.problem)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,8 +54,8 @@ class Element:
     """
 
     box: tuple[float, float, float, float]
-    texts: Mapping[str, tuple[str, ...]]
-    attributes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    texts: Texts
+    attributes: Texts = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +80,7 @@ class Record:
 
     where: str
     group: int
-    texts: Mapping[str, tuple[str, ...]]
+    texts: Texts
     image: ImageLike | None = None
     boxes: np.ndarray | None = None
     features: np.ndarray | None = None
@@ -88,27 +96,36 @@ class Source(Protocol):
       pairs: languages of a row → numbers of the records that offer them.
     """
 
-    groups: int
-    pairs: Mapping[LanguagePair, Sequence[int]]
+    @property
+    def groups(self) -> int: ...
+
+    @property
+    def pairs(self) -> Mapping[LanguagePair, Sequence[int] | np.ndarray]: ...
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
 
 
-def check_language(code: str, where: str) -> None:
-    """Raises BadRecord unless `code` is a BCP 47 language tag such as `en` or `zh-Hant`.
+Kinds = dict[str, tuple[Source, int]]
+"""Kind → its source, and the offset of its groups among all of one configured source."""
+
+
+@functools.lru_cache(1024)
+def checked_language(code: str) -> str:
+    """Returns `code` if it is a BCP 47 language tag such as `en` or `zh-Hant`.
 
     Other spellings of a tag (`EN`, `eng`, `zh_CN`) are refused too: they would silently make two
     languages out of one.
+
+    Raises:
+      ValueError: for anything else.
     """
-    if not isinstance(code, str) or not langcodes.tag_is_valid(code):
-        raise BadRecord(
-            f"{where}: unknown language code {code!r}; use an ISO 639 code such as en, de or zh"
-        )
-    standard = langcodes.standardize_tag(code)
-    if code != standard:
-        raise BadRecord(f"{where}: language code {code!r} is not in standard form; use {standard}")
+    if not langcodes.tag_is_valid(code):
+        raise ValueError(f"unknown language code {code!r}; use an ISO 639 code such as en or zh")
+    if code != (standard := langcodes.standardize_tag(code)):
+        raise ValueError(f"language code {code!r} is not in standard form; use {standard}")
+    return code
 
 
 class Skips:
@@ -116,11 +133,11 @@ class Skips:
 
     def __init__(self, limit: float = 0.01):
         self.limit = limit
-        self.reasons: collections.OrderedDict[str, str] = collections.OrderedDict()
+        self.reasons: dict[str, str] = {}
 
-    def add(self, where: str, reason: str) -> None:
-        """Notes that the record at `where` is not used; a record counts once."""
-        self.reasons.setdefault(where, reason)
+    def add(self, error: BadRecord) -> None:
+        """Notes that a record is not used; a record counts once."""
+        self.reasons.setdefault(error.where, str(error))
 
     def check(self, total: int, what: str) -> None:
         """Raises DataError when more than `limit` of `total` records were skipped."""
@@ -131,15 +148,35 @@ class Skips:
                 f"{self.limit:.0%}. Mend or remove them. The first:\n  {shown}"
             )
 
-    def hand_over(self, other: Skips | None, total: int, what: str) -> None:
-        """Adds its reasons to those of `other`, then checks its own.
+    def usable(
+        self,
+        rows: Iterable[tuple[object, T | BadRecord]],
+        use: Callable[[Any, T], R | None],
+        what: str,
+    ) -> Iterator[R]:
+        """Yields what `use` makes of each (place, row), without what raises BadRecord.
 
-        A source counts by itself, so that skips of one source do not count against another.
+        These rows are counted by themselves, so that bad ones in one file do not count against
+        another. Rows of which `use` makes None do not count.
+
+        Raises:
+          DataError: at the end, when more than `limit` of the rows cannot be used.
         """
-        if other is not None:
-            for where, reason in self.reasons.items():
-                other.add(where, reason)
-        self.check(total, what)
+        bad = Skips(self.limit)
+        used = 0
+        for place, row in rows:
+            try:
+                if isinstance(row, BadRecord):
+                    raise row
+                made = use(place, row)
+            except BadRecord as error:
+                bad.add(error)
+            else:
+                if made is not None:
+                    used += 1
+                    yield made
+        self.reasons |= bad.reasons
+        bad.check(used + len(bad.reasons), what)
 
     def write(self, path: pathlib.Path) -> None:
         """Writes one JSON line a skipped record, so that nothing is lost silently."""

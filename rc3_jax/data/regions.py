@@ -36,13 +36,10 @@ def pad_regions(
       `region_boxes` float32 `[count, 4]`; `region_mask` bool `[count]`, true for regions.
 
     Raises:
-      BadRecord: boxes, features and visible do not fit one another or `feature_size`.
+      BadRecord: features do not fit the boxes or `feature_size`.
     """
     boxes = np.zeros((0, 4), np.float32) if boxes is None else boxes
-    visible = np.ones(len(boxes), bool) if visible is None else visible
-    if visible.shape != (len(boxes),):
-        raise BadRecord(f"{where}: visible is {list(visible.shape)} for {len(boxes)} boxes")
-    kept = np.flatnonzero(visible)[:count]
+    kept = (np.arange(len(boxes)) if visible is None else np.flatnonzero(visible))[:count]
     padded = {
         "region_features": np.zeros((count, feature_size), np.float32),
         "region_boxes": np.zeros((count, 4), np.float32),
@@ -52,9 +49,10 @@ def pad_regions(
     if features is not None:
         if features.shape != (len(boxes), feature_size):
             raise BadRecord(
-                f"{where}: region features are {list(features.shape)} but {len(boxes)} boxes "
-                f"with features of size {feature_size} are expected; set the feature size in "
-                "the config to that of the detector, or extract the features anew"
+                where,
+                f"region features are {list(features.shape)} for {len(boxes)} boxes and "
+                f"model.roi.feature_size={feature_size}; set that to the detector's, or extract "
+                "the features anew",
             )
         padded["region_features"][: len(kept)] = features[kept]
     return padded
@@ -77,22 +75,19 @@ def boxes_as_fractions(
     """
     pixels = _numbers(boxes, "boxes", where).astype(np.float64)
     if pixels.ndim != 2 or pixels.shape[1] != 4:
-        raise BadRecord(f"{where}: boxes are {list(pixels.shape)}; give 4 numbers for each")
+        raise BadRecord(where, f"boxes are {list(pixels.shape)}; give 4 numbers for each")
     size = np.array([width, height] * 2, np.float64)
-    outside = np.any((pixels < -tolerance) | (pixels > size + tolerance), axis=1)
-    if outside.any():
-        raise BadRecord(
-            f"{where}: box {pixels[outside][0].tolist()} (x1, y1, x2, y2) lies outside of the "
-            f"image ({width} x {height}); correct the box, or width and height if they are not "
-            "those of the original that the boxes were drawn on"
-        )
     fractions = (np.clip(pixels, 0, size) / size).astype(np.float32)
+    outside = np.any((pixels < -tolerance) | (pixels > size + tolerance), axis=1)
     flat = np.any(fractions[:, 2:] <= fractions[:, :2], axis=1)
-    if flat.any():
-        raise BadRecord(
-            f"{where}: box {pixels[flat][0].tolist()} (x1, y1, x2, y2) has no area; correct or "
-            "remove it"
-        )
+    for wrong, problem in ((outside, "lies outside of the image"), (flat, "has no area in it")):
+        if wrong.any():
+            box = pixels[wrong][0].tolist()
+            raise BadRecord(
+                where,
+                f"box {box} (x1, y1, x2, y2) {problem} ({width} x {height}); correct it, or width "
+                "and height if they are not those of the image that the boxes were drawn on",
+            )
     return fractions
 
 
@@ -113,44 +108,42 @@ def load_region_file(
     Raises:
       BadRecord: missing, damaged, oversized, or not such arrays.
     """
-    where = f"{where}: {path}"
-    arrays = _read_npz(path, ("features", "boxes", "width", "height"), where)
-    for name in ("features", "boxes"):
-        if name not in arrays:
-            raise BadRecord(f"{where}: no array {name!r}, only {sorted(arrays)}; add it")
-    if {"width", "height"} <= arrays.keys():
-        image_size = tuple(_numbers(arrays[name], name, where) for name in ("width", "height"))
-        if any(side.size != 1 or side <= 0 for side in image_size):
-            raise BadRecord(f"{where}: width and height must be one positive number each")
-        image_size = tuple(float(side.reshape(())) for side in image_size)
-    if image_size is None:
-        raise BadRecord(f"{where}: the image's size is unknown; add arrays width and height")
-    boxes = boxes_as_fractions(arrays["boxes"], *image_size, where)
-    features = _numbers(arrays["features"], "features", where).astype(np.float32)
-    if features.ndim != 2 or len(features) != len(boxes):
-        raise BadRecord(
-            f"{where}: features are {list(features.shape)} for {len(boxes)} boxes; "
-            "give one row for each box"
-        )
+    try:
+        arrays = _read_npz(path)
+        size = [arrays[name] for name in ("width", "height") if name in arrays] or image_size
+        if size is None or len(size) != 2 or not all(np.size(n) == 1 and n > 0 for n in size):
+            raise BadRecord("", "give width and height of the image, one positive number each")
+        width, height = (np.asarray(number).item() for number in size)
+        boxes = boxes_as_fractions(arrays["boxes"], width, height, "")
+        features = arrays["features"].astype(np.float32)
+        if features.ndim != 2 or len(features) != len(boxes):
+            shape = list(features.shape)
+            raise BadRecord("", f"features are {shape} for {len(boxes)} boxes; give a row for each")
+    except BadRecord as error:
+        raise BadRecord(where, f"{path}: {error.problem}") from error
     return boxes, features
 
 
-def _read_npz(path: pathlib.Path, names: tuple[str, ...], where: str) -> dict[str, np.ndarray]:
-    """Reads those of the named arrays that are there."""
+def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads the arrays that a region file may hold, and checks that they are numbers."""
     try:
         with zipfile.ZipFile(path) as members:
-            sizes = {member.filename: member.file_size for member in members.infolist()}
-        if max(sizes.values(), default=0) > MAX_MEMBER_BYTES:
-            raise ValueError(f"an array takes more than {MAX_MEMBER_BYTES} bytes")
+            if any(member.file_size > MAX_MEMBER_BYTES for member in members.infolist()):
+                raise ValueError(f"an array takes more than {MAX_MEMBER_BYTES} bytes")
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in names if name in stored}
+            names = ("features", "boxes", "width", "height")
+            arrays = {name: stored[name] for name in names if name in stored}
+            if not {"features", "boxes"} <= arrays.keys():
+                raise ValueError(f"it has no features or no boxes, only {sorted(stored)}")
     except FileNotFoundError as error:
-        raise BadRecord(f"{where}: region file is missing; extract the features anew") from error
+        raise BadRecord("", "region file is missing; extract the features anew") from error
     except Exception as error:  # zipfile and NumPy raise many types on damaged files
         raise BadRecord(
-            f"{where}: region file cannot be read ({error}); it must be an .npz of plain "
-            "numbers, as numpy.savez writes it"
+            "",
+            f"region file cannot be read ({error}); it must be an .npz of plain numbers, as "
+            "numpy.savez writes it",
         ) from error
+    return {name: _numbers(array, name, "") for name, array in arrays.items()}
 
 
 def _numbers(values: object, name: str, where: str) -> np.ndarray:
@@ -160,5 +153,5 @@ def _numbers(values: object, name: str, where: str) -> np.ndarray:
     except ValueError:  # rows of different lengths
         array = np.asarray(None)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
-        raise BadRecord(f"{where}: {name} must hold finite numbers in rows of equal length")
+        raise BadRecord(where, f"{name} must hold finite numbers in rows of equal length")
     return array

@@ -13,22 +13,20 @@ import operator
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import grain
 import ml_collections
 import numpy as np
 from absl import flags
 
-from rc3_jax.data.example import Row, text_sizes, training_row
-from rc3_jax.data.record import BadRecord, DataError, LanguagePair, Record, Skips, Source
-from rc3_jax.data.region_rows import region_row
+from rc3_jax.data.example import Row, region_row, text_sizes, training_row
+from rc3_jax.data.kinds import KINDS, LanguagePair, wanted
+from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
 from rc3_jax.data.tokenizer import Tokenizer
 
-KINDS = ("strict", "weak", "parallel", "captioned", "region")
-"""Kinds of rows; rows are drawn by a kind's place here, so new ones go to the end."""
 
-
-class Pool:
+class ConcatSource:
     """All sources of one kind, one after the other.
 
     Args:
@@ -59,7 +57,7 @@ class Pool:
         return record, offset + record.group
 
 
-def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str]) -> dict:
+def batch_rows(batch_size: int, shares: Any, kinds: Sequence[str]) -> dict[str, int]:
     """How many rows of each kind a global batch holds.
 
     Shares that give whole rows are kept exactly. Others are rounded, by largest remainders, to
@@ -67,21 +65,25 @@ def batch_rows(batch_size: int, shares: Mapping[str, float], kinds: Sequence[str
     largest one that is at most a quarter of the rarest kind's rows. The number of devices has no
     say, so that it may change where a run resumes.
 
+    Args:
+      shares: has an attribute for each kind; only their proportions count.
+      kinds: those that there are records of.
+
     Raises:
       DataError: if no kind is left, or one gets no row.
     """
-    present = {kind: shares[kind] for kind in KINDS if kind in kinds and shares.get(kind, 0) > 0}
-    if not set(present) - {"parallel"}:
+    given = {kind: getattr(shares, kind) for kind in wanted(KINDS, shares)}
+    present = {kind: share for kind, share in given.items() if kind in kinds}
+    if not any(KINDS[kind].image for kind in present):
         raise DataError(
-            f"data.sources offer {sorted(kinds) or 'nothing'} with shares {dict(shares)}: training "
+            f"data.sources offer {sorted(kinds) or 'nothing'} with shares {given}: training "
             "needs strict or weak rows, that is images with two texts each, or for CCLM captioned "
             "or region rows"
         )
     total = sum(present.values())
     exact = {kind: batch_size * share / total for kind, share in present.items()}
-    if all(abs(count - round(count)) <= 1e-6 for count in exact.values()):
-        rows = {kind: round(count) for kind, count in exact.items()}
-    else:
+    rows = {kind: round(count) for kind, count in exact.items()}
+    if any(abs(count - rows[kind]) > 1e-6 for kind, count in exact.items()):
         rows = _rounded(batch_size, exact)
     if lacking := [kind for kind, count in rows.items() if not count]:
         raise DataError(
@@ -112,7 +114,7 @@ class RowMaker:
     kind alone; `skips` holds the whole run's.
     """
 
-    pool: Pool
+    pool: ConcatSource
     kind: str
     tokenizer: Tokenizer
     config: ml_collections.ConfigDict
@@ -122,23 +124,22 @@ class RowMaker:
     @property
     def seed(self) -> int:
         """Differs between kinds, so that those made of the same images do not go in step."""
-        return (self.config.seed << 8) + KINDS.index(self.kind)
+        return (self.config.seed << 8) + list(KINDS).index(self.kind)
 
     def __call__(self, number: int, drawn: tuple[LanguagePair, int]) -> Row:
         pair, place = drawn
         numbers = self.pool.pairs[pair]
-        make_row = region_row if self.kind == "region" else training_row
+        make_row = region_row if KINDS[self.kind].regions else training_row
         for attempt in range(len(numbers)):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             try:
                 record, group = self.pool[numbers[(place + attempt) % len(numbers)]]
                 return make_row(record, group, pair, self.tokenizer, self.config, rng)
             except BadRecord as error:
-                for skips in (self.skips, self.damaged):
-                    skips.add(str(error).split(": ")[0], str(error))
+                self.skips.add(error)
+                self.damaged.add(error)
                 self.damaged.check(len(self.pool), f"{self.kind} records")
-        spoken = f" in {pair}" if pair else ""
-        raise DataError(f"none of the {len(numbers)} {self.kind} records{spoken} can be used")
+        raise DataError(f"none of the {len(numbers)} {self.kind} records {pair} can be used")
 
 
 def mixed_pairs(rows: RowMaker) -> grain.MapDataset:
@@ -158,26 +159,8 @@ def mixed_pairs(rows: RowMaker) -> grain.MapDataset:
     return grain.MapDataset.mix([places(pair) for pair in pairs], weights)
 
 
-def kind_batches(
-    rows: RowMaker, count: int, process_index: int, process_count: int
-) -> grain.MapDataset:
-    """This process's part of the global batches of one kind.
-
-    Processes hold consecutive rows of a batch, so the batch as a whole is the same for any
-    number of them.
-    """
-    numbered = mixed_pairs(rows).map_with_index(rows)
-    local = count // process_count
-    first = process_index * local
-
-    def global_row(i: int) -> Row:
-        return numbered[i // local * count + first + i % local]
-
-    return grain.MapDataset.range(sys.maxsize // count * local).map(global_row).batch(local)
-
-
 def make_batches(
-    pools: Mapping[str, Pool],
+    pools: Mapping[str, ConcatSource],
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
     skips: Skips,
@@ -186,21 +169,29 @@ def make_batches(
 ) -> grain.MapDataset:
     """Step number → batch: kind → field → array of this process's rows.
 
+    Processes hold consecutive rows of a batch, so the batch as a whole is the same for any number
+    of them.
+
     Raises:
       DataError: see `batch_rows`; also if processes cannot share a kind's rows evenly.
     """
-    counts = batch_rows(config.batch_size, config.shares, list(pools))
-    for kind, count in counts.items():
+
+    def of_kind(kind: str, count: int) -> grain.MapDataset:
         if count % process_count:
             raise DataError(
                 f"{count} {kind} rows a batch cannot be shared by {process_count} processes; "
-                f"make them a multiple with batch_size or shares"
+                "make them a multiple with batch_size or shares"
             )
-    parts = {}
-    for kind, count in counts.items():
-        of_kind = tokenizer.with_length(text_sizes(config, kind)[0])
-        rows = RowMaker(pools[kind], kind, of_kind, config, skips, Skips(skips.limit))
-        parts[kind] = kind_batches(rows, count, process_index, process_count)
+        adapted = tokenizer.with_length(text_sizes(config, kind)[0])
+        rows = RowMaker(pools[kind], kind, adapted, config, skips, Skips(skips.limit))
+        numbered = mixed_pairs(rows).map_with_index(rows)
+        local = count // process_count
+        first = process_index * local
+        mine = grain.MapDataset.range(sys.maxsize // count * local)
+        return mine.map(lambda i: numbered[i // local * count + first + i % local]).batch(local)
+
+    counts = batch_rows(config.batch_size, config.shares, list(pools))
+    parts = {kind: of_kind(kind, count) for kind, count in counts.items()}
     return grain.MapDataset.range(config.steps).map(
         lambda step: {kind: batches[step] for kind, batches in parts.items()}
     )

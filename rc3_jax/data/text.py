@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from rc3_jax.data.record import Kind, LanguagePair, Record
+from rc3_jax.data.kinds import LanguagePair
+from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import BOS_ID, FRAME_IDS, PAD_ID, SPECIAL_TOKENS
 
 IGNORED = -1
 """Label of a position that pads a row's list of masked positions."""
-
-
-def language_pairs(texts: Mapping[str, Sequence[str]]) -> list[LanguagePair]:
-    """The pairs that a record's texts offer; that of a single language takes two texts in it."""
-    if len(texts) == 1:
-        return [(code, code) for code, in_language in texts.items() if len(in_language) > 1]
-    return list(itertools.combinations(sorted(texts), 2))
-
-
-def row_languages(kind: Kind, texts: Mapping[str, Sequence[str]]) -> list[LanguagePair]:
-    """The languages of the rows of a kind that a record's texts offer."""
-    if kind == "captioned":
-        return [(code,) for code in sorted(texts)]
-    return [()] if kind == "region" else language_pairs(texts)
 
 
 def draw_texts(
@@ -38,7 +24,7 @@ def draw_texts(
     """
     if len(pair) == 2 and pair[0] == pair[1]:
         texts = record.texts[pair[0]]
-        first, second = rng.choice(len(texts), size=2, replace=False)
+        first, second = rng.choice(len(texts), size=2, replace=False).tolist()
         return (pair[0], texts[first]), (pair[1], texts[second])
     drawn = tuple((code, draw(record.texts[code], rng)) for code in pair)
     return drawn if len(pair) == 1 or rng.random() < 0.5 else drawn[::-1]
@@ -46,7 +32,7 @@ def draw_texts(
 
 def draw(texts: Sequence[str], rng: np.random.Generator) -> str:
     """One of the texts, all equally likely."""
-    return texts[rng.integers(len(texts))]
+    return texts[int(rng.integers(len(texts)))]
 
 
 def clean_caption(text: str, max_words: int) -> str:

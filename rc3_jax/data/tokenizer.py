@@ -123,14 +123,10 @@ def _from_hugging_face(name: str, max_length: int) -> Tokenizer:
 
 _TWIN = "\ue000"
 """The trainer takes as pieces only what occurs in two different words, so that the most common
-words could not become pieces; each word therefore gets a twin with this private character.
-"""
-
-
+words could not become pieces; each word therefore gets a twin with this private character."""
 _SCORE_STEP = 1e-4
 """The trainer gives the lowest scores, this far apart, to characters that it learned none for, in
-an order that differs from run to run.
-"""
+an order that differs from run to run."""
 
 
 def _settled(backend: tokenizers.Tokenizer) -> models.Unigram:

@@ -14,37 +14,35 @@ from rc3_jax.models.rc3 import RC3
 
 
 def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Of each row, float32 `[batch]`: s(z^a, z^b); the same with another row's text in z^a, with
-    another row's image in z^a; and s(t^a, t^b).
+    """Similarities of each row, float32 `[batch]`.
+
+    They are `proximity`, s(z^a, z^b); `other_text` and `other_image`, the same with another row's
+    text or image in z^a; and `text_relevance`, s(t^a, t^b).
 
     Args:
       model: bound to its parameters.
       rows: those of `RC3.encode_visual` with `ids_a`, `ids_b` and `other`, for each row the
         number of the one whose text and image it is compared with.
     """
-    visual = model.encode_visual(rows)
+    visual, other = model.encode_visual(rows), rows["other"]
     ids_a, ids_b = rows["ids_a"], rows["ids_b"]
 
-    def z(ids, view, view_mask):
+    def z(ids, tokens, view_mask):
         states, vector = model.encode_text(ids)
         mask = ids != PAD_ID
-        return model.fused_vector(model.fusion(states, mask, view, view_mask), mask), vector
+        return model.fused_vector(model.fusion(states, mask, tokens, view_mask), mask), vector
 
     z_a, text_a = z(ids_a, visual.tokens, visual.mask)
     z_b, text_b = z(ids_b, visual.tokens, visual.mask)
-    other_text, _ = z(ids_a[rows["other"]], visual.tokens, visual.mask)
-    rolled = (x[rows["other"]] for x in (visual.tokens, visual.mask))
-    other_image, _ = z(ids_a, *rolled)
-
-    def dot(x, y):
-        return jnp.sum(x * y, axis=-1)
-
-    return {
-        "proximity": dot(z_a, z_b),
-        "other_text": dot(other_text, z_b),
-        "other_image": dot(other_image, z_b),
-        "text_relevance": dot(text_a, text_b),
+    other_text, _ = z(ids_a[other], visual.tokens, visual.mask)
+    other_image, _ = z(ids_a, visual.tokens[other], visual.mask[other])
+    pairs = {
+        "proximity": (z_a, z_b),
+        "other_text": (other_text, z_b),
+        "other_image": (other_image, z_b),
+        "text_relevance": (text_a, text_b),
     }
+    return {name: jnp.sum(x * y, axis=-1) for name, (x, y) in pairs.items()}
 
 
 def dependence_scores(

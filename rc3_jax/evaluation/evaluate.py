@@ -1,10 +1,10 @@
-"""Everything a run measures of itself on held-out data, during and after training."""
+"""Scores of a run on held-out data, during and after training."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -12,12 +12,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
 from rc3_jax.data.example import evaluation_row, stacked
-from rc3_jax.data.text import draw_texts, language_pairs
+from rc3_jax.data.kinds import language_pairs
+from rc3_jax.data.text import draw_texts
 from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.evaluation.pair_encoder import PairEncoder
-from rc3_jax.evaluation.retrieval import CUTOFFS, evaluate_retrieval, visual_rows
+from rc3_jax.evaluation.ranking import CUTOFFS
+from rc3_jax.evaluation.retrieval import evaluate_retrieval, visual_rows
 from rc3_jax.parallel.mesh import batch_devices, from_host
-from rc3_jax.training.run import Run
+
+if TYPE_CHECKING:
+    from rc3_jax.training.run import Run
 
 Scores = dict[str, Any]
 
@@ -41,7 +45,7 @@ class Evaluator:
 
     def scores(self, params) -> Scores:
         """`retrieval` (mode → language → recall) and `dependence`, where there is data for it."""
-        scores = {}
+        scores: Scores = {}
         self._progress()
         if self._corpus.heldout:
             scores["retrieval"] = evaluate_retrieval(
@@ -83,8 +87,9 @@ def summary(scores: Scores) -> str:
     """The scores in one line: mean recall of each mode, and the dependence figures."""
     parts = []
     for mode, languages in scores.get("retrieval", {}).items():
-        means = (f"{cut} {_mean(languages, cut):.1%}" for cut in ("IR@1", "IR@10", "TR@1"))
-        parts.append(f"{mode}: {' '.join(means)}")
+        means = _means(languages)
+        shown = (f"{cut} {means[cut]:.1%}" for cut in ("IR@1", "IR@10", "TR@1"))
+        parts.append(f"{mode}: {' '.join(shown)}")
     parts += [f"{name} {value:.3f}" for name, value in scores.get("dependence", {}).items()]
     return "  ".join(parts)
 
@@ -92,15 +97,15 @@ def summary(scores: Scores) -> str:
 def score_tables(scores: Scores) -> list[Table]:
     """The scores as tables for the console; recalls in percent."""
     tables = []
+    cuts = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
     for mode, languages in scores.get("retrieval", {}).items():
         table = Table("language", title=f"retrieval, held-out images, {mode} (%)")
-        cuts = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
         for cut in cuts:
             table.add_column(cut, justify="right")
-        for code, recalls in languages.items():
+        for code, recalls in (languages | {"mean": _means(languages)}).items():
+            if code == "mean":
+                table.add_section()
             table.add_row(code, *(f"{100 * recalls[cut]:.1f}" for cut in cuts))
-        table.add_section()
-        table.add_row("mean", *(f"{100 * _mean(languages, cut):.1f}" for cut in cuts))
         tables.append(table)
     if "dependence" in scores:
         table = Table("what z depends on", "value")
@@ -110,5 +115,7 @@ def score_tables(scores: Scores) -> list[Table]:
     return tables
 
 
-def _mean(languages, cut: str) -> float:
-    return float(np.mean([recalls[cut] for recalls in languages.values()]))
+def _means(languages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The mean of each recall over the languages."""
+    cuts = next(iter(languages.values()))
+    return {cut: float(np.mean([recalls[cut] for recalls in languages.values()])) for cut in cuts}

@@ -1,14 +1,14 @@
-"""Matching logits of pairs of texts and images by the block, without keeping all tokens.
+"""Vectors and matching logits of many texts and images, without keeping all tokens.
 
-Tokens are not kept for all images: those of 2,000 images of a base model alone take 1.2 GB in
-float32. Texts are taken in blocks whose token states stay on the devices, in the model's type of
-computation; for each block all images go by, a batch at a time, and meet those of its texts that
-are asked for. So an image is encoded once for each block, which hundreds of fusion passes share,
-and the devices' memory depends neither on the number of images nor on that of texts.
+Tokens of 2,000 images of a base model alone take 1.2 GB in float32. Texts are taken in blocks whose
+token states stay on the devices; for each block all images go by, a batch at a time, and meet those
+of its texts that are asked for. So an image is encoded once for each block, which hundreds of fusion
+passes share, and the devices' memory depends on the number of neither.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
@@ -20,18 +20,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, Integer
 
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.evaluation.streaming import everywhere
-from rc3_jax.models.pair import PairModel, View
+from rc3_jax.models.base import PairModel, View
 from rc3_jax.parallel.mesh import batch_devices, from_host, from_rows
 
 GROUP = 16
 """Texts that share an image's keys and values."""
 
 Progress = Callable[[str, int, int], None]
-"""(what is done, batches done, batches in all), after each batch; tells of `texts`, `images`,
-`right pairs` and `candidates`."""
-
-
+"""(`texts`, `images` or `pairs`; batches done; batches in all), after each batch."""
 Fields = Callable[[Int[np.ndarray, " chosen"]], Mapping[str, np.ndarray]]
 """Places of images to their visual fields, those that `encode_visual` reads."""
 
@@ -54,10 +50,6 @@ class RetrievalData(NamedTuple):
     rows: Fields
 
 
-Select = Callable[[range, range], tuple[Int[np.ndarray, " pairs"], ...]]
-"""Rows of texts and rows of images to pairs of them: texts, images and what else is known of each."""
-
-
 class PairEncoder:
     """Compiled towers and fusion encoder of a model, each for one size of batch.
 
@@ -66,7 +58,8 @@ class PairEncoder:
       batch_size: texts or images encoded at a time.
       pairs: that go through the fusion encoder at a time; both are rounded up to what the devices
         share evenly.
-      memory: bytes on each device for the token states of a block of texts.
+      memory: bytes on each device for the token states of a block of texts, which are there twice
+        while they are put together.
       progress: see `Progress`.
 
     Raises:
@@ -111,99 +104,103 @@ class PairEncoder:
 
         self._text, self._visual = compiled("encode_text"), compiled("encode_visual")
         self._score = jax.jit(score, out_shardings=whole)
-        self._put = jax.jit(
-            lambda block, rows, start: jax.lax.dynamic_update_slice_in_dim(block, rows, start, 0),
-            donate_argnums=0,
-            out_shardings=whole,
+        self._join = jax.jit(lambda *parts: jnp.concatenate(parts), out_shardings=whole)
+
+    def place(self, params):
+        """Parameters on the devices; those that are there already stay as they are."""
+        return jax.tree.map(
+            lambda x: x if isinstance(x, jax.Array) else self._replicate(np.asarray(x)), params
         )
 
     def text_vectors(
         self, params, ids: Int[np.ndarray, "texts length"]
     ) -> Float[np.ndarray, "texts size"]:
-        """Of all texts, float32."""
-        count = len(ids)
-        batches = self._batches(range(count), "texts")
-        vectors = [np.asarray(self._encode_text(params, ids, rows)[1]) for rows in batches]
-        return np.concatenate(vectors)[:count]
+        """The contrastive vectors of all texts, float32."""
+        batches = self._batches(len(ids), "texts")
+        vectors = [np.asarray(self._encode_text(params, ids[places])[1]) for places in batches]
+        return np.concatenate(vectors)[: len(ids)]
 
     def image_vectors(
         self, params, count: int, produce: Fields
     ) -> Float[np.ndarray, "images size"]:
-        """Of the first `count` images, float32."""
-        batches = self._batches(range(count), "images")
-        vectors = [np.asarray(self._encode_images(params, produce, r).vector) for r in batches]
+        """The contrastive vectors of the first `count` images, float32."""
+        batches = self._batches(count, "images")
+        vectors = [
+            np.asarray(self._encode_images(params, produce, places).embedding) for places in batches
+        ]
         return np.concatenate(vectors)[:count]
 
     def scores(
-        self, params, data: RetrievalData, select: Select, stage: str
-    ) -> Iterator[tuple[np.ndarray, ...]]:
-        """Matching logits of class 1, float32, of the pairs that `select` names in each block.
+        self,
+        params,
+        data: RetrievalData,
+        texts: Int[np.ndarray, " pairs"],
+        images: Int[np.ndarray, " pairs"],
+    ) -> Float[np.ndarray, " pairs"]:
+        """Matching logits of class 1, float32, of pairs of a text and an image.
 
         Args:
           params: see `place`.
-          stage: what `progress` is told.
-
-        Yields:
-          what `select` gave, and the scores.
+          texts, images: places in `data`, pair by pair.
         """
-        texts, images = range(len(data.ids)), range(len(data.image_ids))
-        size = self._block_size(params, data)
-        blocks = [texts[i : i + size] for i in texts[::size]]
-        for number, block in enumerate(blocks):
-            states = None
-            for rows in self._batches(images, stage, number, len(blocks)):
-                chosen = select(block, rows)
-                if len(chosen[0]):
-                    states = states or self._encode_block(params, data, block, size)
-                    view = self._encode_images(params, data.rows, rows)
-                    local = chosen[0] - block.start, chosen[1] - rows.start
-                    yield *chosen, self._matched(params, states, view, *local)
+        block = self._block_size(params, data.ids)
+        rounds = math.ceil(len(data.ids) / block)
+        batches = math.ceil(len(data.image_ids) / self._size)
+        cells = texts // block * batches + images // self._size  # (block, batch) of each pair
+        order = np.argsort(cells, kind="stable")
+        bounds = np.searchsorted(cells, np.arange(rounds * batches + 1), sorter=order)
+        scores = np.empty(len(texts), np.float32)
+        states = None
+        for cell, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            first_text, first_image = cell // batches * block, cell % batches * self._size
+            if first_image == 0:
+                states = None
+            if start < stop:
+                states = states or self._encode_block(params, data.ids, first_text, block)
+                places = self._places(first_image, len(data.image_ids))
+                view = self._encode_images(params, data.rows, places)
+                chosen = order[start:stop]
+                rows = texts[chosen] - first_text, images[chosen] - first_image
+                scores[chosen] = self._matched(params, states, view, *rows)
+            self._progress("pairs", cell + 1, rounds * batches)
+        return scores
 
-    def place(self, params):
-        """Parameters on the devices; those that are there already stay as they are."""
-        return jax.tree.map(
-            lambda x: x if isinstance(x, Array) else everywhere(np.asarray(x), self.mesh), params
-        )
+    def _batches(self, count: int, stage: str) -> Iterator[Int[np.ndarray, " batch"]]:
+        """Places of whole batches, one after the other; calls `progress` after each."""
+        total = math.ceil(count / self._size)
+        for number in range(total):
+            yield self._places(number * self._size, count)
+            self._progress(stage, number + 1, total)
 
-    def _batches(self, rows: range, stage: str, number: int = 0, rounds: int = 1):
-        """Batches of rows, one after the other; tells `progress` of each that is done."""
-        batches = [rows[i : i + self._size] for i in rows[:: self._size]]
-        for done, batch in enumerate(batches, number * len(batches) + 1):
-            yield batch
-            self._progress(stage, done, rounds * len(batches))
+    def _places(self, start: int, count: int) -> Int[np.ndarray, " batch"]:
+        """A whole batch of places below `count`: the last again where some are lacking."""
+        return np.arange(start, start + self._size).clip(max=count - 1)
 
-    def _encode_text(self, params, ids: np.ndarray, rows: range) -> tuple[Array, Array]:
-        ids = np.asarray(ids[rows.start : rows.stop], np.int32)
-        return self._text(params, from_host(self._padded(ids), self.mesh))
+    def _encode_text(self, params, ids: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        return self._text(params, from_host(np.asarray(ids, np.int32), self.mesh))
 
-    def _encode_images(self, params, produce: Fields, rows: range) -> View:
-        rows = self._padded(np.arange(rows.start, rows.stop))
-        return self._visual(params, from_rows(produce, rows, self.mesh))
+    def _encode_images(self, params, produce: Fields, places: np.ndarray) -> View:
+        return self._visual(params, from_rows(produce, places, self.mesh))
 
-    def _padded(self, rows: np.ndarray) -> np.ndarray:
-        """A whole batch: the first row again where rows are lacking."""
-        return np.concatenate([rows, np.repeat(rows[:1], self._size - len(rows), axis=0)])
-
-    def _block_size(self, params, data: RetrievalData) -> int:
+    def _block_size(self, params, ids: np.ndarray) -> int:
         """Texts of a block, whole batches whose states fit into `memory`, or one."""
-        ids = jax.ShapeDtypeStruct((self._size, data.ids.shape[1]), np.int32)
-        states, _ = jax.eval_shape(self._text, params, ids)
+        batch = jax.ShapeDtypeStruct((self._size, ids.shape[1]), np.int32)
+        states, _ = jax.eval_shape(self._text, params, batch)
         most = max(1, self._memory // (states.size * states.dtype.itemsize))
-        return self._size * min(most, math.ceil(len(data.ids) / self._size))
+        return self._size * min(most, math.ceil(len(ids) / self._size))
 
     def _encode_block(
-        self, params, data: RetrievalData, block: range, size: int
+        self, params, ids: np.ndarray, first: int, size: int
     ) -> tuple[Float[Array, "size length width"], Int[Array, "size length"]]:
-        """Token states and ids of a block of texts."""
-        ids = np.full((size, data.ids.shape[1]), PAD_ID, np.int32)
-        ids[: len(block)] = data.ids[block.start : block.stop]
-        states = None
-        for start in range(0, len(block), self._size):
-            rows, _ = self._encode_text(params, data.ids, block[start : start + self._size])
-            if states is None:
-                states = jnp.zeros((size, *rows.shape[1:]), rows.dtype, device=self._whole)
-            states = self._put(states, rows, start)
-        return states, everywhere(ids, self.mesh)
+        """Token states and ids of a block of texts, on every device."""
+        starts = range(first, first + size, self._size)
+        parts = [np.asarray(ids[self._places(start, len(ids))], np.int32) for start in starts]
+        states = self._join(*(self._encode_text(params, part)[0] for part in parts))
+        return states, self._replicate(np.concatenate(parts))
+
+    def _replicate(self, array: np.ndarray) -> jax.Array:
+        """An array that every process holds, whole on each device."""
+        return jax.make_array_from_callback(array.shape, self._whole, lambda part: array[part])
 
     def _matched(self, params, states, view, texts, images) -> Float[np.ndarray, " pairs"]:
         """Scores of pairs, given as rows of the block and of the batch."""

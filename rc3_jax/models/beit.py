@@ -6,28 +6,169 @@ of the weights that X²-VLM and CCLM-X²VLM start from.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
+from pydantic import Field
 
-from rc3_jax.config import ConfigError
-from rc3_jax.models.layers import (
-    ACTIVATIONS,
-    REMAT_POLICIES,
-    TOKEN_INIT,
-    Attention,
-    dense,
-    drop_path,
-    prepend_mean,
-    relative_index,
+from rc3_jax.models.compute import Compute
+from rc3_jax.models.hugging_face import CHANNELS, TIMM_LAYER, VISION, HuggingFace, Tensors
+from rc3_jax.models.layers import TOKEN_INIT, Block, Stack, prepend_mean, relative_index
+from rc3_jax.models.positions import resize_relative_positions
+from rc3_jax.models.visual import PatchTransformerSettings, VisualTower
+from rc3_jax.models.vit import VIT_LAYER
+from rc3_jax.param_map import CONVOLUTION, Name, ParamMap
+
+LAYERS = "encoder/layers"
+TABLE = "relative_position_bias_table"
+LAYER_SCALE = 0.1
+
+
+PUBLISHED_LAYER = TIMM_LAYER | ParamMap(
+    {
+        "self_attention/query/bias": "attn.q_bias",
+        "self_attention/value/bias": "attn.v_bias",
+        "self_attention_scale": "gamma_1",
+        "mlp_scale": "gamma_2",
+    }
 )
-from rc3_jax.models.patch import check_images, to_patches
-from rc3_jax.parallel.mesh import BATCH_AXES, constrain
+PUBLISHED_NAMES = PUBLISHED_LAYER.within("encoder/layers", "blocks.{}") | ParamMap(
+    {
+        "class_token": "cls_token",
+        "patch_embedding": Name("patch_embed.proj", CONVOLUTION),
+        "final_norm": "fc_norm",
+    }
+)
+"""Names in the files of BEiT-v2's authors, and after `vision_encoder.` in those of CCLM-X²VLM."""
+PUBLISHED_IGNORED = r"mask_token|(lm_)?head\.|cls_pt_layers\.|.*relative_position_index"
+"""`cls_pt_layers`: what the class token goes through in pre-training alone."""
+BLOCK = VIT_LAYER | ParamMap(
+    {
+        "relative_positions": f"attention.attention.relative_position_bias.{TABLE}",
+        "self_attention_scale": "lambda_1",
+        "mlp_scale": "lambda_2",
+    }
+)
+NAMES = BLOCK.within("encoder/layers", "encoder.layer.{}") | ParamMap(
+    {
+        "class_token": "embeddings.cls_token",
+        "patch_embedding": Name("embeddings.patch_embeddings.projection", CONVOLUTION),
+        "final_norm": "pooler.layernorm",
+    }
+)
+
+
+def read_published(
+    tensors: Tensors, template: Mapping, config: Any = None
+) -> tuple[dict[str, Any], list[str]]:
+    """Parameters from a file of BEiT-v2's authors; see `HuggingFace.read`."""
+    return _read(PUBLISHED_NAMES, "rel_pos_bias", "norm", tensors, template, False)
+
+
+def _read_hugging_face(
+    tensors: Tensors, template: Mapping, config: Any
+) -> tuple[dict[str, Any], list[str]]:
+    shared, scaled = "encoder.relative_position_bias", config.layer_scale_init_value > 0
+    return _read(NAMES, shared, "layernorm", tensors, template, scaled)
+
+
+def _read(
+    names: ParamMap, shared: str, norm: str, tensors: Tensors, template: Mapping, scaled: bool
+) -> tuple[dict[str, Any], list[str]]:
+    """Fills in what not every BEiT has.
+
+    A table of relative positions that the layers share becomes each one's, layers without scales
+    get factors of 1, and the norm of all tokens stands for a missing norm of the patch tokens.
+
+    Args:
+      shared: module of the shared table.
+      norm: norm of all tokens.
+      scaled: whether the layers must have scales.
+    """
+
+    def has(path: str, leaf: str = "") -> bool:
+        return names.rows[path].theirs.format(0) + leaf in tensors
+
+    tensors, notes, filled = dict(tensors), [], {}
+    wanted = flatten_dict(template, sep="/")
+    common = tensors.pop(f"{shared}.{TABLE}", None)
+    path = f"{LAYERS}/relative_positions"
+    if common is not None:
+        notes.append("the layers share a table of relative positions: each gets a copy")
+        if not has(path):
+            filled[path] = np.zeros(wanted.pop(path).shape, np.float32)
+    if not scaled and not has(f"{LAYERS}/mlp_scale"):
+        notes.append("the layers have no scales: they are 1")
+        for part in ("self_attention", "mlp"):
+            scale = f"{LAYERS}/{part}_scale"
+            filled[scale] = np.ones(wanted.pop(scale).shape, np.float32)
+    if not has("final_norm", ".weight"):
+        notes.append(
+            f"the norm of the patch tokens is {norm}, which was trained on all tokens; the mean of "
+            "the patch tokens stands for the image"
+        )
+        names = names | ParamMap({"final_norm": norm})
+    read = names.to_ours(tensors, unflatten_dict(wanted, sep="/"))
+    params = flatten_dict(read, sep="/") | filled
+    if common is not None:
+        if common.shape != params[path].shape[1:]:
+            raise ValueError(f"mis-shaped: {shared}.{TABLE} is {common.shape}")
+        params[path] = params[path] + common.astype(np.float32)
+    return unflatten_dict(params, sep="/"), notes
+
+
+class BeitSettings(PatchTransformerSettings):
+    """BEiT-v2; the mean of the normalised patch tokens is the pooled token."""
+
+    type: Literal["beit"] = "beit"
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Chance to leave out what a part of the last block adds; it grows linearly from 0 at the first."""
+    hugging_face: ClassVar = HuggingFace(
+        architecture="BeitModel",
+        model_types={"beit": ""},
+        fields=VISION | dict(drop_path="drop_path_rate"),
+        required=CHANNELS | dict(use_absolute_position_embeddings=False),
+        written=dict(use_relative_position_bias=True, use_mean_pooling=True),
+        names=NAMES,
+        prefix="beit.",
+        ignored=(
+            r"embeddings\.mask_token|classifier\.|lm_head\.|(decode|auxiliary)_head\.|fpn"
+            r"|.*relative_position_index"
+        ),
+        read=_read_hugging_face,
+        last_norm="pooler.layernorm",
+        pooled_mean=True,
+    )
+
+    @classmethod
+    def of_published(cls, tensors: Tensors) -> Self:
+        """The sizes in the shapes of `PUBLISHED_NAMES`; a file of BEiT-v2's authors has no others.
+
+        Raises:
+          KeyError, StopIteration, ValueError: for tensors that are not those of BEiT-v2.
+        """
+        width, _, _, patch = tensors["patch_embed.proj.weight"].shape
+        rows, heads = next(x for name, x in tensors.items() if name.endswith(TABLE)).shape
+        mlp_width, _ = tensors["blocks.0.mlp.fc1.weight"].shape
+        depth = len({name.split(".")[1] for name in tensors if name.startswith("blocks.")})
+        # Offsets go from 1 - grid to grid - 1 both ways; three rows are the class token's.
+        size = (math.isqrt(max(rows - 3, 1)) + 1) // 2 * patch
+        sizes = dict(width=width, depth=depth, heads=heads, mlp_width=mlp_width)
+        return cls(image_size=size, patch=patch, **sizes)
+
+    def build(self, compute: Compute) -> BeitTower:
+        return BeitTower(self, compute)
+
+    def resized(self, params: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+        flat, path = flatten_dict(params, sep="/"), f"{LAYERS}/relative_positions"
+        grid = image_size // self.patch
+        flat[path] = np.stack([resize_relative_positions(x, grid, 3) for x in flat[path]])
+        return unflatten_dict(flat, sep="/")
 
 
 def class_relative_index(grid: int) -> Int[np.ndarray, "tokens tokens"]:
@@ -43,152 +184,39 @@ def class_relative_index(grid: int) -> Int[np.ndarray, "tokens tokens"]:
     return index
 
 
-class BeitBlock(nn.Module):
-    """Self-attention and a feed-forward layer; each normalised first and scaled afterwards.
+class BeitBlock(Block):
+    """A layer with a learned bias for the offset of each two tokens."""
 
-    Attributes:
-      grid: patches per side.
-      layer_scale: what the learned factors of the parts' channels start from.
-    """
+    grid: int = 14
 
-    grid: int
-    heads: int
-    mlp_width: int
-    epsilon: float
-    layer_scale: float
-    dtype: jnp.dtype = jnp.float32
-    activation: str = "gelu"
-
-    @nn.compact
-    def __call__(
-        self,
-        x: Float[Array, "batch tokens width"],
-        drop_rate: Float[Array, ""] | None = None,
-    ) -> Float[Array, "batch tokens width"]:
-        """Args: drop_rate: chance of each row to leave out what a part adds; None for never."""
-        width = x.shape[-1]
-
-        def residual(x, name, function):
-            y = function(nn.LayerNorm(self.epsilon, self.dtype, name=f"{name}_norm")(x))
-            init = nn.initializers.constant(self.layer_scale)
-            y = y * self.param(f"{name}_scale", init, (width,)).astype(self.dtype)
-            if drop_rate is not None:
-                y = drop_path(y, drop_rate, self.make_rng("dropout"))
-            return x + y
-
-        def attend(y):
-            shape = ((2 * self.grid - 1) ** 2 + 3, self.heads)
-            table = self.param("relative_positions", TOKEN_INIT, shape)
-            bias = table[class_relative_index(self.grid)].transpose(2, 0, 1)
-            attention = Attention(self.heads, self.dtype, key_bias=False, name="self_attention")
-            return attention(y, y, bias=bias[None])
-
-        def feed_forward(y):
-            y = ACTIVATIONS[self.activation](dense(self.mlp_width, self.dtype, "mlp_in")(y))
-            return dense(width, self.dtype, "mlp_out")(y)
-
-        return residual(residual(x, "self_attention", attend), "mlp", feed_forward)
+    def attend(self, y, mask, bias=None):
+        shape = ((2 * self.grid - 1) ** 2 + 3, self.heads)
+        table = self.param("relative_positions", TOKEN_INIT, shape)
+        bias = table[class_relative_index(self.grid)].transpose(2, 0, 1)
+        return super().attend(y, mask, bias[None])
 
 
-class BeitStack(nn.Module):
-    """`depth` blocks that `block` makes, compiled once; see `Stack` and `BeitTower`."""
+class BeitStack(Stack):
+    """An encoder of such layers, whose parts are scaled."""
 
-    depth: int
-    block: Callable[..., BeitBlock]
-    drop_path: float
-    remat: str = "none"
-    unroll: int = 1
-    mesh: Mesh | None = None
+    grid: int = 14
 
-    @nn.compact
-    def __call__(self, x, deterministic: bool):
-        drops = self.drop_path > 0 and not deterministic
-
-        def layer(block, x, rate):
-            x = constrain(x, self.mesh, BATCH_AXES)
-            return block(x, rate if drops else None), None
-
-        if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
-        layers = nn.scan(
-            layer,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True, "dropout": True},
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
-        )
-        rates = jnp.linspace(0.0, self.drop_path, self.depth)
-        x, _ = layers(self.block(name="layers"), x, rates)
-        return constrain(x, self.mesh, BATCH_AXES)
+    @nn.nowrap
+    def make_block(self, kind: type[Block] = BeitBlock, **more: Any) -> Block:
+        options = dict(grid=self.grid, key_bias=False, layer_scale=LAYER_SCALE)
+        return super().make_block(kind, **options, **more)
 
 
-class BeitTower(nn.Module):
-    """Images to the mean of their patch tokens and these tokens, as CCLM-X²VLM computes them.
-
-    Attributes:
-      layer_scale: see `BeitBlock`.
-      activation: of the feed-forward layers, one of `ACTIVATIONS`.
-      drop_path: chance to leave out what a part of the last block adds; it grows linearly from 0
-        at the first block.
-      remat, unroll, mesh: see `Stack`.
-    """
-
-    image_size: int = 224
-    patch: int = 16
-    width: int = 768
-    depth: int = 12
-    heads: int = 12
-    mlp_width: int = 3072
-    epsilon: float = 1e-6
-    layer_scale: float = 0.1
-    drop_path: float = 0.1
-    remat: str = "none"
-    unroll: int = 1
-    dtype: jnp.dtype = jnp.float32
-    mesh: Mesh | None = None
-    activation: str = "gelu"
-
-    @property
-    def grid(self) -> int:
-        """Patches per side of an image."""
-        return self.image_size // self.patch
+class BeitTower(VisualTower):
+    """Images to the mean of their patch tokens and these tokens, as CCLM-X²VLM computes them."""
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], deterministic: bool = True
     ) -> Float[Array, "batch tokens width"]:
-        """Returns `[batch, 1 + grid * grid, width]`: the mean of the patch tokens, then these.
-
-        Args:
-          images: normalised pixels, `[batch, image_size, image_size, 3]`.
-
-        Raises:
-          ConfigError: if the sizes do not agree.
-        """
-        self._check()
-        check_images(images, self.image_size)
-        patches = to_patches(images.astype(self.dtype), self.patch)
-        x = dense(self.width, self.dtype, "patch_embedding")(patches)
-        class_token = self.param("class_token", TOKEN_INIT, (1, 1, self.width))
-        class_token = jnp.broadcast_to(class_token.astype(self.dtype), (len(x), 1, self.width))
-        x = jnp.concatenate([class_token, x], axis=1)
-        block = functools.partial(
-            BeitBlock,
-            self.grid,
-            self.heads,
-            self.mlp_width,
-            self.epsilon,
-            self.layer_scale,
-            self.dtype,
-            self.activation,
+        x = self.prepend_class_token(self.embed_patches(images))
+        encoder = self.stack(
+            BeitStack, dropout=0.0, drop_path=self.settings.drop_path, grid=self.grid
         )
-        options = (self.drop_path, self.remat, self.unroll, self.mesh)
-        x = BeitStack(self.depth, block, *options, name="encoder")(x, deterministic)[:, 1:]
-        return prepend_mean(nn.LayerNorm(self.epsilon, self.dtype, name="final_norm")(x))
-
-    def _check(self) -> None:
-        if self.image_size % self.patch or self.width % self.heads:
-            raise ConfigError(
-                f"patch={self.patch} must divide image_size={self.image_size}, and "
-                f"heads={self.heads} must divide width={self.width}"
-            )
+        x = encoder(x, deterministic=deterministic)[:, 1:]
+        return prepend_mean(self.norm("final_norm")(x))

@@ -5,67 +5,39 @@ Zeng et al., "Cross-View Language Modeling" (arXiv 2206.00621); CCLM.md sections
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
+from pydantic import model_validator
 
-from rc3_jax.config import ConfigError, check_choice
-from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
-from rc3_jax.models.layers import TOKEN_INIT, Stack, masked_mean
-from rc3_jax.models.pair import TEMPERATURE_INIT, PairModel, View, normalise_pixels
-from rc3_jax.models.text import POSITION_OFFSETS, TextTower, text_epsilon
-from rc3_jax.models.towers import VisualTower, build_visual_tower, check_heads, check_model
+from rc3_jax.models.base import PairModel, PairModelSettings, View, normalise_pixels
+from rc3_jax.models.compute import Compute
+from rc3_jax.models.heads import MLPHead
+from rc3_jax.models.layers import masked_mean
+from rc3_jax.models.roi import RoiSettings
+from rc3_jax.models.swin import SwinSettings
+from rc3_jax.models.text import TextSettings
+from rc3_jax.models.towers import VisualSettings
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+TEMPERATURE = "temperature"
 
 
-class CCLM(PairModel):
-    """The parts of CCLM; used through `init` and `apply` with one of the methods below.
+class CCLM(PairModel, kw_only=True):
+    """The parts of CCLM; see `PairModel`. Its second view is an image, a region or a text."""
 
-    Attributes:
-      fusion: text layers that read the other view, an image or a text, by cross-attention.
-      tied_decoder: words are predicted with the word embeddings (2022), otherwise with a table of
-        their own (X²-VLM).
-    """
-
-    text: TextTower
-    vision: VisualTower
-    fusion: Stack
-    projection_size: int = 256
-    tied_decoder: bool = True
-    image_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    vision: nn.Module
+    temperatures: tuple[str, ...] = (TEMPERATURE,)
 
     def setup(self):
-        dtype = self.fusion.dtype
-        self.image_projection = Projection(self.projection_size)
-        self.text_projection = Projection(self.projection_size)
-        self.matching_head = Perceptron(2, dtype)
-        self.box_head = Perceptron(4, dtype)
-        self.masked_lm_head = MaskedLMHead(dtype)
-        words = self.text.vocab_size
-        self.word_bias = self.param("word_bias", nn.initializers.zeros, (words,))
-        if not self.tied_decoder:
-            self.decoder = self.param("decoder", TOKEN_INIT, (words, self.text.width))
-        init = nn.initializers.constant(TEMPERATURE_INIT)
-        self.temperature = self.param("temperature", init, ())
-
-    def temperatures(self) -> Float[Array, ""]:
-        """The learned scalar, float32, that the logits of every contrast are divided by."""
-        return self.temperature
-
-    def pair_temperature(self) -> Float[Array, ""]:
-        """The same."""
-        return self.temperature
-
-    def vocabulary(self) -> tuple[Float[Array, "vocab width"], Float[Array, " vocab"]]:
-        """See `PairModel`."""
-        words = self.text.word_embedding.embedding if self.tied_decoder else self.decoder
-        return words.astype(self.fusion.dtype), self.word_bias
+        super().setup()
+        self.box_head = MLPHead(4, self.fusion.dtype)
 
     def encode_visual(self, rows: Mapping[str, Array], deterministic: bool = True) -> View:
         """Pooled token and patch tokens of images, and their vectors.
@@ -73,14 +45,7 @@ class CCLM(PairModel):
         Args:
           rows: `image` uint8 `[batch, size, size, 3]`.
         """
-        return self.encode_pixels(
-            normalise_pixels(rows["image"], self.image_mean, self.image_std), deterministic
-        )
-
-    def encode_pixels(
-        self, pixels: Float[Array, "batch height width 3"], deterministic: bool = True
-    ) -> View:
-        """`encode_visual` of normalised pixels."""
+        pixels = normalise_pixels(rows["image"], self.image_mean, self.image_std)
         tokens = self.vision(pixels, deterministic)
         return self._visual(tokens, jnp.ones(tokens.shape[:2], bool))
 
@@ -111,72 +76,48 @@ class CCLM(PairModel):
         """Where in the image the text belongs: (centre x, centre y, width, height) in (0, 1)."""
         return jax.nn.sigmoid(self.box_head(fused[:, 0]))
 
-    def __call__(self, rows: Mapping[str, Array], ids: Int[Array, "batch length"]):
-        """Runs every part once; for `init`. See `encode_visual` for `rows`."""
-        visual = self.encode_visual(rows)
-        states, text_vector = self.encode_text(ids)
-        fused = self.fusion(states, ids != PAD_ID, visual.tokens, visual.mask)
-        positions = jnp.zeros((ids.shape[0], 1), jnp.int32)
-        return (
-            visual.vector,
-            text_vector,
-            self.match(fused),
-            self.predict_box(fused),
-            self.predict_tokens(fused, positions),
-            self.temperatures(),
-        )
+    def heads(self, fused, mask):
+        """See `PairModel`."""
+        return *super().heads(fused, mask), self.predict_box(fused)
 
 
-def build_cclm(
-    config: ml_collections.ConfigDict, vocab_size: int, mesh: Mesh | None = None
-) -> CCLM:
-    """CCLM as `config.model` says.
+class CCLMModelSettings(PairModelSettings):
+    """`config.model` of CCLM; the defaults are CCLM-3M, see `config_cclm.MODELS`."""
 
-    Args:
-      mesh: see `Stack`.
-
-    Raises:
-      ConfigError: if the views' widths differ, or a setting is none that it can be.
-    """
-    check_model(config)
-    check_choice("model.text.position_offset", config.text.position_offset, POSITION_OFFSETS)
-    check_heads("text", config.text, mesh)
-    vision = build_visual_tower(config, mesh)
-    text = config.text
-    if vision.width != text.width:
-        raise ConfigError(
-            f"model.patch gives tokens of width {vision.width} and model.text.width={text.width}; "
-            "they must be equal: the fusion encoder reads images and parallel text alike"
-        )
-    dtype = jnp.dtype(config.dtype)
-
-    def encoder(part, epsilon, **style) -> Stack:
-        return Stack(
-            part.depth,
-            text.heads,
-            text.mlp_width,
-            pre_norm=False,
-            epsilon=epsilon,
-            dropout=config.dropout,
-            remat=config.remat,
-            unroll=config.unroll,
-            dtype=dtype,
-            mesh=mesh,
-            **style,
-        )
-
-    return CCLM(
-        text=TextTower(
-            encoder(text, text_epsilon(text)),
-            vocab_size,
-            text.width,
-            text.max_positions,
-            text.position_offset,
-        ),
-        vision=vision,
-        fusion=encoder(config.fusion, config.fusion.epsilon, cross_attention=True),
-        projection_size=config.projection_size,
-        tied_decoder=config.tied_decoder,
-        image_mean=tuple(config.image_mean),
-        image_std=tuple(config.image_std),
+    patch: VisualSettings = SwinSettings(drop_path=0.1)
+    text: TextSettings = TextSettings(
+        width=1024, depth=6, heads=16, mlp_width=4096, position_offset=0
     )
+    roi: RoiSettings = RoiSettings(regions=0)
+    tied_decoder: bool = True
+    """Words are predicted with the word embeddings; False: with a table of their own (X²-VLM)."""
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    @model_validator(mode="after")
+    def _check_roi(self) -> Self:
+        if self.roi.regions:
+            raise ValueError(f"roi.regions={self.roi.regions}: CCLM has no ROI tower; set it to 0")
+        return self
+
+    def build(
+        self,
+        vocab_size: int,
+        mesh: Mesh | None = None,
+        temperatures: Sequence[str] = (),
+        has_bias: bool = False,
+    ) -> CCLM:
+        """The model; see `RC3ModelSettings.build`."""
+        compute = Compute.of(self, mesh)
+        return CCLM(
+            **self.parts(vocab_size, compute),
+            vision=self.patch.build(compute),
+            tied_decoder=self.tied_decoder,
+            temperatures=tuple(dict.fromkeys((TEMPERATURE, *temperatures))),
+            has_bias=has_bias,
+        )
+
+
+def build_cclm(config: Any, *arguments: Any, **options: Any) -> CCLM:
+    """Checks `config.model` and builds the model; see `CCLMModelSettings.build`."""
+    return CCLMModelSettings.parse(config, "model").build(*arguments, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from rc3_jax.models.layers import dense, l2_normalise
@@ -19,15 +20,15 @@ class Projection(nn.Module):
         return l2_normalise(dense(self.size, jnp.float32, "linear")(x.astype(jnp.float32)))
 
 
-class Perceptron(nn.Module):
+class MLPHead(nn.Module):
     """A hidden layer, twice as wide as its input, and `outputs` numbers in float32.
 
-    It tells whether an image and a text belong together (two logits, class 1 = yes), where in an
+    It predicts whether an image and a text belong together (two logits, class 1 = yes), where in an
     image a text belongs, and to which class a pair belongs.
     """
 
     outputs: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch outputs"]:
@@ -39,7 +40,7 @@ class Perceptron(nn.Module):
 class MaskedLMHead(nn.Module):
     """What the states of masked tokens go through before they meet the word embeddings."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
@@ -32,7 +33,7 @@ ACTIVATIONS = {
 }
 
 
-def dense(width: int, dtype: jnp.dtype, name: str | None = None, use_bias: bool = True) -> nn.Dense:
+def dense(width: int, dtype: DTypeLike, name: str | None = None, use_bias: bool = True) -> nn.Dense:
     """A linear map computed in `dtype` with float32 parameters."""
     return nn.Dense(width, use_bias, dtype=dtype, kernel_init=DENSE_INIT, name=name)
 
@@ -47,7 +48,7 @@ class Attention(nn.Module):
     """
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     key_bias: bool = True
     causal: bool = False
     key_value: tuple[nn.Module, nn.Module] | None = None
@@ -84,7 +85,9 @@ class Block(nn.Module):
 
     `pre_norm` normalises the input of each part (ViT), otherwise its sum with the residual
     is normalised (BERT, XLM-R). Cross-attention is left out where there is no context.
-    `causal` and `key_value` are those of the self-attention and of the cross-attention.
+    `causal` and `key_bias` are those of the self-attention, `key_value` that of the cross-attention.
+    `layer_scale` is the initial value of learned factors of the channels that a part adds (Touvron
+    et al., arXiv 2103.17239); None for no factors.
     """
 
     heads: int
@@ -93,33 +96,48 @@ class Block(nn.Module):
     epsilon: float
     cross_attention: bool = False
     dropout: float = 0.0
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     activation: str = "gelu"
     causal: bool = False
     key_value: tuple[nn.Module, nn.Module] | None = None
+    key_bias: bool = True
+    layer_scale: float | None = None
 
     @nn.compact
-    def __call__(self, x, mask, context, context_mask, deterministic: bool):
+    def __call__(
+        self, x, mask=None, context=None, context_mask=None, deterministic=True, drop_rate=None
+    ):
+        """Args: drop_rate: chance of each row to leave out what a part adds; None for never."""
+
         def residual(x, name, function):
             norm = nn.LayerNorm(self.epsilon, self.dtype, name=f"{name}_norm")
             y = function(norm(x) if self.pre_norm else x)
-            y = x + nn.Dropout(self.dropout)(y, deterministic=deterministic)
-            return y if self.pre_norm else norm(y)
+            y = nn.Dropout(self.dropout)(y, deterministic=deterministic)
+            if self.layer_scale is not None:
+                init = nn.initializers.constant(self.layer_scale)
+                y = y * self.param(f"{name}_scale", init, x.shape[-1:]).astype(self.dtype)
+            if drop_rate is not None:
+                y = drop_path(y, drop_rate, self.make_rng("dropout"))
+            return x + y if self.pre_norm else norm(x + y)
 
         def feed_forward(y):
             y = ACTIVATIONS[self.activation](dense(self.mlp_width, self.dtype, "mlp_in")(y))
             return dense(x.shape[-1], self.dtype, "mlp_out")(y)
 
-        self_attention = Attention(
-            self.heads, self.dtype, causal=self.causal, name="self_attention"
-        )
-        x = residual(x, "self_attention", lambda y: self_attention(y, y, mask))
+        x = residual(x, "self_attention", lambda y: self.attend(y, mask))
         if self.cross_attention and context is not None:
             cross = Attention(
                 self.heads, self.dtype, key_value=self.key_value, name="cross_attention"
             )
             x = residual(x, "cross_attention", lambda y: cross(y, context, context_mask))
         return residual(x, "mlp", feed_forward)
+
+    def attend(self, y: Array, mask: Array | None, bias: Array | None = None) -> Array:
+        """Self-attention; subclasses arrange the tokens or add a bias of their places."""
+        attention = Attention(
+            self.heads, self.dtype, self.key_bias, self.causal, name="self_attention"
+        )
+        return attention(y, y, mask, bias)
 
 
 class Stack(nn.Module):
@@ -134,6 +152,8 @@ class Stack(nn.Module):
         them than parameters; None leaves all to the compiler.
       activation: of the feed-forward layers, one of `ACTIVATIONS`.
       causal: tokens read themselves and those before them only.
+      drop_path: chance to leave out what a part of the last layer adds; it grows linearly from 0 at
+        the first layer (stochastic depth).
     """
 
     depth: int
@@ -145,10 +165,11 @@ class Stack(nn.Module):
     dropout: float = 0.0
     remat: str = "none"
     unroll: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
     mesh: Mesh | None = None
     activation: str = "gelu"
     causal: bool = False
+    drop_path: float = 0.0
 
     @nn.compact
     def __call__(
@@ -159,15 +180,18 @@ class Stack(nn.Module):
         context_mask: Bool[Array, "batch keys"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length width"]:
-        def step(block, x, mask, context, context_mask):
-            return block(x, mask, context, context_mask, deterministic)
+        def step(block, x, mask, context, context_mask, drop_rate=None):
+            return block(x, mask, context, context_mask, deterministic, drop_rate)
 
-        return self.loop(step, self.make_block(name="layers"), x, mask, context, context_mask)
+        drops = self.drop_path > 0 and not deterministic
+        rates = jnp.linspace(0.0, self.drop_path, self.depth) if drops else None
+        block = self.make_block(name="layers")
+        return self.loop(step, block, x, mask, context, context_mask, scanned=rates)
 
     @nn.nowrap
-    def make_block(self, **more: Any) -> Block:
-        """A layer of the module that asks for it; `more` are attributes of `Block`."""
-        return Block(
+    def make_block(self, kind: type[Block] = Block, **more: Any) -> Block:
+        """A layer of the module that asks for it; `more` are further attributes of its kind."""
+        return kind(
             self.heads,
             self.mlp_width,
             self.pre_norm,
@@ -180,11 +204,23 @@ class Stack(nn.Module):
             **more,
         )
 
-    def loop(self, step: Callable, block: nn.Module, x: Array, *constants: Any) -> Array:
-        """`x` after `x = step(block, x, *constants)` for each of `depth` such blocks."""
+    def loop(
+        self,
+        step: Callable,
+        block: nn.Module,
+        x: Array,
+        *constants: Any,
+        scanned: Array | None = None,
+    ) -> Array:
+        """`x` after `x = step(block, x, *constants)` for each of `depth` such blocks.
 
-        def layer(block, x, *constants):
-            return step(block, constrain(x, self.mesh, BATCH_AXES), *constants), None
+        Args:
+          scanned: `[depth, ...]`; each block's part of it is a last argument of `step`.
+        """
+
+        def layer(block, x, own, *constants):
+            last = () if own is None else (own,)
+            return step(block, constrain(x, self.mesh, BATCH_AXES), *constants, *last), None
 
         if self.remat != "none":
             layer = nn.remat(layer, prevent_cse=False, policy=REMAT_POLICIES[self.remat])
@@ -192,11 +228,11 @@ class Stack(nn.Module):
             layer,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(nn.broadcast,) * len(constants),
+            in_axes=(0, *(nn.broadcast,) * len(constants)),
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )
-        x, _ = layers(block, x, *constants)
+        x, _ = layers(block, x, scanned, *constants)
         return constrain(x, self.mesh, BATCH_AXES)
 
 
@@ -204,7 +240,7 @@ class AttentionPool(nn.Module):
     """One vector a row: a learned query attends over the row's tokens."""
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

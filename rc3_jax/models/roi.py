@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+from pydantic import Field
 
+from rc3_jax.models.compute import Compute, TowerSettings
 from rc3_jax.models.layers import Stack, dense
+from rc3_jax.models.text import TextSettings
 
-GEOMETRIES = ("7d", "5d")
+Geometry = Literal["7d", "5d"]
+
+
+class RoiSettings(TowerSettings):
+    """`config.model.roi`; its encoder has the text tower's width and heads."""
+
+    regions: int = Field(36, ge=0)
+    """Regions of an image, at most; 0 leaves the tower out."""
+    feature_size: int = Field(2048, gt=0)
+    """Numbers of a detector's feature."""
+    depth: int = Field(2, gt=0, le=1000)
+    """Number of layers."""
+    geometry: Geometry = "7d"
+    """How a box is given to the tower; see `box_geometry`."""
+
+    def build(self, text: TextSettings, compute: Compute) -> RoiTower | None:
+        """The tower; None without regions."""
+        if not self.regions:
+            return None
+        encoder = compute.stack(self.depth, text.heads, text.mlp_width, pre_norm=True, epsilon=1e-5)
+        return RoiTower(encoder, text.width, self.geometry)
 
 
 def box_geometry(
-    boxes: Float[Array, "batch regions 4"], form: str
+    boxes: Float[Array, "batch regions 4"], form: Geometry
 ) -> Float[Array, "batch regions numbers"]:
     """Boxes (x1, y1, x2, y2, fractions) to `7d`: x1, y1, x2, y2, w, h, area, or `5d` without w, h."""
     x1, y1, x2, y2 = jnp.moveaxis(boxes.astype(jnp.float32), -1, 0)
@@ -60,7 +85,7 @@ class RoiTower(nn.Module):
 
     encoder: Stack
     width: int = 768
-    geometry: str = "7d"
+    geometry: Geometry = "7d"
 
     @nn.compact
     def __call__(

@@ -8,33 +8,140 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar, Literal, Self, TypeVar
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float
+from pydantic import Field, model_validator
 
-from rc3_jax.config import ConfigError
+from rc3_jax.models.compute import Compute
+from rc3_jax.models.hugging_face import CHANNELS, TIMM_LAYER, VISION_LAYER, HuggingFace
 from rc3_jax.models.layers import (
-    ACTIVATIONS,
     REMAT_POLICIES,
     TOKEN_INIT,
-    Attention,
+    Block,
     dense,
-    drop_path,
     prepend_mean,
     relative_index,
 )
-from rc3_jax.models.patch import check_images, to_patches
+from rc3_jax.models.visual import VisualTower, VisualTowerSettings
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
+from rc3_jax.param_map import CONVOLUTION, Name, ParamMap
 
-EPSILON = 1e-5
+AnyArray = TypeVar("AnyArray", Array, np.ndarray)
+
 ACROSS = -100.0
 """Added to the logit of two tokens of a shifted window that are no neighbours in the image."""
 
+PUBLISHED_NAMES = TIMM_LAYER.within("stage_{}/block_{}", "layers.{}.blocks.{}") | ParamMap(
+    {
+        "patch_embedding": Name("patch_embed.proj", CONVOLUTION),
+        "patch_norm": "patch_embed.norm",
+        "stage_{}/merge_norm": "layers.{}.downsample.norm",
+        "stage_{}/merge": "layers.{}.downsample.reduction",
+        "final_norm": "norm",
+    }
+)
+"""Names after `vision_encoder.` in files of CCLM, and in those of Swin's authors."""
+BLOCK = VISION_LAYER | ParamMap(
+    {"relative_positions": "attention.self.relative_position_bias_table"}
+)
+NAMES = BLOCK.within("stage_{}/block_{}", "encoder.layers.{}.blocks.{}") | ParamMap(
+    {
+        "patch_embedding": Name("embeddings.patch_embeddings.projection", CONVOLUTION),
+        "patch_norm": "embeddings.norm",
+        "stage_{}/merge_norm": "encoder.layers.{}.downsample.norm",
+        "stage_{}/merge": "encoder.layers.{}.downsample.reduction",
+        "final_norm": "layernorm",
+    }
+)
 
-def to_windows(x: Array, window: int) -> Array:
+
+class SwinSettings(VisualTowerSettings):
+    """Swin-B by default; the mean of the last stage's tokens is the pooled token."""
+
+    type: Literal["swin"] = "swin"
+    patch: int = Field(4, gt=0)
+    """Pixels along a side of a token of the first stage; each later stage doubles it."""
+    width: int = Field(128, gt=0)
+    """Width of the tokens of the first stage; each later stage doubles it."""
+    depths: tuple[int, ...] = (2, 2, 18, 2)
+    """Blocks of each stage."""
+    heads: tuple[int, ...] = (4, 8, 16, 32)
+    """Attention heads of each stage."""
+    window: int = Field(7, gt=0)
+    """Tokens along a side of an attention window; a smaller stage is one window."""
+    mlp_ratio: float = Field(4.0, gt=0)
+    """Width of the hidden layer of the feed-forward networks over the width of the stage."""
+    epsilon: float = Field(1e-5, ge=1e-5, le=1e-5)
+    """Epsilon of the norms; transformers computes some of them with this value alone."""
+    drop_path: float = Field(0.1, ge=0, lt=1)
+    """Chance to leave out what a part of the last block adds; it grows linearly from 0 at the first."""
+    hugging_face: ClassVar = HuggingFace(
+        architecture="SwinModel",
+        model_types={"swin": ""},
+        fields=dict(
+            image_size="image_size",
+            patch="patch_size",
+            width="embed_dim",
+            depths="depths",
+            heads="num_heads",
+            window="window_size",
+            mlp_ratio="mlp_ratio",
+            epsilon="layer_norm_eps",
+            activation="hidden_act",
+            drop_path="drop_path_rate",
+        ),
+        required=CHANNELS | dict(qkv_bias=True, use_absolute_embeddings=False),
+        names=NAMES,
+        prefix="swin.",
+        ignored=r"pooler\.|classifier\.|decoder\.|embeddings\.mask_token|.*relative_position_index",
+        pooled_mean=True,
+    )
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch // 2 ** (len(self.depths) - 1)
+
+    @property
+    def output_width(self) -> int:
+        return self.width * 2 ** (len(self.depths) - 1)
+
+    def build(self, compute: Compute) -> SwinTower:
+        for heads in self.heads:
+            compute.check_heads(heads)
+        return SwinTower(self, compute)
+
+    @model_validator(mode="after")
+    def _check_stages(self) -> Self:
+        stages = len(self.depths)
+        if len(self.heads) != stages or min(*self.depths, *self.heads, stages) < 1:
+            raise ValueError(
+                f"depths={self.depths} and heads={self.heads} must have a number above 0 for each "
+                "stage"
+            )
+        stride = self.patch * 2 ** (stages - 1)
+        if self.image_size % stride:
+            raise ValueError(
+                f"image_size={self.image_size} must be a multiple of {stride}, the patch of "
+                f"{self.patch} pixels doubled by each of the {stages - 1} mergings"
+            )
+        for stage, heads in enumerate(self.heads):
+            side, width = self.image_size // self.patch // 2**stage, self.width * 2**stage
+            if side > self.window and side % self.window:
+                raise ValueError(
+                    f"window={self.window} does not divide the {side} x {side} tokens of stage "
+                    f"{stage}; make image_size={self.image_size} a multiple of "
+                    f"{self.patch * 2**stage * self.window}, or choose another window"
+                )
+            if width % heads:
+                raise ValueError(f"heads={heads} of stage {stage} must divide its width of {width}")
+        return self
+
+
+def to_windows(x: AnyArray, window: int) -> AnyArray:
     """`[batch, side, side, channels]` to `[batch * windows, window * window, channels]`."""
     batch, side, _, channels = x.shape
     count = side // window
@@ -59,45 +166,22 @@ def shift_bias(side: int, window: int, shift: int) -> Float[np.ndarray, "windows
     return np.where(part[:, :, None] == part[:, None, :], 0.0, ACROSS).astype(np.float32)
 
 
-class SwinBlock(nn.Module):
-    """Attention within windows, then a feed-forward layer; each normalised first.
+class SwinBlock(Block):
+    """A layer whose tokens `[batch, side, side, channels]` attend within windows.
 
     Attributes:
-      window: tokens per side of a window; it divides the image's side.
+      window: tokens along a side of a window; it divides the image's side.
       shift: tokens that the windows are moved by, down and to the right.
-      drop_rate: chance of each row to leave out what a part adds (stochastic depth).
     """
 
-    heads: int
-    mlp_width: int
-    window: int
+    window: int = 7
     shift: int = 0
-    drop_rate: float = 0.0
-    dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "batch side side channels"], deterministic: bool = True
-    ) -> Float[Array, "batch side side channels"]:
-        def residual(x, name, function):
-            y = function(nn.LayerNorm(EPSILON, self.dtype, name=f"{name}_norm")(x))
-            if self.drop_rate > 0 and not deterministic:
-                y = drop_path(y, self.drop_rate, self.make_rng("dropout"))
-            return x + y
-
-        def attend(y):
-            y = jnp.roll(y, (-self.shift, -self.shift), axis=(1, 2))
-            windows = to_windows(y, self.window)
-            attention = Attention(self.heads, self.dtype, name="self_attention")
-            windows = attention(windows, windows, bias=self._bias(*x.shape[:2]))
-            y = from_windows(windows, x.shape[1])
-            return jnp.roll(y, (self.shift, self.shift), axis=(1, 2))
-
-        def feed_forward(y):
-            y = ACTIVATIONS["gelu"](dense(self.mlp_width, self.dtype, "mlp_in")(y))
-            return dense(x.shape[-1], self.dtype, "mlp_out")(y)
-
-        return residual(residual(x, "self_attention", attend), "mlp", feed_forward)
+    def attend(self, y, mask, bias=None):
+        batch, side, _, _ = y.shape
+        y = jnp.roll(y, (-self.shift, -self.shift), axis=(1, 2))
+        windows = super().attend(to_windows(y, self.window), mask, self._bias(batch, side))
+        return jnp.roll(from_windows(windows, side), (self.shift, self.shift), axis=(1, 2))
 
     def _bias(self, batch: int, side: int) -> Float[Array, "rows heads area area"]:
         """What is added to the logits: of all windows alike, or of each where they are shifted."""
@@ -114,148 +198,78 @@ class SwinStage(nn.Module):
     """The blocks of one resolution, every other one shifted, and the merging into the next.
 
     Attributes:
-      drop_rates: of the blocks, one each.
+      drop_rates: one for each block.
       merge: whether four neighbouring tokens become one of twice the width at the end.
-      others: see `SwinTower`.
     """
 
+    settings: SwinSettings
+    compute: Compute
     heads: int
-    mlp_ratio: float
-    window: int
     drop_rates: Sequence[float]
     merge: bool
-    remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
-    mesh: Mesh | None = None
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch side side channels"], deterministic: bool = True
     ) -> Float[Array, "batch new_side new_side new_channels"]:
-        def layer(block, x):
-            return block(constrain(x, self.mesh, BATCH_AXES), deterministic)
+        settings, compute = self.settings, self.compute
 
-        if self.remat != "none":
-            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat])
         batch, side, _, width = x.shape
-        window = min(self.window, side)
+        window = min(settings.window, side)
         # A loop, unlike `Stack`: a scan could hold only the pairs of blocks of the same stage, and
         # this way each parameter is one published tensor.
         for number, rate in enumerate(self.drop_rates):
             block = SwinBlock(
                 self.heads,
-                int(self.mlp_ratio * width),
-                window,
+                int(settings.mlp_ratio * width),
+                pre_norm=True,
+                epsilon=settings.epsilon,
+                dtype=compute.dtype,
+                activation=settings.activation,
+                window=window,
                 shift=window // 2 if number % 2 and window < side else 0,
-                drop_rate=float(rate),
-                dtype=self.dtype,
                 name=f"block_{number}",
             )
+            drop_rate = rate if rate > 0 and not deterministic else None
+
+            def layer(block, x, drop_rate=drop_rate):
+                return block(constrain(x, compute.mesh, BATCH_AXES), drop_rate=drop_rate)
+
+            if compute.remat != "none":
+                layer = nn.remat(layer, policy=REMAT_POLICIES[compute.remat])
             x = layer(block, x)
         if self.merge:
             half = side // 2
             # Of four neighbours: upper left, lower left, upper right, lower right.
             x = x.reshape(batch, half, 2, half, 2, width).transpose(0, 1, 3, 4, 2, 5)
             x = x.reshape(batch, half, half, 4 * width)
-            x = nn.LayerNorm(EPSILON, self.dtype, name="merge_norm")(x)
-            x = dense(2 * width, self.dtype, "merge", use_bias=False)(x)
-        return constrain(x, self.mesh, BATCH_AXES)
+            x = nn.LayerNorm(settings.epsilon, compute.dtype, name="merge_norm")(x)
+            x = dense(2 * width, compute.dtype, "merge", use_bias=False)(x)
+        return constrain(x, compute.mesh, BATCH_AXES)
 
 
-class SwinTower(nn.Module):
-    """Images to the mean of their tokens and the tokens, as CCLM of 2022 computes them.
-
-    Attributes:
-      patch: pixels per side of a token of the first stage; each later stage doubles it.
-      embed_width: of the first stage; each later stage doubles it.
-      depths, heads: blocks of each stage, and the heads of their attention.
-      window: tokens per side of an attention window; a stage no larger than it is one window.
-      drop_path: chance to leave out what a part of the last block adds; it grows linearly from 0
-        at the first block.
-      remat, mesh: see `Stack`.
-    """
-
-    image_size: int = 224
-    patch: int = 4
-    embed_width: int = 128
-    depths: Sequence[int] = (2, 2, 18, 2)
-    heads: Sequence[int] = (4, 8, 16, 32)
-    window: int = 7
-    mlp_ratio: float = 4.0
-    drop_path: float = 0.1
-    remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
-    mesh: Mesh | None = None
-
-    @property
-    def width(self) -> int:
-        """Of the tokens that the tower returns."""
-        return self.embed_width * 2 ** (len(self.depths) - 1)
-
-    @property
-    def grid(self) -> int:
-        """Patch tokens per side that the tower returns."""
-        return self.image_size // self.patch // 2 ** (len(self.depths) - 1)
+class SwinTower(VisualTower):
+    """Images to the mean of their tokens and the tokens, as CCLM of 2022 computes them."""
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width 3"], deterministic: bool = True
     ) -> Float[Array, "batch tokens width"]:
-        """Returns `[batch, 1 + grid * grid, width]`: the mean of the patch tokens, then these.
-
-        Args:
-          images: normalised pixels, `[batch, image_size, image_size, 3]`.
-
-        Raises:
-          ConfigError: if the windows do not cover every stage, or the sizes do not agree.
-        """
-        self._check()
-        check_images(images, self.image_size)
-        x = to_patches(images.astype(self.dtype), self.patch)
-        x = dense(self.embed_width, self.dtype, "patch_embedding")(x)
-        x = nn.LayerNorm(EPSILON, self.dtype, name="patch_norm")(x)
-        side = self.image_size // self.patch
-        x = x.reshape(-1, side, side, self.embed_width)
-        rates = np.linspace(0.0, self.drop_path, sum(self.depths))
-        rates = np.split(rates, np.cumsum(self.depths)[:-1])
-        for number, (heads, stage_rates) in enumerate(zip(self.heads, rates, strict=True)):
-            x = SwinStage(
+        settings = self.settings
+        x = self.norm("patch_norm")(self.embed_patches(images))
+        side = settings.image_size // settings.patch
+        x = x.reshape(-1, side, side, settings.width)
+        all_rates = np.linspace(0.0, settings.drop_path, sum(settings.depths))
+        rates = np.split(all_rates, np.cumsum(settings.depths)[:-1])
+        for number, (heads, stage_rates) in enumerate(zip(settings.heads, rates, strict=True)):
+            stage = SwinStage(
+                settings,
+                self.compute,
                 heads,
-                self.mlp_ratio,
-                self.window,
                 tuple(stage_rates.tolist()),
                 merge=number < len(rates) - 1,
-                remat=self.remat,
-                dtype=self.dtype,
-                mesh=self.mesh,
                 name=f"stage_{number}",
-            )(x, deterministic)
-        x = nn.LayerNorm(EPSILON, self.dtype, name="final_norm")(x)
+            )
+            x = stage(x, deterministic)
+        x = self.norm("final_norm")(x)
         return prepend_mean(x.reshape(len(x), -1, self.width))
-
-    def _check(self) -> None:
-        stages = len(self.depths)
-        if len(self.heads) != stages:
-            raise ConfigError(
-                f"depths={tuple(self.depths)} and heads={tuple(self.heads)} must name the same "
-                "number of stages"
-            )
-        stride = self.patch * 2 ** (stages - 1)
-        if self.image_size % stride:
-            raise ConfigError(
-                f"image_size={self.image_size} must be a multiple of {stride}, the patch of "
-                f"{self.patch} pixels doubled by each of the {stages - 1} mergings"
-            )
-        for stage, heads in enumerate(self.heads):
-            side = self.image_size // self.patch // 2**stage
-            if side > self.window and side % self.window:
-                raise ConfigError(
-                    f"window={self.window} does not divide the {side} x {side} tokens of stage "
-                    f"{stage}; make image_size={self.image_size} a multiple of "
-                    f"{self.patch * 2**stage * self.window}, or choose another window"
-                )
-            width = self.embed_width * 2**stage
-            if width % heads:
-                raise ConfigError(
-                    f"heads={heads} of stage {stage} do not divide its width of {width}"
-                )

@@ -1,193 +1,177 @@
-"""The objectives of CCLM: which views a batch pairs, and the sum of their losses.
+"""The objectives of CCLM: contrast, matching and masked language modelling of pairs of views.
 
 METHOD.md section 3, CCLM.md section 2.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from typing import Literal
 
 import jax
-import jax.numpy as jnp
-import ml_collections
+import pydantic
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from rc3_jax.config import ConfigError
-from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.cclm import CCLM
+from rc3_jax.models.base import PairModel
 from rc3_jax.objectives.boxes import box_losses
-from rc3_jax.objectives.microbatch import microbatch
-from rc3_jax.objectives.rows import join, split
-from rc3_jax.objectives.views import (
-    Context,
-    Masked,
-    Pair,
-    Terms,
-    View,
-    contrast,
-    view_losses,
+from rc3_jax.objectives.encoding import Batch
+from rc3_jax.objectives.pair_terms import (
+    contrast_term,
+    image_text_term,
+    masked_lm_term,
+    matching_term,
 )
+from rc3_jax.objectives.terms import (
+    Comparison,
+    Encoded,
+    Kinds,
+    Losses,
+    Pair,
+    Pass,
+    Term,
+    term_losses,
+)
+from rc3_jax.objectives.tiles import PairSettings, Tiling
+from rc3_jax.settings import Settings
 
-Batch = Mapping[str, Mapping[str, Array]]
+TEMPERATURE = "temperature"
+IMAGE_TEXT = Pair(("captioned", "strict", "weak"), "image", "a", TEMPERATURE)
+TEXT_TEXT = Pair(("parallel",), "a", "b", TEMPERATURE)
+REGION_TEXT = Pair(("region",), "image", "a", TEMPERATURE)
+CAPTIONS = Pair(("strict", "weak"), "a", "b", TEMPERATURE)
+PAIRS = (IMAGE_TEXT, TEXT_TEXT, REGION_TEXT)
+"""The pairs that negatives are drawn for, in the order of their keys."""
+UPDATES = (TEXT_TEXT.kinds, IMAGE_TEXT.kinds, REGION_TEXT.kinds)
+"""With `objective.step = "separate"`, each of these makes an update, in this order."""
 
-WITH_IMAGE = ("captioned", "strict", "weak")
-UPDATES = {"text": ("parallel",), "image": WITH_IMAGE, "region": ("region",)}
-"""First view → kinds of rows; `objective.step = "separate"` makes an update of each, in order."""
-NAMES = {
-    "image": dict(contrast="itc", matching="itm", masked_lm="mlm", captions="caption_ttc"),
-    "text": dict(contrast="ttc", matching="ttm", masked_lm="text_mlm"),
-    "region": dict(
-        contrast="region_itc", matching="region_itm", masked_lm="region_mlm", box="box", giou="giou"
-    ),
-}
-"""First view → weight in `objective.weights` → the term that it weighs."""
+
+class TextWeights(Settings):
+    """Weights of the terms of pairs of texts; 0 leaves a term out of the compiled step."""
+
+    contrast: float = 1.0
+    """Contrast of the two views."""
+    matching: float = 1.0
+    """Matching of the two views, with hard negatives."""
+    masked_lm: float = 1.0
+    """Masked language modelling, given the other view."""
+
+
+class ImageWeights(TextWeights):
+    """Weights of the terms of images and their texts."""
+
+    captions: float = 1.0
+    """Contrast of the two texts of an image, where rows have two."""
+
+
+class RegionWeights(TextWeights):
+    """Weights of the terms of regions and their texts."""
+
+    box: float = 1.0
+    """L1 distance of the box that a text points at."""
+    giou: float = 1.0
+    """1 - GIoU of this box."""
+
+
+class CCLMWeights(Settings):
+    """Weights of the terms, by the first view."""
+
+    image: ImageWeights = ImageWeights()
+    """Weights on captioned, strict and weak rows."""
+    text: TextWeights = TextWeights()
+    """Weights on parallel rows."""
+    region: RegionWeights = RegionWeights()
+    """Weights on region rows."""
+
+
+class CCLMObjective(Settings):
+    """`config.objective` of CCLM."""
+
+    weights: CCLMWeights = CCLMWeights()
+    """Weights of the terms."""
+    step: Literal["summed", "separate"] = "summed"
+    """One update for all kinds of rows, or one each for texts, images and regions (published)."""
+    negatives: Literal["global", "local"] = "global"
+    """Hard negatives come from the whole batch, or from the rows of a device (published)."""
+    negative_floor: float = pydantic.Field(0.0, ge=0)
+    """Added to the probability of each negative (published: 1e-5)."""
+    group_positives: bool = True
+    """Rows about the same image or sentence are positives; False: negatives (published)."""
+    contrast: Literal["softmax", "sigmoid"] = "softmax"
+    """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
+    itc_grad_scale: float = 1.0
+    """Factor of the gradient that the contrasts give to the towers (published: 1 / GPUs)."""
+    pairs: PairSettings = PairSettings()
+    """How all pairs of a batch are compared."""
 
 
 def cclm_losses(
-    model: CCLM,
+    model: PairModel,
     batch: Batch,
     key: PRNGKeyArray,
-    objective: ml_collections.ConfigDict,
+    *,
+    objective: CCLMObjective,
     deterministic: bool = False,
     mesh: Mesh | None = None,
     microbatches: int = 1,
-) -> tuple[Float[Array, ""], Terms]:
-    """The weighted sum of the objectives that the batch's rows allow, and each term by itself.
+) -> tuple[Float[Array, ""], Losses]:
+    """The weighted sum of the objectives that apply to the batch, and each term by itself.
 
     Args:
-      model: bound to its parameters (the function runs inside `nn.apply`).
       batch: rows of each kind present, see `data.stream`: `captioned`, `strict` and `weak` pair
-        images with texts, `region` parts of images, `parallel` texts. Strict and weak rows bring
-        a second caption, which is only contrasted.
-      key: source of the hard negatives.
-      objective: `config.objective`, static: each choice compiles to a step of its own.
-      deterministic: switches dropout off.
-      mesh: where rows are spread; None for a single device.
-      microbatches: parts of the batch that go through the network in turn, see `microbatch`.
+        images with texts, `region` parts of images, `parallel` texts. Strict and weak rows have a
+        second caption, which is only contrasted.
+      model, key, objective, deterministic, mesh, microbatches: see `rc3_losses`.
     """
-    in_parts = functools.partial(microbatch, model, microbatches, mesh)
-    context = Context(model, objective, deterministic, mesh, in_parts)
-    with_image = [kind for kind in WITH_IMAGE if kind in batch]
-    losses = {
-        "image": lambda key: image_losses(context, {k: batch[k] for k in with_image}, key),
-        "text": lambda key: text_losses(context, batch["parallel"], key),
-        "region": lambda key: region_losses(context, batch["region"], key),
-    }
-    present = {"image": bool(with_image), "text": "parallel" in batch, "region": "region" in batch}
-    total, terms = 0.0, {}
-    for name, part_key in zip(losses, jax.random.split(key, len(losses)), strict=True):
-        weights = objective.weights[name]
-        if not present[name] or not any(weights.values()):
-            continue
-        found = losses[name](part_key)
-        total += sum(weights[term] * found[term] for term in weights if term in found)
-        for term, value in found.items():
-            base = term.removesuffix("_accuracy")
-            terms[NAMES[name][base] + term.removeprefix(base)] = value
-    if not terms:
-        raise ConfigError(
-            f"no objective with a weight applies to {', '.join(batch)} rows; see objective.weights"
-        )
-    return total, {"loss": total, **terms}
-
-
-def image_losses(context: Context, batch: Batch, key: PRNGKeyArray) -> Terms:
-    """An image and its caption; where rows have two captions, the second one only contrasts."""
-    kinds = list(batch)
-
-    def field(name, kinds=kinds):
-        return join([batch[kind][name] for kind in kinds])
-
-    weights = context.objective.weights.image
-    view = _encode_images(context, field("image"))
-    twice = [kind for kind in kinds if "ids_b" in batch[kind]]
-    ids = {"a": field("ids_a"), "masked": field("masked_ids")}
-    if twice and (weights.contrast or weights.captions):
-        ids["b"] = field("ids_b", twice)
-    texts = _encode_texts(context, ids, weights)
-    pair = Pair(view, texts["a"], _groups(context, field("groups")))
-    masked = Masked(texts.get("masked"), view, field("masked_positions"), field("masked_labels"))
-    terms = view_losses(context, pair, masked, weights, key)
-    if "b" not in texts:
-        return terms
-
-    counts = [batch[kind]["groups"].shape[0] for kind in kinds]
-
-    def of_two(rows):
-        parts = dict(zip(kinds, split(rows, counts), strict=True))
-        return join([parts[kind] for kind in twice])
-
-    image, first = (View(None, None, of_two(x.vector)) for x in (view, texts["a"]))
-    groups = of_two(pair.groups)
-    if weights.contrast:
-        second = contrast(context, Pair(image, texts["b"], groups))
-        terms["contrast"] = (terms["contrast"] + second) / 2
-    if weights.captions:
-        terms["captions"] = contrast(context, Pair(first, texts["b"], groups))
-    return terms
-
-
-def text_losses(context: Context, rows: Mapping[str, Array], key: PRNGKeyArray) -> Terms:
-    """A sentence a and its translation b: b reads a in matching, masked a reads b."""
-    ids = {"a": rows["ids_a"], "b": rows["ids_b"], "masked": rows["masked_ids"]}
-    weights = context.objective.weights.text
-    texts = _encode_texts(context, ids, weights)
-    pair = Pair(texts["a"], texts["b"], _groups(context, rows["groups"]))
-    masked = Masked(
-        texts.get("masked"), texts["b"], rows["masked_positions"], rows["masked_labels"]
-    )
-    return view_losses(context, pair, masked, weights, key)
-
-
-def region_losses(context: Context, rows: Mapping[str, Array], key: PRNGKeyArray) -> Terms:
-    """Regions and their captions; and from the whole image, where each caption belongs."""
-    weights = context.objective.weights.region
-    whole = _encode_images(context, rows["image"])
-    view = context.model.regions(whole.tokens, rows["region_tokens"])
-
-    def flat(name):
-        """A row for each region, as `view` has it."""
-        return rows[name].reshape(-1, *rows[name].shape[2:])
-
-    texts = _encode_texts(context, {"a": flat("ids_a"), "masked": flat("masked_ids")}, weights)
-    pair = Pair(view, texts["a"], _groups(context, flat("groups")))
-    masked = Masked(texts.get("masked"), view, flat("masked_positions"), flat("masked_labels"))
-    terms = view_losses(context, pair, masked, weights, key)
-    if weights.box or weights.giou:
-        image = View(
-            *(jnp.repeat(x, rows["ids_a"].shape[1], axis=0) for x in (whole.tokens, whole.mask)),
-            None,
-        )
-        boxes = context.read(lambda model, fused: model.predict_box(fused), texts["a"], image)
-        terms["box"], terms["giou"] = box_losses(boxes, flat("boxes"), ~flat("is_image"))
-    return terms
-
-
-def _encode_images(context: Context, image: Array) -> View:
-    return context.in_parts(
-        lambda model, image: model.encode_visual({"image": image}, context.deterministic), image
+    keys = jax.random.split(key, len(PAIRS))
+    return term_losses(
+        model,
+        batch,
+        cclm_terms(objective),
+        {pair: tuple(jax.random.split(own)) for pair, own in zip(PAIRS, keys, strict=True)},
+        Comparison(
+            Tiling(objective.pairs.transport, objective.pairs.tile, mesh),
+            gradient_scale=objective.itc_grad_scale,
+            group_positives=objective.group_positives,
+            local_negatives=objective.negatives == "local",
+            negative_floor=objective.negative_floor,
+        ),
+        deterministic,
+        microbatches,
     )
 
 
-def _encode_texts(
-    context: Context, ids: Mapping[str, Array], weights: Mapping[str, float]
-) -> dict[str, View]:
-    """One pass of the text tower over all of them; masked ones only if they are to be filled."""
-    ids = {name: x for name, x in ids.items() if name != "masked" or weights["masked_lm"]}
-    # A masked token may have become any other, the padding token too.
-    mask = join([(ids["a"] if name == "masked" else x) != PAD_ID for name, x in ids.items()])
-    states, vectors = context.in_parts(
-        lambda model, ids, mask: model.encode_text(ids, context.deterministic, mask),
-        join(list(ids.values())),
-        mask,
+def cclm_terms(objective: CCLMObjective) -> tuple[Term, ...]:
+    """All terms of CCLM, in the order of the console line."""
+    image, text, region = (getattr(objective.weights, name) for name in ("image", "text", "region"))
+    return (
+        image_text_term("itc", image.contrast, IMAGE_TEXT),
+        matching_term("itm", image.matching, IMAGE_TEXT),
+        masked_lm_term("mlm", image.masked_lm, IMAGE_TEXT.kinds),
+        contrast_term("caption_ttc", image.captions, CAPTIONS),
+        contrast_term("ttc", text.contrast, TEXT_TEXT),
+        matching_term("ttm", text.matching, TEXT_TEXT),
+        masked_lm_term("text_mlm", text.masked_lm, TEXT_TEXT.kinds),
+        contrast_term("region_itc", region.contrast, REGION_TEXT),
+        matching_term("region_itm", region.matching, REGION_TEXT),
+        masked_lm_term("region_mlm", region.masked_lm, REGION_TEXT.kinds),
+        box_term("box", region.box),
+        box_term("giou", region.giou),
     )
-    lengths = [x.shape[0] for x in ids.values()]
-    parts = (split(x, lengths) for x in (states, mask, vectors))
-    return {name: View(*part) for name, part in zip(ids, zip(*parts), strict=True)}
 
 
-def _groups(context: Context, groups: Int[Array, " batch"]) -> Int[Array, " batch"]:
-    """Who is whose negative: rows of other groups or, as published, all others."""
-    return groups if context.objective.group_positives else jnp.arange(len(groups))
+def box_term(name: Literal["box", "giou"], weight: float) -> Term:
+    """Where in the whole image the text of a region belongs; see `box_losses`."""
+
+    def loss(encoded: Encoded, kinds: Kinds) -> Losses:
+        predicted = encoded.read("a", "whole", predict_box, kinds)
+        counted = ~encoded.field("is_image", kinds)
+        losses = box_losses(predicted, encoded.field("boxes", kinds), counted)
+        return {name: losses[name == "giou"]}
+
+    passes = (Pass(REGION_TEXT.kinds, "a", "whole", predict_box),)
+    return Term(name, weight, REGION_TEXT.kinds, loss, passes=passes)
+
+
+def predict_box(model, fused, mask, positions) -> Float[Array, "batch 4"]:
+    """Head: the box that the text points at."""
+    return model.predict_box(fused)

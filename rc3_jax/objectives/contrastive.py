@@ -1,7 +1,6 @@
 """Contrasts of two views over the global batch: InfoNCE, sigmoid, soft targets.
 
-Each is the mean of a few statistics of the similarity matrix, which `tiles` computes without
-storing that matrix.
+Each is a mean of statistics of the similarity matrix, which `tiles` computes without storing it.
 """
 
 from __future__ import annotations
@@ -32,23 +31,23 @@ def info_nce(
       x: unit vectors of one view, all devices' rows.
       y: unit vectors of the other view, row for row.
       groups: rows of one group (one image, say) are positives of one another.
-      row_weights: weight of each row's (and column's) term; mean over rows divides by the
-        batch, so weights of mean 1 keep the scale. None weighs all alike.
-      same_image: similarity of each `x_i`, and of each `y_i`, to one more negative of its own.
+      row_weights: weights of the rows, which should have mean 1; None weighs all alike.
+      same_image: similarities of each `x_i`, and of each `y_i`, to an additional negative.
     """
 
-    def form(s, temperature, rows, columns):
+    def pair_fn(s, temperature, rows, columns):
         logits = s / temperature
         positive = _same_group(rows, columns)
         return Matrices((Softmax(logits),), (positive * logits, positive))
 
-    sides = pair_statistics(form, tiling, x, y, temperature, (groups, groups))
+    sides = pair_statistics(pair_fn, tiling, x, y, temperature, (groups, groups))
     extra = (None, None) if same_image is None else same_image
-    losses = 0.0
+    directions = []
     for (((log_sum,),), (positives, count)), similarity in zip(sides, extra, strict=True):
         if similarity is not None:
             log_sum = jnp.logaddexp(log_sum, similarity / temperature)
-        losses += (log_sum - positives / count) / 2
+        directions.append(log_sum - positives / count)
+    losses = (directions[0] + directions[1]) / 2
     return jnp.mean(losses if row_weights is None else row_weights * losses)
 
 
@@ -59,23 +58,49 @@ def sigmoid_loss(
     bias: Float[Array, ""],
     groups: Int[Array, " batch"],
     row_weights: Float[Array, " batch"] | None = None,
+    same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None = None,
     tiling: Tiling = DENSE,
 ) -> Float[Array, ""]:
-    """The sigmoid loss of SigLIP (Zhai et al., arXiv 2303.15343, equation 1): each pair a yes or no.
+    """The sigmoid loss of SigLIP (Zhai et al., arXiv 2303.15343): each pair matches or does not.
 
     Args:
+      x, y, row_weights, same_image: see `info_nce`; the two additional negatives of a row weigh
+        half, as the mean of both directions has it.
       bias: added to the logits `x_i . y_j / temperature`.
-      groups: pairs of one group are to match, all others not.
-      row_weights: weight of each row's pairs.
+      groups: pairs of one group match, all others do not.
     """
 
-    def form(s, parameters, rows, columns):
+    def pair_fn(s, parameters, rows, columns):
         temperature, bias = parameters
         logits = s / temperature + bias
         return Matrices(sums=(jax.nn.softplus(logits) - _same_group(rows, columns) * logits,))
 
-    ((_, (losses,)), _) = pair_statistics(form, tiling, x, y, (temperature, bias), (groups, groups))
+    scalars = (temperature, bias)
+    ((_, (losses,)), _) = pair_statistics(pair_fn, tiling, x, y, scalars, (groups, groups))
+    for similarity in same_image or ():
+        losses += jax.nn.softplus(similarity / temperature + bias) / 2
     return jnp.mean(losses if row_weights is None else row_weights * losses)
+
+
+def contrastive_loss(
+    x: Float[Array, "batch size"],
+    y: Float[Array, "batch size"],
+    temperature: Float[Array, ""],
+    bias: Float[Array, ""] | None,
+    groups: Int[Array, " batch"],
+    row_weights: Float[Array, " batch"] | None = None,
+    same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None = None,
+    tiling: Tiling = DENSE,
+) -> Float[Array, ""]:
+    """`sigmoid_loss` with a bias, `info_nce` without one."""
+    if bias is None:
+        return info_nce(x, y, temperature, groups, row_weights, same_image, tiling)
+    return sigmoid_loss(x, y, temperature, bias, groups, row_weights, same_image, tiling)
+
+
+def scale_gradient(x: Array, scale: float) -> Array:
+    """Returns `x`; the gradient that flows back is multiplied by `scale` (CCLM.md section 2.1)."""
+    return x if scale == 1 else scale * x + jax.lax.stop_gradient((1 - scale) * x)
 
 
 def soft_cross_entropy(
@@ -90,25 +115,24 @@ def soft_cross_entropy(
     """Cross-entropy from `softmax(target_x target_y^T)` to `softmax(x y^T)`, rows and columns.
 
     Args:
-      target_x, target_y: vectors whose similarities those of x and y are to resemble; no gradient
-        flows into them.
+      target_x, target_y: vectors whose similarities give the targets; no gradient flows into them.
 
     Returns:
       The cross-entropy and the entropy of the targets, means of both directions; their difference
       is the KL divergence.
     """
 
-    def form(s, temperature, rows, columns):
+    def pair_fn(s, temperature, rows, columns):
         logits = s / temperature
         target = similarities(rows, columns) / target_temperature
         return Matrices((Softmax(logits), Softmax(target, (logits, target))))
 
-    sides = pair_statistics(form, tiling, x, y, temperature, (target_x, target_y))
-    cross = entropy = 0.0
+    sides = pair_statistics(pair_fn, tiling, x, y, temperature, (target_x, target_y))
+    cross, entropy = [], []
     for ((log_sum,), (target_log_sum, mean_logit, mean_target)), _ in sides:
-        cross += jnp.mean(log_sum - mean_logit) / 2
-        entropy += jnp.mean(target_log_sum - mean_target) / 2
-    return cross, entropy
+        cross.append(jnp.mean(log_sum - mean_logit))
+        entropy.append(jnp.mean(target_log_sum - mean_target))
+    return (cross[0] + cross[1]) / 2, (entropy[0] + entropy[1]) / 2
 
 
 def _same_group(

@@ -33,7 +33,7 @@ def masked_lm_loss(
     The logits are `hidden embedding^T + bias`. They are computed for `tile` words at a time, and
     again for the gradient, so that memory does not grow with vocabulary times positions. Devices
     along `tensor` and `fsdp` hold a part of the words each; along `fsdp` they collect the tile
-    in hand, and along `tensor` they join what their words told.
+    in hand, and along `tensor` they join the statistics of their words.
 
     Args:
       embedding: in the type that is to be computed with; bias in float32.
@@ -63,13 +63,13 @@ def masked_lm_loss(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _word_statistics(mesh, tile, hidden, embedding, bias, target):
-    """Of each position: log-sum-exp of its logits, the target's logit, the highest logit."""
+    """Returns each position's log-sum-exp of logits, logit of the target, and highest logit."""
     return _forward(mesh, tile, hidden, embedding, bias, target)[0]
 
 
 def _forward(mesh, tile, hidden, embedding, bias, target):
     def local(hidden, embedding, bias, target):
-        def fold(state, words):
+        def tile_fn(state, words):
             highest, total, picked = state
             logits, hit, _ = _tile_logits(hidden, target, words)
             new = jnp.maximum(highest, logits.max(axis=-1))
@@ -79,7 +79,7 @@ def _forward(mesh, tile, hidden, embedding, bias, target):
         zeros = jnp.zeros(target.shape)
         start = vary((jnp.full(target.shape, LOWEST), zeros, zeros), AXES)
         words = _tiles(tile, embedding, bias)
-        (mine, total, picked), _ = lax.scan(fold, start, words)
+        (mine, total, picked), _ = lax.scan(tile_fn, start, words)
         highest = lax.pmax(mine, "tensor")
         total = lax.psum(total * jnp.exp(mine - highest), "tensor")
         return highest + jnp.log(total), lax.psum(picked, "tensor"), highest
@@ -92,7 +92,7 @@ def _forward(mesh, tile, hidden, embedding, bias, target):
 
 def _backward(mesh, tile, residuals, cotangents):
     def local(hidden, embedding, bias, target, log_sum, d_log_sum, d_picked):
-        def fold(d_hidden, words):
+        def tile_fn(d_hidden, words):
             logits, hit, e = _tile_logits(hidden, target, words)
             weights = jnp.exp(jnp.minimum(logits - log_sum[..., None], 0.0))
             ds = d_log_sum[..., None] * weights + d_picked[..., None] * hit
@@ -103,7 +103,7 @@ def _backward(mesh, tile, residuals, cotangents):
             return d_hidden, lax.psum_scatter(d_words, "fsdp", tiled=True)
 
         start = vary(jnp.zeros(hidden.shape, jnp.float32), AXES)
-        d_hidden, d_words = lax.scan(fold, start, _tiles(tile, embedding, bias))
+        d_hidden, d_words = lax.scan(tile_fn, start, _tiles(tile, embedding, bias))
         d_words = jax.tree.map(lambda d: d.reshape(-1, *d.shape[2:]), d_words)
         d_embedding, d_bias = lax.psum(d_words, ("replica", "data"))
         d_hidden = lax.psum(d_hidden, "tensor")

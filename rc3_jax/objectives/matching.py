@@ -19,30 +19,30 @@ from rc3_jax.objectives.tiles import (
     on_devices,
     pair_statistics,
     similarities,
+    sweep_tiles,
     vary,
-    visit,
 )
 from rc3_jax.parallel.mesh import BATCH
 
 
-class Rule(NamedTuple):
-    """From which candidates negatives are drawn, and how likely each is.
+class NegativeSampling(NamedTuple):
+    """The distribution that negatives are drawn from.
 
     Attributes:
-      floor: added to every probability, so that no candidate is out of the question.
-      within: only candidates of the same run of this many rows, such as those of one device; None
+      floor: added to the softmax probability of each candidate.
+      block_size: draws from the same block of this many rows, such as those of one device; None
         draws from the whole batch.
     """
 
     floor: float = 0.0
-    within: int | None = None
+    block_size: int | None = None
 
 
-WHOLE_BATCH = Rule()
+WHOLE_BATCH = NegativeSampling()
 
 
-class Facts(NamedTuple):
-    """Of each row of the batch: group, place, and for an anchor the log-sum-exp of its logits."""
+class RowData(NamedTuple):
+    """The group and the place of each row; where there is a floor, the log-sum-exp of its logits."""
 
     groups: Int[Array, " batch"]
     places: Int[Array, " batch"]
@@ -56,42 +56,50 @@ def sample_negatives(
     temperature: Float[Array, ""],
     groups: Int[Array, " batch"],
     tiling: Tiling = DENSE,
-    rule: Rule = WHOLE_BATCH,
+    sampling: NegativeSampling = WHOLE_BATCH,
 ) -> Int[Array, " batch"]:
-    """Draws one wrong candidate a row, with probability proportional to softmax similarity.
+    """Draws one wrong candidate for each row, with probability proportional to softmax similarity.
 
     Gumbel-max over the global batch; candidates of the row's own group are never drawn. The draw
-    of a row without any other (see `has_negative`) means nothing. The noise of a pair is a
-    function of the key and of the pair's place in the batch: every tiling draws the same.
+    of a row without a negative (see `has_negative`) is arbitrary. The noise of a pair is a function
+    of the key and of its place in the batch, so every tiling draws the same rows.
     """
     words = jax.random.bits(key, (2,), jnp.uint32)
     inputs = jax.lax.stop_gradient((anchors, candidates, temperature))
-    facts = _facts(*inputs, groups, tiling, rule)
+    row_data = _row_data(*inputs, groups, tiling, sampling)
     if tiling.transport == "dense":
         anchors, candidates, temperature = inputs
         similarity = similarities(anchors, candidates)
-        noise = _gumbel_noise(words, facts, facts)
-        return jnp.argmax(_log_weights(similarity, temperature, facts, facts, rule) + noise, 1)
+        noise = _gumbel_noise(words, row_data, row_data)
+        return jnp.argmax(
+            _log_weights(similarity, temperature, row_data, row_data, sampling) + noise, 1
+        )
 
-    def local(words, temperature, anchors, candidates, facts):
-        def fold(rows, columns, valid):
+    def local(words, temperature, anchors, candidates, row_data):
+        def tile_fn(rows, columns, valid):
             best, drawn = rows
             y, columns = columns
             similarity = similarities(anchors, y)
-            noisy = _log_weights(similarity, temperature, facts, columns, rule)
-            noisy = jnp.where(valid, noisy + _gumbel_noise(words, facts, columns), LOWEST)
+            noisy = _log_weights(similarity, temperature, row_data, columns, sampling)
+            noisy = jnp.where(valid, noisy + _gumbel_noise(words, row_data, columns), LOWEST)
             highest = noisy.max(axis=1)
             place = columns.places[jnp.argmax(noisy, axis=1)]
             return (jnp.maximum(best, highest), jnp.where(highest > best, place, drawn)), ()
 
         nothing = vary((jnp.full(len(anchors), -jnp.inf), jnp.zeros(len(anchors), jnp.int32)))
-        (_, drawn), () = visit(
-            tiling, fold, nothing, (candidates, facts), lambda n: (), lambda a, b: a, lambda a: a
+        (_, drawn), () = sweep_tiles(
+            tiling,
+            tile_fn,
+            nothing,
+            (candidates, row_data),
+            lambda n: (),
+            lambda a, b: a,
+            lambda a: a,
         )
         return drawn
 
     draw = on_devices(tiling, local, (None, None, BATCH, BATCH, BATCH))
-    return draw(words, inputs[2], *inputs[:2], facts)
+    return draw(words, inputs[2], *inputs[:2], row_data)
 
 
 def negative_weights(
@@ -99,47 +107,57 @@ def negative_weights(
     candidates: Float[Array, "batch size"],
     temperature: Float[Array, ""],
     groups: Int[Array, " batch"],
-    rule: Rule = WHOLE_BATCH,
+    sampling: NegativeSampling = WHOLE_BATCH,
 ) -> Float[Array, "batch batch"]:
-    """What the chances that `sample_negatives` draws with are proportional to, for all pairs."""
-    facts = _facts(anchors, candidates, temperature, groups, DENSE, rule)
-    logits = _log_weights(similarities(anchors, candidates), temperature, facts, facts, rule)
-    return jnp.exp(logits) if rule.floor else jax.nn.softmax(logits)
+    """The unnormalised probabilities of `sample_negatives` for all pairs."""
+    row_data = _row_data(anchors, candidates, temperature, groups, DENSE, sampling)
+    logits = _log_weights(
+        similarities(anchors, candidates), temperature, row_data, row_data, sampling
+    )
+    return jnp.exp(logits) if sampling.floor else jax.nn.softmax(logits)
 
 
-def _facts(anchors, candidates, temperature, groups, tiling: Tiling, rule: Rule) -> Facts:
+def _row_data(
+    anchors, candidates, temperature, groups, tiling: Tiling, sampling: NegativeSampling
+) -> RowData:
     places = jnp.arange(len(groups), dtype=jnp.int32)
-    if not rule.floor:
-        return Facts(groups, places, None)
+    if not sampling.floor:
+        return RowData(groups, places, None)
 
-    def form(s, temperature, rows, columns):
-        return Matrices((Softmax(jnp.where(_near(rows, columns, rule), s / temperature, LOWEST)),))
+    def pair_fn(s, temperature, rows, columns):
+        return Matrices(
+            (Softmax(jnp.where(_near(rows, columns, sampling), s / temperature, LOWEST)),)
+        )
 
-    sides = pair_statistics(form, tiling, anchors, candidates, temperature, (places, places))
-    return Facts(groups, places, sides[0].softmaxes[0][0])
+    sides = pair_statistics(pair_fn, tiling, anchors, candidates, temperature, (places, places))
+    return RowData(groups, places, sides[0].softmaxes[0][0])
 
 
-def _near(rows: Array, columns: Array, rule: Rule) -> Bool[Array, "rows columns"]:
-    """Whether the rule lets places draw one another."""
-    if rule.within is None:
+def _near(rows: Array, columns: Array, sampling: NegativeSampling) -> Bool[Array, "rows columns"]:
+    """Whether two places are in one block."""
+    if sampling.block_size is None:
         return jnp.ones((len(rows), len(columns)), bool)
-    return rows[:, None] // rule.within == columns[None, :] // rule.within
+    return rows[:, None] // sampling.block_size == columns[None, :] // sampling.block_size
 
 
 def _log_weights(
-    similarity: Float[Array, "rows columns"], temperature, rows: Facts, columns: Facts, rule: Rule
+    similarity: Float[Array, "rows columns"],
+    temperature,
+    rows: RowData,
+    columns: RowData,
+    sampling: NegativeSampling,
 ) -> Float[Array, "rows columns"]:
-    """Log of each candidate's chance, but for a constant of the row; `LOWEST` for no chance."""
+    """Log-probability of each candidate up to a constant of the row; `LOWEST` excludes it."""
     logits = similarity / temperature
-    if rule.floor:
-        logits = jnp.logaddexp(logits - rows.log_sums[:, None], math.log(rule.floor))
-    allowed = _near(rows.places, columns.places, rule)
+    if rows.log_sums is not None:
+        logits = jnp.logaddexp(logits - rows.log_sums[:, None], math.log(sampling.floor))
+    allowed = _near(rows.places, columns.places, sampling)
     allowed &= rows.groups[:, None] != columns.groups[None, :]
     return jnp.where(allowed, logits, LOWEST)
 
 
-def _gumbel_noise(words: Array, rows: Facts, columns: Facts) -> Float[Array, "rows columns"]:
-    """Of each pair of places, the same however the batch is cut."""
+def _gumbel_noise(words: Array, rows: RowData, columns: RowData) -> Float[Array, "rows columns"]:
+    """Gumbel noise of each pair of places, which does not depend on the tiling."""
     shape = (len(rows.places), len(columns.places))
     counters = jnp.stack(jnp.broadcast_arrays(rows.places[:, None], columns.places[None, :]))
     bits = threefry_2x32(words, counters.ravel().astype(jnp.uint32))[: math.prod(shape)]
@@ -147,9 +165,11 @@ def _gumbel_noise(words: Array, rows: Facts, columns: Facts) -> Float[Array, "ro
     return -jnp.log(-jnp.log(uniform.reshape(shape)))
 
 
-def has_negative(groups: Int[Array, " batch"], within: int | None = None) -> Bool[Array, " batch"]:
-    """Whether the batch holds a row outside each row's group; `within` as in `Rule`."""
-    runs = groups.reshape(-1, within or len(groups))
+def has_negative(
+    groups: Int[Array, " batch"], block_size: int | None = None
+) -> Bool[Array, " batch"]:
+    """Whether each row's block (see `NegativeSampling`) has a row of another group."""
+    runs = groups.reshape(-1, block_size or len(groups))
     found = jnp.any(runs != runs[:, :1], axis=1, keepdims=True)
     return jnp.broadcast_to(found, runs.shape).reshape(-1)
 
@@ -166,7 +186,7 @@ def matching_loss(
       positive: logits of the pairs that belong together; class 1 means match.
       wrong_image: logits of each text with a wrong image.
       wrong_text: logits of each image with a wrong text.
-      has_negatives: False where the batch offered no wrong image and text; not counted.
+      has_negatives: False where the wrong image and text are arbitrary; these do not count.
     """
     logits = jnp.stack([positive, wrong_image, wrong_text]).astype(jnp.float32)
     valid = jnp.stack([jnp.ones_like(has_negatives), has_negatives, has_negatives])

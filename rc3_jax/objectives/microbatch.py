@@ -1,8 +1,8 @@
 """Exact accumulation: parts of a batch go through a network in turn, losses see the whole batch.
 
 Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup" (arXiv
-2101.06983): only the outputs of each part are kept; the backward pass computes its activations
-again, one part at a time. Plain accumulation of gradients would shrink the negatives.
+2101.06983): only the outputs of each part are kept; the backward pass recomputes its activations,
+one part at a time. Plain accumulation of gradients would shrink the negatives.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from jax.sharding import Mesh
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
 
-def microbatch(
+def microbatched(
     model: nn.Module, parts: int, mesh: Mesh | None, function: Callable, *rows: Any
 ) -> Any:
-    """`function(model, *rows)` with the rows in `parts` parts, one after the other.
+    """Computes `function(model, *rows)` with the rows in `parts` parts, one after the other.
 
-    Every device takes the same share of its rows in each part, so nothing moves between devices.
+    Every device takes the same share of its rows in each part, so no rows move between devices.
 
     Args:
       model: bound to its parameters; dropout draws anew for each part.
-      function: row by row; pytrees of arrays `[batch, ...]` in and out.
-      rows: their number is a multiple of devices times parts.
+      function: computes row by row; pytrees of arrays `[batch, ...]` in and out.
+      rows: the length of each array is a multiple of devices times parts.
     """
     if parts == 1:
         return function(model, *rows)
 
-    def cut(leaf):
-        cut = leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
-        return constrain(cut, mesh, None, BATCH_AXES)
+    def split(leaf):
+        leaf = leaf.reshape(-1, parts, *leaf.shape[1:]).swapaxes(0, 1)
+        return constrain(leaf, mesh, None, BATCH_AXES)
 
-    def join(leaf):
-        joined = leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
-        return constrain(joined, mesh, BATCH_AXES)
+    def merge(leaf):
+        leaf = leaf.swapaxes(0, 1).reshape(-1, *leaf.shape[2:])
+        return constrain(leaf, mesh, BATCH_AXES)
 
     def one_part(model, carry, part):
         return carry, function(model, *part)
@@ -48,5 +48,5 @@ def microbatch(
         variable_broadcast="params",
         split_rngs={"params": False, "dropout": True},
     )
-    _, results = loop(model, (), jax.tree.map(cut, rows))
-    return jax.tree.map(join, results)
+    _, results = loop(model, (), jax.tree.map(split, rows))
+    return jax.tree.map(merge, results)

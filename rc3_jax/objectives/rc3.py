@@ -1,303 +1,233 @@
-"""The objectives of RC³, term by term: ITC + XTCL + R-XVtCL + ITM + MCLM (METHOD.md section 2).
-
-A weight of 0 leaves the term, and the passes that only it needs, out of the compiled step.
-"""
+"""The objectives of RC³: ITC + XTCL + R-XVtCL + ITM + MCLM (METHOD.md section 2)."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, Self
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import pydantic
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rc3_jax.config import ConfigError
-from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.models.pair import View
-from rc3_jax.models.rc3 import RC3
-from rc3_jax.objectives.contrastive import info_nce
-from rc3_jax.objectives.masked_lm import masked_lm_loss
-from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
-from rc3_jax.objectives.microbatch import microbatch
-from rc3_jax.objectives.relevance import weak_contrast
-from rc3_jax.objectives.rows import join, split
-from rc3_jax.objectives.tiles import Tiling
-from rc3_jax.parallel.exchange import fetch_rows
+from rc3_jax.models.base import PairModel
+from rc3_jax.objectives.encoding import Batch
+from rc3_jax.objectives.pair_terms import (
+    contrast_term,
+    image_text_term,
+    masked_lm_term,
+    matching_term,
+)
+from rc3_jax.objectives.relevance import Form, ScaleSettings, check_forms, weak_contrast
+from rc3_jax.objectives.terms import (
+    Comparison,
+    Encoded,
+    Kinds,
+    Losses,
+    Pair,
+    Pass,
+    Term,
+    term_losses,
+)
+from rc3_jax.objectives.tiles import PairSettings, Tiling
+from rc3_jax.settings import Settings
 
-Batch = Mapping[str, Mapping[str, Array]]
-Terms = dict[str, Float[Array, ""]]
-
-WITH_IMAGE = ("strict", "weak")
-ALIGNED = ("strict", "parallel")
-"""Kinds whose texts translate one another."""
+KINDS = ("strict", "weak", "parallel")
+IMAGE_TEXT = Pair(("strict", "weak"), "image", "a", "temperature_image_text")
+TEXT_TEXT = Pair(("strict", "parallel"), "a", "b", "temperature_text_text")
+FUSED = "temperature_fused"
 REGULARIZERS = ("soft", "kl", "hinge", "mse")
-"""Terms of R besides the contrast that it weighs."""
+"""Parts of R besides the contrast that it weighs."""
 
 
-def contrasted(objective: ml_collections.ConfigDict, batch: Batch) -> list[str]:
-    """The kinds of rows that enter the visio-textual contrast."""
-    on = {
-        "strict": objective.weights.xvtcl,
-        "weak": objective.weights.xvtcl_weak and "off" not in objective.regularizer,
-    }
-    return [kind for kind in WITH_IMAGE if kind in batch and on[kind]]
+class RC3Weights(Settings):
+    """Weights of the terms; 0 leaves a term out of the compiled step."""
+
+    itc: float = 1.0
+    """Image-text contrast."""
+    xtcl: float = 1.0
+    """Cross-lingual textual contrast."""
+    xvtcl: float = 1.0
+    """Cross-lingual visio-textual contrast of strict rows."""
+    xvtcl_weak: float = 1.0
+    """Cross-lingual visio-textual contrast of weak rows, with its regularizer."""
+    itm: float = 1.0
+    """Image-text matching."""
+    mclm: float = 1.0
+    """Masked conditional language modelling."""
 
 
-class Encoded(NamedTuple):
-    """Everything the towers say about a batch.
+class RC3Objective(Settings):
+    """`config.objective` of RC³."""
 
-    Attributes:
-      kinds: the kinds with an image, in the order in which `visual` and `groups` join them.
-      counts: their rows.
-      texts: (kind, view) → its texts; views are a, b and masked (a with masks).
-    """
+    weights: RC3Weights = RC3Weights()
+    """Weights of the terms."""
+    regularizer: tuple[Form, ...] = ("weighted", "hinge")
+    """Forms of the regularizer of weak rows: `weighted`, `soft`, `hinge`, `mse`, `kl`; or `none` or
+    `off` alone."""
+    scales: ScaleSettings = ScaleSettings()
+    """Scales of these forms."""
+    relevance: Literal["own", "ema", "encoder"] = "own"
+    """What gives the relevance of texts: the model's own text tower, its moving average, or a fixed
+    sentence encoder."""
+    relevance_encoder: str | None = None
+    """Folder of that encoder, which launch/convert.py made."""
+    ema_decay: float = pydantic.Field(0.999, ge=0, le=1)
+    """Decay of the moving average, per step."""
+    ramp: float = pydantic.Field(0.1, ge=0, le=1)
+    """Share of the run in which the weight of `xvtcl_weak` rises from 0."""
+    contrast: Literal["softmax", "sigmoid"] = "softmax"
+    """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
+    same_image_negatives: bool = True
+    """Adds the same image with a wrong text as one more negative of the visio-textual contrast."""
+    pairs: PairSettings = PairSettings()
+    """How all pairs of a batch are compared."""
 
-    kinds: list[str]
-    counts: list[int]
-    groups: Array
-    visual: View
-    texts: dict[tuple[str, str], View]
-
-    def text(self, view: str, kinds: Sequence[str]) -> View:
-        """One view of several kinds, joined."""
-        return View(*map(join, zip(*(self.texts[kind, view] for kind in kinds), strict=True)))
-
-    def take(self, rows: Array, kinds: Sequence[str]) -> Array:
-        """Of an array over all rows with an image, those of some kinds."""
-        parts = dict(zip(self.kinds, split(rows, self.counts), strict=True))
-        return join([parts[kind] for kind in kinds])
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        check_forms(self.regularizer)
+        if (self.relevance_encoder is not None) != (self.relevance == "encoder"):
+            raise ValueError(
+                f"relevance={self.relevance!r} with relevance_encoder={self.relevance_encoder!r}: "
+                "'encoder' needs the folder of one, and nothing else has a use for it"
+            )
+        return self
 
 
 def rc3_losses(
-    model: RC3,
+    model: PairModel,
     batch: Batch,
     key: PRNGKeyArray,
-    objective: ml_collections.ConfigDict,
-    weak_weight: Float[Array, ""] | float = 1.0,
-    relevance_vectors: tuple[Array, Array] | None = None,
+    ramp: Float[Array, ""] | float = 1.0,
+    relevance_vectors: Callable[[Array], Array] | None = None,
+    *,
+    objective: RC3Objective,
     deterministic: bool = False,
     mesh: Mesh | None = None,
     microbatches: int = 1,
-) -> tuple[Float[Array, ""], Terms]:
+) -> tuple[Float[Array, ""], Losses]:
     """The weighted sum of the objectives, and each term by itself.
 
     Args:
-      model: bound to its parameters (the function runs inside `nn.apply`).
-      batch: rows of each kind present (`strict`, `weak`, `parallel`), see `data.stream`.
+      model: bound to its parameters; the function runs inside `nn.apply`.
+      batch: rows of each of the `KINDS` present, see `data.stream`.
       key: source of the hard negatives.
-      objective: `config.objective`, static: each choice compiles to a step of its own.
-      weak_weight: the ramp's present value, multiplied into R-XVtCL on weak rows.
-      relevance_vectors: text vectors of the weak rows' texts a and b that tell their
-        relevance; None takes those of the model itself.
-      deterministic: switches dropout off.
+      ramp, relevance_vectors: see `rc3_terms`.
+      objective: `config.objective`, static.
+      deterministic, microbatches: see `term_losses`.
       mesh: where rows are spread; None for a single device.
-      microbatches: parts of the batch that go through towers and fusion encoder in turn, see
-        `microbatch`; all losses see the whole batch.
+    """
+    wrong_text, wrong_image = (jax.random.fold_in(key, number) for number in (0, 1))
+    return term_losses(
+        model,
+        batch,
+        rc3_terms(objective, ramp, relevance_vectors),
+        {IMAGE_TEXT: (wrong_image, wrong_text)},
+        Comparison(Tiling(objective.pairs.transport, objective.pairs.tile, mesh)),
+        deterministic,
+        microbatches,
+    )
+
+
+def rc3_terms(
+    objective: RC3Objective,
+    ramp: Float[Array, ""] | float = 1.0,
+    relevance_vectors: Callable[[Array], Array] | None = None,
+) -> tuple[Term, ...]:
+    """All terms of RC³, in the order of the console line.
+
+    Args:
+      ramp: the factor of R-XVtCL on weak rows at the present step.
+      relevance_vectors: maps ids of texts to the vectors that give their relevance; None takes the
+        embeddings of the model's own text tower.
     """
     weights = objective.weights
-    tiling = Tiling(objective.pairs.transport, objective.pairs.tile, mesh)
-    in_parts = functools.partial(microbatch, model, microbatches, mesh)
-    encoded = _encode(model, batch, objective, deterministic, in_parts)
-    temperature = model.temperatures()
-    kinds = contrasted(objective, batch)
-    terms: Terms = {}
-
-    if weights.itc:
-        terms["itc"] = _image_text_contrast(encoded, temperature["image_text"], tiling)
-    aligned = [kind for kind in ALIGNED if kind in batch]
-    if weights.xtcl and aligned:
-        a, b = encoded.text("a", aligned), encoded.text("b", aligned)
-        groups = join([batch[kind]["groups"] for kind in aligned])
-        terms["xtcl"] = info_nce(
-            a.vector, b.vector, temperature["text_text"], groups, tiling=tiling
-        )
-
-    # All that the fusion encoder reads over images goes through it as one batch.
-    visual, groups = encoded.visual, encoded.groups
-    passes: dict[str, tuple[View, Array, Array]] = {}
-    if weights.itm or kinds:
-        text_a = encoded.text("a", encoded.kinds)
-        passes["a"] = (text_a, visual.tokens, visual.mask)
-    if kinds:
-        seen = (encoded.take(x, kinds) for x in (visual.tokens, visual.mask))
-        passes["b"] = (encoded.text("b", kinds), *seen)
-    if weights.itm or (kinds and objective.same_image_negatives):
-        tau = temperature["image_text"]
-        drawn = sample_negatives(
-            jax.random.fold_in(key, 0), visual.vector, text_a.vector, tau, groups, tiling
-        )
-        wrong_text = View(*fetch_rows(mesh, (text_a.tokens, text_a.mask), drawn), None)
-        passes["wrong_text"] = (wrong_text, visual.tokens, visual.mask)
-    if weights.itm:
-        drawn = sample_negatives(
-            jax.random.fold_in(key, 1), text_a.vector, visual.vector, tau, groups, tiling
-        )
-        wrong_image = fetch_rows(mesh, (visual.tokens, visual.mask), drawn)
-        passes["wrong_image"] = (text_a, *wrong_image)
-    z, matches = _fuse(model, passes, deterministic, in_parts)
-
-    if kinds:
-        z = {"b": z["b"]} | {
-            name: encoded.take(z[name], kinds) for name in ("a", "wrong_text") if name in z
-        }
-        if not objective.same_image_negatives:
-            z.pop("wrong_text", None)
-        terms |= _visio_textual_contrast(
-            batch, encoded, z, objective, temperature["fused"], relevance_vectors, tiling
-        )
-    if weights.itm:
-        logits = (matches[name] for name in ("a", "wrong_image", "wrong_text"))
-        terms["itm"], terms["itm_accuracy"] = matching_loss(*logits, has_negative(groups))
-    if weights.mclm:
-        terms["mclm"], terms["mclm_accuracy"] = _masked_lm(
-            model, batch, encoded, deterministic, in_parts, mesh
-        )
-
-    factors = dict(weights) | {
-        name: weights.xvtcl_weak * weak_weight for name in ("xvtcl_weak", *REGULARIZERS)
-    }
-    total = sum(factors[name] * terms[name] for name in factors if name in terms)
-    return total, {"loss": total, **terms}
-
-
-def _encode(
-    model: RC3,
-    batch: Batch,
-    objective: ml_collections.ConfigDict,
-    deterministic: bool,
-    in_parts: Callable,
-) -> Encoded:
-    """One pass of the visual towers over all images, one of the text tower over all texts."""
-    kinds = [kind for kind in WITH_IMAGE if kind in batch]
-    counts = [batch[kind]["ids_a"].shape[0] for kind in kinds]
-    fields = [name for name in batch[kinds[0]] if "ids" not in name and "masked" not in name]
-    rows = {name: join([batch[kind][name] for kind in kinds]) for name in fields}
-
-    wanted = {
-        (kind, view): batch[kind]["masked_ids" if view == "masked" else f"ids_{view}"]
-        for kind in batch
-        for view in _views(kind, batch, objective)
-    }
-    if not wanted:
-        raise ConfigError(
-            f"no objective with a weight applies to {', '.join(batch)} rows; see objective.weights"
-        )
-    lengths = [ids.shape[0] for ids in wanted.values()]
-    ids = join(list(wanted.values()))
-    states, vectors = in_parts(lambda model, ids: model.encode_text(ids, deterministic), ids)
-    visual = in_parts(lambda model, rows: model.encode_visual(rows, deterministic), rows)
-    parts = (split(x, lengths) for x in (states, ids != PAD_ID, vectors))
-    texts = {name: View(*part) for name, part in zip(wanted, zip(*parts), strict=True)}
-    return Encoded(kinds, counts, rows["groups"], visual, texts)
-
-
-def _views(kind: str, batch: Batch, objective: ml_collections.ConfigDict) -> list[str]:
-    """The texts of a kind that some term reads; the others never enter the text tower."""
-    weights, kinds = objective.weights, contrasted(objective, batch)
-    translated = weights.xtcl and kind in ALIGNED
-    if kind == "parallel":
-        needs = {"a": translated, "b": translated or weights.mclm}
-    else:
-        # Wrong texts are drawn from the texts a of all rows with an image.
-        needs = {
-            "a": weights.itc or weights.itm or kinds or translated,
-            "b": weights.itc or kind in kinds or translated,
-        }
-    return [view for view, needed in {**needs, "masked": weights.mclm}.items() if needed]
-
-
-def _image_text_contrast(encoded: Encoded, temperature: Array, tiling: Tiling) -> Array:
-    """ITC: the image against either text, averaged."""
-    texts = (encoded.text(view, encoded.kinds) for view in ("a", "b"))
-    losses = (
-        info_nce(encoded.visual.vector, text.vector, temperature, encoded.groups, tiling=tiling)
-        for text in texts
+    return (
+        image_text_term("itc", weights.itc, IMAGE_TEXT),
+        contrast_term("xtcl", weights.xtcl, TEXT_TEXT),
+        strict_contrast_term(objective),
+        weak_contrast_term(objective, ramp, relevance_vectors),
+        matching_term("itm", weights.itm, IMAGE_TEXT),
+        masked_lm_term("mclm", weights.mclm, KINDS),
     )
-    return sum(losses) / 2
 
 
-def _fuse(model, passes, deterministic, in_parts) -> tuple[dict[str, Array], dict[str, Array]]:
-    """Vectors z and matching logits of all (text, view tokens, view mask) passes, by name; they go
-    through the fusion encoder as one batch.
-    """
-    if not passes:
-        return {}, {}
+def strict_contrast_term(objective: RC3Objective) -> Term:
+    """XVtCL: the visio-textual vectors of an image with either text, on strict rows."""
 
-    def read(model, states, mask, *view):
-        fused = model.fusion(states, mask, *view, deterministic)
-        return model.fused_vector(fused, mask), model.match(fused)
+    def loss(encoded: Encoded, kinds: Kinds) -> Losses:
+        z_a, z_b, same_image = _fused_vectors(encoded, "strict", objective)
+        groups = encoded.groups(kinds)
+        return {"xvtcl": encoded.contrast(FUSED, z_a, z_b, groups, same_image=same_image)}
 
-    columns = zip(*((t.tokens, t.mask, *view) for t, *view in passes.values()), strict=True)
-    results = in_parts(read, *map(join, columns))
-    counts = [text.tokens.shape[0] for text, _, _ in passes.values()]
-    return tuple(dict(zip(passes, split(x, counts), strict=True)) for x in results)
+    passes = _fused_passes("strict", objective)
+    weight = objective.weights.xvtcl
+    return Term("xvtcl", weight, ("strict",), loss, passes=passes, temperatures=(FUSED,))
 
 
-def _visio_textual_contrast(
-    batch: Batch,
-    encoded: Encoded,
-    z: Mapping[str, Array],
-    objective: ml_collections.ConfigDict,
-    temperature: Array,
-    relevance_vectors: tuple[Array, Array] | None,
-    tiling: Tiling,
-) -> Terms:
-    """XVtCL on strict rows and R-XVtCL on weak rows; each kind is a contrast of its own."""
-    kinds = contrasted(objective, batch)
-    columns = [z["a"], z["b"]]
-    if "wrong_text" in z:
-        exists = encoded.take(has_negative(encoded.groups), kinds)
-        columns += [
-            jnp.where(exists, jnp.sum(z[view] * z["wrong_text"], axis=1), -1e9) for view in "ab"
-        ]
-    counts = [batch[kind]["ids_a"].shape[0] for kind in kinds]
-    parts = zip(*(split(x, counts) for x in columns), strict=True)
-    terms: Terms = {}
-    for kind, (z_a, z_b, *same_image) in zip(kinds, parts, strict=True):
-        groups, same_image = batch[kind]["groups"], tuple(same_image) or None
-        if kind == "strict":
-            terms["xvtcl"] = info_nce(
-                z_a, z_b, temperature, groups, same_image=same_image, tiling=tiling
-            )
-            continue
-        own = (encoded.texts["weak", view].vector for view in "ab")
-        terms |= weak_contrast(
+def weak_contrast_term(
+    objective: RC3Objective,
+    ramp: Float[Array, ""] | float,
+    relevance_vectors: Callable[[Array], Array] | None,
+) -> Term:
+    """R-XVtCL: the same on weak rows, with its regularizer."""
+
+    def loss(encoded: Encoded, kinds: Kinds) -> Losses:
+        z_a, z_b, same_image = _fused_vectors(encoded, "weak", objective)
+        if relevance_vectors is None:
+            texts = tuple(encoded.embedding(name, kinds) for name in ("a", "b"))
+        else:
+            ids = (encoded.field(name, kinds) for name in ("ids_a", "ids_b"))
+            texts = tuple(map(relevance_vectors, ids))
+        text_a, text_b = jax.lax.stop_gradient(texts)
+        temperature, bias = encoded.model.temperature_and_bias(FUSED)
+        return weak_contrast(
             objective.regularizer,
             z_a,
             z_b,
-            *(relevance_vectors or own),
+            text_a,
+            text_b,
             temperature,
-            groups,
+            bias,
+            encoded.groups(kinds),
             same_image,
             objective.scales,
-            tiling,
-        )
-    return terms
-
-
-def _masked_lm(model, batch, encoded, deterministic, in_parts, mesh) -> tuple[Array, Array]:
-    """MCLM: masked texts a given the image; those of parallel rows given the text b."""
-
-    def read(model, states, mask, view, view_mask, positions):
-        return model.token_states(
-            model.fusion(states, mask, view, view_mask, deterministic), positions
+            encoded.comparison.tiling,
         )
 
-    def field(name, kinds):
-        return join([batch[kind][name] for kind in kinds])
+    return Term(
+        "xvtcl_weak",
+        0.0 if "off" in objective.regularizer else objective.weights.xvtcl_weak,
+        ("weak",),
+        loss,
+        views=("a", "b") if relevance_vectors is None else (),
+        passes=_fused_passes("weak", objective),
+        temperatures=(FUSED,),
+        more=REGULARIZERS,
+        ramp=ramp,
+    )
 
-    views = [(encoded.kinds, (encoded.visual.tokens, encoded.visual.mask))]
-    if "parallel" in batch:
-        other = encoded.texts["parallel", "b"]
-        views.append((["parallel"], (other.tokens, other.mask)))
-    states, labels = [], []
-    for kinds, view in views:
-        masked = encoded.text("masked", kinds)
-        positions = field("masked_positions", kinds)
-        states.append(in_parts(read, masked.tokens, masked.mask, *view, positions))
-        labels.append(field("masked_labels", kinds))
-    return masked_lm_loss(join(states), *model.vocabulary(), join(labels), mesh)
+
+def _fused_passes(kind: str, objective: RC3Objective) -> tuple[Pass, ...]:
+    texts = ("a", "b", "wrong_text") if objective.same_image_negatives else ("a", "b")
+    return tuple(Pass((kind,), text, "image", fused_vector) for text in texts)
+
+
+def _fused_vectors(
+    encoded: Encoded, kind: str, objective: RC3Objective
+) -> tuple[Array, Array, tuple[Array, Array] | None]:
+    """Vectors z of both texts, and their similarities to that of the same image with a wrong text."""
+    z = {text: encoded.read(text, "image", fused_vector, (kind,)) for text in "ab"}
+    if not objective.same_image_negatives:
+        return z["a"], z["b"], None
+    kinds = encoded.present(IMAGE_TEXT.kinds)
+    exists = encoded.select_kinds(encoded.has_negative(IMAGE_TEXT), kinds, (kind,))
+    wrong = encoded.read("wrong_text", "image", fused_vector, (kind,))
+    same_a, same_b = (jnp.where(exists, jnp.sum(z[x] * wrong, axis=1), -1e9) for x in "ab")
+    return z["a"], z["b"], (same_a, same_b)
+
+
+def fused_vector(model, fused, mask, positions) -> Float[Array, "batch size"]:
+    """Head: the visio-textual vector z."""
+    return model.fused_vector(fused, mask)

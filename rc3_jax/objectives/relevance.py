@@ -6,31 +6,48 @@ here are this project's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import ml_collections
+import pydantic
 from jaxtyping import Array, Float, Int
 
-from rc3_jax.config import ConfigError
-from rc3_jax.objectives.contrastive import DENSE, info_nce, soft_cross_entropy
+from rc3_jax.objectives.contrastive import DENSE, contrastive_loss, soft_cross_entropy
 from rc3_jax.objectives.tiles import Tiling
+from rc3_jax.settings import Settings
 
-FORMS = ("weighted", "soft", "hinge", "mse", "kl", "none", "off")
-ALONE = ("none", "off")
+Form = Literal["weighted", "soft", "hinge", "mse", "kl", "none", "off"]
+"""A form of the regularizer."""
 
 
-def check_forms(forms: Sequence[str]) -> None:
-    """Raises ConfigError unless `forms` is a combination that means something."""
-    named = f"objective.regularizer={tuple(forms)}"
-    if not forms or not set(forms) <= set(FORMS):
-        raise ConfigError(f"{named}: name one or more of {', '.join(FORMS)}")
-    if len(forms) > 1 and set(forms) & set(ALONE):
-        raise ConfigError(f"{named}: 'none' and 'off' stand alone")
-    if "soft" in forms and ("weighted" in forms or "kl" in forms):
-        raise ConfigError(
-            f"{named}: 'soft' has no hard positive that 'weighted' could weigh or 'kl' could add "
-            "to; name 'soft' without them"
+class ScaleSettings(Settings):
+    """Scales of the regularizer's forms."""
+
+    soft: float = 0.3
+    """Scale of the `soft` form."""
+    hinge: float = 1.0
+    """Scale of the `hinge` form."""
+    mse: float = 1.0
+    """Scale of the `mse` form."""
+    kl: float = 1.0
+    """Scale of the `kl` form."""
+    margin: float = 0.1
+    """How much the proximity may exceed the relevance before `hinge` acts."""
+    relevance_temperature: float = pydantic.Field(0.1, gt=0)
+    """Temperature of the targets of `soft` and `kl`."""
+
+
+def check_forms(forms: Sequence[Form]) -> None:
+    """Raises ValueError unless the forms can be combined."""
+    if not forms:
+        raise ValueError(f"regularizer: name one or more of {', '.join(get_args(Form))}")
+    if len(forms) > 1 and {"none", "off"} & set(forms):
+        raise ValueError(f"regularizer={tuple(forms)}: 'none' and 'off' stand alone")
+    if "soft" in forms and {"weighted", "kl"} & set(forms):
+        raise ValueError(
+            f"regularizer={tuple(forms)}: 'soft' has no hard positive that 'weighted' could weigh "
+            "or 'kl' could add to; name 'soft' without them"
         )
 
 
@@ -41,26 +58,27 @@ def weak_contrast(
     text_a: Float[Array, "batch size"],
     text_b: Float[Array, "batch size"],
     temperature: Float[Array, ""],
+    bias: Float[Array, ""] | None,
     groups: Int[Array, " batch"],
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None,
-    scales: ml_collections.ConfigDict,
+    scales: ScaleSettings,
     tiling: Tiling = DENSE,
 ) -> dict[str, Float[Array, ""]]:
-    """XVtCL on weak rows with its regularizer; the terms are to be summed.
+    """XVtCL on weak rows with its regularizer: terms that are to be summed.
 
     Args:
-      z_a: visio-textual vectors of the images with one text, `z_b` with the other.
-      text_a: text vectors that tell the relevance, `text_b` those of the other texts; no
-        gradient flows into them.
-      same_image: see `info_nce`.
-      scales: `config.objective.scales`, of the forms; their margin and temperature.
+      z_a, z_b: visio-textual vectors of the images with one text and with the other.
+      text_a, text_b: relevance vectors of these texts; no gradient flows into them.
+      bias, same_image: see `contrastive_loss`; `soft` and `kl` are softmaxes in any case.
     """
     own = jax.lax.stop_gradient(jnp.sum(text_a * text_b, axis=1))
     proximity = jnp.sum(z_a * z_b, axis=1)
     terms = {}
     if "soft" not in forms:
         weights = relevance_weights(own) if "weighted" in forms else None
-        terms["xvtcl_weak"] = info_nce(z_a, z_b, temperature, groups, weights, same_image, tiling)
+        terms["xvtcl_weak"] = contrastive_loss(
+            z_a, z_b, temperature, bias, groups, weights, same_image, tiling
+        )
     if "soft" in forms or "kl" in forms:
         cross_entropy, entropy = soft_cross_entropy(
             z_a, z_b, temperature, text_a, text_b, scales.relevance_temperature, tiling

@@ -1,1 +1,1 @@
-"""What a run tells about itself while it goes on."""
+"""Metrics of a run, and the work, memory and communication of a step."""

@@ -1,11 +1,11 @@
-"""What TPU chips can do, and the least time that a step takes on them."""
+"""Figures of TPU chips."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from rc3_jax.config import ConfigError
+from rc3_jax.settings import ConfigError
 
 GIB = 2**30
 
@@ -15,7 +15,7 @@ class Chip(NamedTuple):
 
     Attributes:
       sides: dimensions of the torus that the chips form.
-      hbm: bytes of main memory that programs can have, a little less than the maker states.
+      hbm: bytes of main memory that programs can use, a little less than the maker states.
       flops: bfloat16 operations a second.
       bandwidth: bytes a second from and to main memory.
       interconnect: bytes a second that it can send to its neighbours over all links together, half
@@ -31,58 +31,14 @@ class Chip(NamedTuple):
 
 # Google Cloud's documentation, "System architecture" of cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}.
 # It states the interconnect of v5e, v5p and v6e in both directions: 400, 1200 and 800 GB/s. That of
-# v4 is from Jouppi et al., "TPU v4" (arXiv 2304.01433): six links of 50 GB/s. What programs can have
-# of the memory (32, 16, 95 and 32 GB) is what libtpu 0.0.42 names when it refuses larger ones.
+# v4 is from Jouppi et al., "TPU v4" (arXiv 2304.01433): six links of 50 GB/s. What programs can use
+# of the memory (32, 16, 95 and 32 GB) is what libtpu 0.0.42 reports when it refuses larger ones.
 CHIPS = {
     "v4": Chip(3, 30.75 * GIB, 275e12, 1200e9, 300e9),
     "v5e": Chip(2, 15.75 * GIB, 197e12, 819e9, 200e9),
     "v5p": Chip(3, 95.74 * GIB, 459e12, 2765e9, 600e9),
     "v6e": Chip(2, 31.25 * GIB, 918e12, 1638e9, 400e9),
 }
-
-
-class Roofline(NamedTuple):
-    """Least seconds of a step for each thing that can bind, and model FLOPs' share of the peak.
-
-    Attributes:
-      compute: the program's matrix products at the bfloat16 peak, recomputation included.
-      memory: traffic with the main memory.
-      interconnect: what the collectives must send, all links in use at once.
-    """
-
-    compute: float
-    memory: float
-    interconnect: float
-    mfu: float
-
-    @property
-    def step(self) -> float:
-        """Lower bound: the three overlap perfectly."""
-        return max(self.compute, self.memory, self.interconnect)
-
-    @property
-    def serial(self) -> float:
-        """The same without any overlap."""
-        return self.compute + self.memory + self.interconnect
-
-    @property
-    def binding(self) -> str:
-        """The name of the largest."""
-        names = ("compute", "memory", "interconnect")
-        return max(names, key=lambda name: getattr(self, name))
-
-
-def roofline(chip: Chip, model: float, flops: float, traffic: float, sent: float) -> Roofline:
-    """The bounds of a step.
-
-    Args:
-      model: model FLOPs of a step, divided by the number of chips.
-      flops, traffic, sent: operations and bytes of a step on one chip.
-    """
-    times = flops / chip.flops, traffic / chip.bandwidth, sent / chip.interconnect
-    # The formula is the definition; a program that claims to need less has products hidden in it.
-    times = (max(times[0], model / chip.flops), *times[1:])
-    return Roofline(*times, mfu=model / chip.flops / max(times))
 
 
 def find_chip(topology: str) -> Chip:

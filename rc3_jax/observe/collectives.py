@@ -1,175 +1,160 @@
-"""What the devices of a compiled program send to one another, from its text."""
+"""What the devices of a compiled program send to one another, read from its text.
+
+The text is `compiled.as_text()`: the program (HLO) of one device after partitioning.
+"""
 
 from __future__ import annotations
 
 import collections
 import math
 import re
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
-from rc3_jax.observe.hlo import Instruction, Program
-from rc3_jax.observe.runs import executions
-
 KINDS = (
-    "all-gather",
-    "all-reduce",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "ragged-all-to-all",
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
 )
 
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(
-    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}"
+_HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
+_LINE = re.compile(r"\s+(?:ROOT )?%?[\w.\-]+ = (.*?) ([\w\-]+)\(")
+_ARRAY = re.compile(r"([a-z]\w*)\[([\d,<=]*)\]")
+_CALLED = re.compile(
+    r"\b(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+    r"|branch_computations=\{([^}]*)\}"
 )
-_LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{}]*\})\}")
+_CALLERS = ("while", "fusion", "call", "async-start", "conditional")
+_TRIPS = re.compile(r'known_trip_count"?\s*[:=]\s*\{"?n"?\s*[:=]\s*"?(\d+)')
 
 
 class Collective(NamedTuple):
-    """One collective instruction, or several alike (`combined`).
+    """All collectives of one kind over groups of one size.
 
     Attributes:
       group: devices that take part together.
-      axes: the mesh axes that they differ along; empty if the text does not tell.
-      times: executions in a step, and `known` as in `runs.Runs`.
-      bytes: of the whole array on each device, all executions: the gathered one, or the one that
-        is reduced, exchanged or passed on.
+      times: executions in a step.
+      known: False for those in a loop whose length depends on data; its body counts once.
+      bytes: of the whole arrays on each device, all executions: what is gathered, reduced, exchanged
+        or passed on.
       sent: bytes that each device must send at least, all executions.
     """
 
     kind: str
     group: int
-    axes: tuple[str, ...]
     times: int
     known: bool
-    bytes: int
+    bytes: float
     sent: float
 
 
-def collectives(program: Program, mesh: Mapping[str, int]) -> list[Collective]:
-    """The collectives of a step, in the order of the text.
+def collectives(text: str, devices: int) -> list[Collective]:
+    """The collectives of a step, the largest sender first.
 
     Args:
-      mesh: axis → size; devices are numbered along the last axis first.
+      devices: of the whole program, which form one group where the text names none.
     """
-    found = []
-    for name, runs in executions(program).items():
-        if _continues(program, name):
-            continue
-        for instruction in program.computations[name].values():
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in KINDS:
+    computations, entry = _computations(text)
+    sums: dict[tuple[str, int, bool], list[float]] = collections.defaultdict(lambda: [0, 0.0])
+
+    def visit(name: str, times: int, known: bool) -> None:
+        lines = computations[name]
+        # TPU programs let a collective run along several fusions; each repeats it.
+        if name.startswith("async_collective_fusion") or any(
+            "AsyncCollectiveDone" in x for x in lines
+        ):
+            return
+        for line in lines:
+            parsed = _LINE.match(line)
+            if parsed is None:
                 continue
-            if name.startswith("all-reduce-scatter"):  # TPUs fuse the sum with taking a share
-                kind = "reduce-scatter"
-            given = sum(shape.bytes for shape in program.operand_shapes(name, instruction))
-            group, axes = _group(instruction, mesh)
-            if group == 1:
-                continue  # nothing moves
-            whole = given * group if kind == "all-gather" else given
-            found.append(
-                Collective(
-                    kind,
-                    group,
-                    axes,
-                    runs.times,
-                    runs.known,
-                    whole * runs.times,
-                    _sent(kind, whole, group) * runs.times,
-                )
-            )
-    return found
+            opcode = parsed[2]
+            if opcode.removesuffix("-start") in KINDS:
+                kind, group, whole = _collective(opcode, parsed[1], line, name, devices)
+                sums[kind, group, known][0] += times
+                sums[kind, group, known][1] += times * whole
+            if opcode in _CALLERS:
+                trips = _trip_count(line, computations) if opcode == "while" else 1
+                for called in re.findall(r"[\w.\-]+", str(_CALLED.findall(line))):
+                    visit(called, times * (trips or 1), known and trips is not None)
 
-
-def _continues(program: Program, computation: str) -> bool:
-    """Whether a computation only goes on with a collective that another one began.
-
-    TPU programs let a collective run along several fusions; each repeats it.
-    """
-    return computation.startswith("async_collective_fusion") or any(
-        "AsyncCollectiveDone" in instruction.attributes
-        for instruction in program.computations[computation].values()
-    )
-
-
-def combined(found: Iterable[Collective]) -> list[Collective]:
-    """One entry for each kind, axes, group size and `known`; the largest sender first."""
-    sums: dict[tuple, list] = collections.defaultdict(lambda: [0, 0, 0.0])
-    for one in found:
-        entry = sums[one.kind, one.group, one.axes, one.known]
-        for i, value in enumerate((one.times, one.bytes, one.sent)):
-            entry[i] += value
-    entries = [
-        Collective(kind, group, axes, times, known, nbytes, sent)
-        for (kind, group, axes, known), (times, nbytes, sent) in sums.items()
+    visit(entry, 1, True)
+    found = [
+        Collective(kind, group, int(times), known, whole, whole * _sent_share(kind, group))
+        for (kind, group, known), (times, whole) in sums.items()
+        if group > 1
     ]
-    return sorted(entries, key=lambda entry: -entry.sent)
+    return sorted(found, key=lambda one: -one.sent)
 
 
-def _sent(kind: str, whole: int, group: int) -> float:
-    """Bytes that the best algorithm sends from each of the group's devices."""
-    others = (group - 1) / group if group > 1 else 0.0
-    return {
-        "all-reduce": 2 * others * whole,
-        "collective-permute": float(whole),
-        "collective-broadcast": float(whole),
-    }.get(kind, others * whole)
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each function of the program, and the name of the main one."""
+    found: dict[str, list[str]] = {}
+    entry = current = ""
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            current = header[2]
+            found[current] = []
+            entry = current if header[1] else entry
+        elif current and line.startswith(" "):
+            found[current].append(line)
+    return found, entry
 
 
-def _group(instruction: Instruction, mesh: Mapping[str, int]) -> tuple[int, tuple[str, ...]]:
-    """Size of the group, and the axes along which its devices differ."""
-    groups = device_groups(instruction.attributes, math.prod(mesh.values()))
-    if groups is None:
-        return math.prod(mesh.values()), ()
-    if groups.max() >= math.prod(mesh.values()):
-        return groups.shape[1], ()
-    places = np.unravel_index(groups, tuple(mesh.values()))
-    axes = tuple(
-        axis for axis, place in zip(mesh, places, strict=True) if (place != place[:, :1]).any()
-    )
-    size = math.prod(mesh[axis] for axis in axes)
-    if instruction.opcode.startswith("collective-permute"):
-        return size, axes
-    # A group that is only a part of the axes it runs along has no name.
-    return groups.shape[1], axes if size == groups.shape[1] else ()
+def _collective(
+    opcode: str, result: str, line: str, computation: str, devices: int
+) -> tuple[str, int, float]:
+    """Kind, size of a group and bytes of the whole array of one instruction."""
+    group, whole = _group_size(line, devices), float(sum(map(_bytes, _ARRAY.findall(result))))
+    if opcode == "reduce-scatter":
+        whole *= group
+    if opcode == "all-gather-start":  # its result repeats the operand
+        whole *= group / (group + 1)
+    if opcode == "collective-permute-start":
+        whole /= 2
+    if computation.startswith("all-reduce-scatter"):  # TPUs fuse the sum with taking a share of it
+        opcode = "reduce-scatter"
+    return opcode.removesuffix("-start"), group, whole
 
 
-def device_groups(attributes: str, devices: int) -> np.ndarray | None:
-    """Numbers of the devices `[groups, devices in each]`; of a permutation, (source, target) pairs.
+def _bytes(array: tuple[str, str]) -> int:
+    """The size of an array by its type and dimensions, without padding."""
+    dtype, dims = array
+    bits = 8 if dtype == "pred" else int("0" + "".join(re.findall(r"\d+", dtype)[:1]))
+    return math.prod(int(size.lstrip("<=")) for size in dims.split(",") if size) * bits // 8
 
-    None where the text tells them in a form that is not understood, or groups differ in size.
+
+def _trip_count(loop: str, computations: dict[str, list[str]]) -> int | None:
+    """Iterations of a while instruction; None where they depend on data.
+
+    CPU programs state them. In those of TPUs they are the constant that the condition compares the
+    counter with, which starts at 0.
     """
-    iota = _IOTA.search(attributes)
+    stated = _TRIPS.search(loop)
+    if stated:
+        return int(stated[1])
+    condition = computations[re.findall(r"condition=%?([\w.\-]+)", loop)[0]]
+    ends = [int(n) for line in condition for n in re.findall(r" s32\[\].* constant\((\d+)\)", line)]
+    return ends[0] if len(ends) == 1 and "direction=LT" in condition[-1] else None
+
+
+def _sent_share(kind: str, group: int) -> float:
+    """The part of the array that the best algorithm sends from each of the group's devices."""
+    if kind in ("collective-permute", "collective-broadcast"):
+        return 1.0
+    return (group - 1) / group * (2 if kind == "all-reduce" else 1)
+
+
+def _group_size(line: str, devices: int) -> int:
+    if "source_target_pairs" in line:
+        return 2
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     if iota:
-        shape, dims, order = map(_numbers, iota.groups())
-        return _transposed(dims, order).reshape(shape)
-    named = _MESH.search(attributes)
-    if named and "(" not in named[4]:
-        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        along = [list(sizes).index(name) for name in re.findall(r"'(\w+)'", named[4])]
-        dims = _numbers(named[2]) or [math.prod(sizes.values())]
-        numbers = _transposed(dims, _numbers(named[3])).reshape(*sizes.values())
-        numbers = np.moveaxis(numbers, along, range(-len(along), 0))
-        return numbers.reshape(-1, math.prod(numbers.shape[numbers.ndim - len(along) :]))
-    listed = _LISTED.search(attributes)
+        return int(iota[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:
-        groups = [
-            [int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])
-        ]
-        return np.array(groups) if len(set(map(len, groups))) == 1 else None
-    if "replica_groups={}" in attributes:
-        return np.arange(devices)[None]
-    return None
-
-
-def _numbers(text: str | None) -> list[int]:
-    return [int(number) for number in (text or "").split(",") if number]
-
-
-def _transposed(dims: list[int], order: list[int]) -> np.ndarray:
-    return np.arange(math.prod(dims)).reshape(dims).transpose(order or range(len(dims)))
+        return len(listed[1].split(","))
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\].*? \{([^}]*)\}", line)
+    if named:
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
+    return devices

@@ -6,20 +6,17 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Self
 
 import jax
 from rich.console import Console
 
-RC3_TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "soft", "kl", "hinge", "mse", "itm", "mclm")
-CCLM_TERMS = (
-    *("mlm", "caption_ttc", "ttc", "ttm", "text_mlm"),
-    *("region_itc", "region_itm", "region_mlm", "box", "giou"),
-)
-SHOWN = ("loss", *RC3_TERMS, *CCLM_TERMS)
+METRICS = "metrics.jsonl"
+MEAN_LOSS = "mean_loss"
+"""The mean of `loss` since the evaluation before, in the line of a step that is evaluated."""
 Say = Callable[[str], None]
-"""Is given a line at a time."""
+"""Prints a line."""
 
 
 class Clock:
@@ -52,14 +49,22 @@ class Clock:
 
 
 class Log:
-    """Writes every metric to a file, and the important ones to the console.
+    """Writes every metric to a file, and the terms of the loss to the console.
 
     Args:
       folder: where `metrics.jsonl` is appended to; None writes no file (other processes).
+      terms: names of the loss's terms, in the order of the console line.
     """
 
-    def __init__(self, folder: pathlib.Path | None, console: Console | None = None):
-        self._file = None if folder is None else (folder / "metrics.jsonl").open("a")
+    def __init__(
+        self,
+        folder: pathlib.Path | None,
+        console: Console | None = None,
+        terms: Sequence[str] = (),
+    ):
+        self._terms = terms
+        self._path = None if folder is None else folder / METRICS
+        self._file = None if self._path is None else self._path.open("a", encoding="utf-8")
         self.console = console or Console(quiet=folder is None, soft_wrap=True)
         self._say = speaker(self.console)
 
@@ -69,6 +74,20 @@ class Log:
     def __exit__(self, *_) -> None:
         if self._file is not None:
             self._file.close()
+
+    def rewind(self, step: int) -> None:
+        """Removes the lines after a step, which a resumed run writes again."""
+        if self._path is None or self._file is None:
+            return
+        kept = [row for row in read_metrics(self._path.parent) if 0 < (row["step"] or 0) <= step]
+        self._file.truncate(0)
+        self._file.writelines(json.dumps(row) + "\n" for row in kept)
+        self._file.flush()
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether the file has an evaluation of the step."""
+        rows = [] if self._path is None else read_metrics(self._path.parent)
+        return any(row["step"] == step and is_evaluation(row) for row in rows)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line of JSON; a value that is no finite number becomes null."""
@@ -82,7 +101,7 @@ class Log:
 
     def step(self, step: int, steps: int, values: Mapping[str, float]) -> None:
         """Shows a step's line."""
-        self.say(step_line(step, steps, values))
+        self.say(step_line(step, steps, values, self._terms))
 
     def say(self, text: str) -> None:
         """Prints a line as it is."""
@@ -90,18 +109,30 @@ class Log:
 
 
 def speaker(console: Console | None = None) -> Say:
-    """What prints lines as they are; by default to the terminal, in the first process alone."""
+    """A function that prints lines as they are; by default to the first process's terminal."""
     if console is None:
         console = Console(quiet=jax.process_index() > 0, soft_wrap=True)
     return lambda line: console.print(line, markup=False, highlight=False, emoji=False)
 
 
-def step_line(step: int, steps: int, values: Mapping[str, float]) -> str:
-    """Step, loss terms, samples a second, data wait and time left, in one line."""
-    terms = " ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
+def step_line(step: int, steps: int, values: Mapping[str, float], terms: Iterable[str]) -> str:
+    """The loss and those terms that have a value, samples a second, data wait and time left."""
+    shown = " ".join(f"{name} {values[name]:.3f}" for name in ("loss", *terms) if name in values)
     minutes, seconds = divmod(int(min(values["eta"], 359_999)), 60)
     left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
     return (
-        f"step {step}/{steps}  {terms}  {values['samples_per_second']:.0f} samples/s  "
+        f"step {step}/{steps}  {shown}  {values['samples_per_second']:.0f} samples/s  "
         f"data wait {values['data_wait']:.1%}  ETA {left}"
     )
+
+
+def read_metrics(folder: pathlib.Path) -> list[dict[str, float | None]]:
+    """The lines of `metrics.jsonl` in a folder; a last line that was cut short is left out."""
+    file = folder / METRICS
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def is_evaluation(row: Mapping[str, float | None]) -> bool:
+    """Whether a line of `metrics.jsonl` holds the nested scores of an evaluation."""
+    return any("/" in name for name in row)

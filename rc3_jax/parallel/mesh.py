@@ -13,12 +13,35 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
 
-from rc3_jax.config import ConfigError
+from rc3_jax.settings import ConfigError, Settings
 
 AXES = ("replica", "data", "fsdp", "tensor")
 BATCH_AXES = ("replica", "data", "fsdp")
 BATCH = PartitionSpec(BATCH_AXES)
 """Rows of a batch are spread over all axes but `tensor`, which shares the work on each row."""
+
+
+class MeshSettings(Settings):
+    """The devices along each axis of the mesh, and how parameters are sharded over the axes."""
+
+    replica: int = 1
+    """Devices along the axis that crosses slices or hosts."""
+    data: int = -1
+    """Devices along the data axis; -1: all that the others leave."""
+    fsdp: int = 1
+    """Devices that share one copy of the parameters."""
+    tensor: int = 1
+    """Devices that share the work on each row."""
+    fsdp_threshold: int = 2**20
+    """Elements; smaller arrays stay whole along `fsdp`."""
+    rules: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+        (r"(self|cross)_attention/(query|key|value)/(kernel|bias)", ("tensor",)),
+        (r"(self|cross)_attention/out/kernel", ("tensor", None)),
+        (r"mlp_in/(kernel|bias)", ("tensor",)),
+        (r"mlp_out/kernel", ("tensor", None)),
+        (r"word_embedding/embedding|decoder", ("tensor", None)),
+    )
+    """Pairs of a path pattern and the mesh axes of the last dimensions; the first match counts."""
 
 
 def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | None = None) -> Mesh:
@@ -34,12 +57,12 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
       ConfigError: if the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: config[axis] for axis in AXES}
+    sizes = {axis: getattr(config, axis) for axis in AXES}
     others = math.prod(size for axis, size in sizes.items() if axis != "data")
     if sizes["data"] == -1 and others > 0:
         sizes["data"] = len(devices) // others
     if math.prod(sizes.values()) != len(devices) or min(sizes.values()) < 1:
-        given = " x ".join(f"mesh.{axis}={config[axis]}" for axis in AXES)
+        given = " x ".join(f"mesh.{axis}={getattr(config, axis)}" for axis in AXES)
         raise ConfigError(
             f"{given} does not give the {len(devices)} devices present; set mesh.data=-1 and the "
             "others to divisors of the number of devices"
@@ -78,7 +101,7 @@ def batch_devices(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
-def check_batch(rows: dict[str, int], mesh: Mesh, microbatches: int = 1) -> None:
+def check_batch(rows: Mapping[str, int], mesh: Mesh, microbatches: int = 1) -> None:
     """Raises ConfigError unless every kind's rows divide evenly among devices, and on each among
     its micro-batches.
     """
@@ -125,7 +148,7 @@ def from_rows(
     sharding = NamedSharding(mesh, BATCH)
     places = {
         device: np.arange(len(rows))[part]
-        for device, (part,) in sharding.addressable_devices_indices_map(rows.shape).items()
+        for device, part in sharding.addressable_devices_indices_map(rows.shape).items()
     }
     own = np.unique(np.concatenate(list(places.values())))
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import jax
 
-from rc3_jax.config import ConfigError
+from rc3_jax.settings import ConfigError
 
 
 def join_processes(
@@ -21,7 +21,7 @@ def join_processes(
     A process on its own does nothing.
 
     Args:
-      coordinator: host:port of the first process, where the environment does not tell; then
+      coordinator: host:port of the first process, where the environment does not name it; then
         `count` processes are expected, of which this is `number`, from 0.
 
     Raises:
@@ -37,7 +37,7 @@ def join_processes(
 
 
 def launched_together(environment: Mapping[str, str]) -> bool:
-    """Whether environment variables tell that this is one of several processes."""
+    """Whether environment variables show that this is one of several processes."""
     step = "SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
     return (
         step

@@ -11,7 +11,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rc3_jax.config import ConfigError
+from rc3_jax.settings import ConfigError
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -72,7 +72,7 @@ def shardings(abstract: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> A
     )
 
 
-def laid_out(abstract: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> Any:
+def with_shardings(abstract: Any, mesh: Mesh, config: ml_collections.ConfigDict) -> Any:
     """Shapes and types of a state (a pytree) with the sharding of every array."""
     return jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

@@ -1,8 +1,8 @@
-"""State to disk and back, through Orbax.
+"""State and parameters to disk and back, through Orbax.
 
-A run's folder holds `checkpoints/<step>/state` and, beside it, `config.json` and
-`tokenizer.json`. The stream of batches needs no file: its state is the step number. A folder of
-converted weights holds `params` in place of checkpoints.
+A run's folder holds `checkpoints/<step>/state` and, beside it, `config.json` and `tokenizer.json`.
+The stream of batches needs no file: its state is the step number. A folder of converted or
+fine-tuned weights holds `params` in place of checkpoints.
 """
 
 from __future__ import annotations
@@ -10,22 +10,25 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import sys
-from collections.abc import Collection, Iterator
-from typing import Any, Self
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from orbax.checkpoint import v1 as ocp
 
-from rc3_jax.config import ConfigError
+from rc3_jax.settings import ConfigError
 from rc3_jax.training.state import TrainState
 
 PARAMS = "params"
-"""Folder of parameters alone, within one that conversion made; their name in a `TrainState`."""
-
+"""The folder of parameters alone, and the name of the parameters in a `TrainState`."""
 STATE = "state"
-"""Folder of a `TrainState` within that of a checkpoint."""
+"""The folder of a `TrainState` within that of a checkpoint."""
+CHECKPOINTS = "checkpoints"
+
+Shapes = dict[str, tuple[int, ...]]
+"""Shapes of nested parameters by their paths, parts joined by `/`."""
 
 
 class Checkpoints:
@@ -33,17 +36,14 @@ class Checkpoints:
 
     Args:
       folder: the run's folder.
-      every: steps between two of them; 0 saves only at the end.
       keep: how many of the latest remain.
     """
 
-    def __init__(self, folder: pathlib.Path, every: int, keep: int):
+    def __init__(self, folder: pathlib.Path, keep: int):
         training = ocp.training
         self._checkpointer = training.Checkpointer(
-            (folder / "checkpoints").absolute(),
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
-                every or sys.maxsize
-            ),
+            (folder / CHECKPOINTS).absolute(),
+            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(sys.maxsize),
             preservation_policy=training.preservation_policies.LatestN(keep),
         )
 
@@ -55,91 +55,81 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """The step of the newest checkpoint."""
         found = self._checkpointer.latest
         return None if found is None else found.step
 
-    def save(self, step: int, state: TrainState, force: bool = False) -> None:
-        """Saves if the interval says so, or in any case with `force`."""
+    def save(self, step: int, state: TrainState) -> None:
+        """Saves the state of a step, unless that is there already."""
         if step != self.latest:
-            self._checkpointer.save_checkpointables(step, {STATE: state}, force=force)
+            self._checkpointer.save_checkpointables(step, {STATE: state}, force=True)
 
-    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
-        """The state of a step (the newest by default), laid out as `abstract` says."""
-        return self._checkpointer.load_checkpointables(step, {STATE: abstract})[STATE]
+    def restore(self, abstract: TrainState) -> TrainState:
+        """The newest state, sharded as `abstract` says."""
+        return self._checkpointer.load_checkpointables(None, {STATE: abstract})[STATE]
 
 
 def save_params(folder: pathlib.Path, params: Any) -> None:
-    """Writes parameters alone, for `config.init` and conversion."""
+    """Writes parameters alone, for `config.init`, conversion and tasks."""
     ocp.save((folder / PARAMS).absolute(), params)
 
 
 def load_params(
     folder: pathlib.Path,
-    abstract: Any,
+    abstract: Mapping[str, Any],
     step: int | None = None,
     parts: Collection[str] | None = None,
-) -> Any:
-    """Parameters from a folder of converted weights or of a run, laid out as `abstract` says.
+) -> dict[str, Any]:
+    """Reads parameters of a run, or converted or fine-tuned ones, onto devices.
 
     Args:
       abstract: nested dict of `jax.ShapeDtypeStruct` with shardings.
       step: of a run's checkpoint; the newest by default.
-      parts: reads these alone of what is stored, by their first names; None reads all.
+      parts: reads only these of what is stored, by their first names; None reads all.
 
     Raises:
-      ConfigError: if the folder holds none, or those of another model; it lists what differs.
+      ConfigError: if the folder holds none, or those of another model; lists what differs.
     """
-    path, in_run = _place_of_params(folder, step)
-    stored = _stored(path, in_run)
-    held = stored[PARAMS] if in_run else stored
-    others = {} if parts is None else {name: held[name] for name in held.keys() - set(parts)}
-    check_fit(
-        path, shapes_of({k: v for k, v in held.items() if k not in others}), shapes_of(abstract)
-    )
-    skipped = jax.tree.map(lambda _: ocp.PLACEHOLDER, others)
-    loaded = _load(path, in_run, stored, skipped | abstract)
+    stored = _find(folder, step)
+    held = {name: tree for name, tree in stored.params.items() if parts is None or name in parts}
+    check_shapes(stored.path, shapes_of(held), shapes_of(abstract))
+    left_out = {name: stored.params[name] for name in stored.params.keys() - held.keys()}
+    loaded = stored.load(jax.tree.map(lambda _: ocp.PLACEHOLDER, left_out) | dict(abstract))
     return {name: loaded[name] for name in abstract}
 
 
-def load_some(
-    folder: pathlib.Path, paths: Collection[str], step: int | None = None
+def read_params(
+    folder: pathlib.Path, paths: Collection[str] | None = None, step: int | None = None
 ) -> dict[str, np.ndarray]:
-    """Some of the parameters that `load_params` reads, by their paths, in the host's memory.
+    """Reads parameters into the host's memory, by their paths.
 
-    However many devices they were spread over when they were saved.
-    """
-    path, in_run = _place_of_params(folder, step)
-    stored = _stored(path, in_run)
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    wanted = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
-        if "/".join(name) in paths
-        else ocp.PLACEHOLDER
-        for name, leaf in flatten_dict(stored[PARAMS] if in_run else stored).items()
-    }
-    loaded = flatten_dict(_load(path, in_run, stored, unflatten_dict(wanted)), sep="/")
-    return {name: np.asarray(loaded[name]) for name in paths}
+    It does not matter over how many devices they were spread when they were saved.
 
-
-def _load(path: pathlib.Path, in_run: bool, stored: Any, wanted: Any) -> Any:
-    """Parameters as `wanted` says; the optimizer's numbers of a run stay on the disk."""
-    if in_run:
-        wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, stored) | {PARAMS: wanted}
-    with _readable(path):
-        loaded = ocp.load(path, wanted, **_named(in_run))
-    return loaded[PARAMS] if in_run else loaded
-
-
-def stored_shapes(folder: pathlib.Path, step: int | None = None) -> dict[str, tuple[int, ...]]:
-    """The shapes of the parameters that `load_params` would read, by their paths.
+    Args:
+      paths: the parameters to read; None reads all.
 
     Raises:
       ConfigError: if the folder holds none.
     """
-    path, in_run = _place_of_params(folder, step)
-    stored = _stored(path, in_run)
-    return shapes_of(stored[PARAMS] if in_run else stored)
+    stored = _find(folder, step)
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host)
+        if paths is None or path in paths
+        else ocp.PLACEHOLDER
+        for path, leaf in flatten_dict(stored.params, sep="/").items()
+    }
+    loaded = flatten_dict(stored.load(unflatten_dict(wanted, sep="/")), sep="/")
+    return {path: np.asarray(loaded[path]) for path in (loaded if paths is None else paths)}
+
+
+def stored_shapes(folder: pathlib.Path, step: int | None = None) -> Shapes:
+    """The shapes of the parameters that `load_params` would read.
+
+    Raises:
+      ConfigError: if the folder holds none.
+    """
+    return shapes_of(_find(folder, step).params)
 
 
 def stored_step(folder: pathlib.Path, step: int | None = None) -> int | None:
@@ -148,39 +138,57 @@ def stored_step(folder: pathlib.Path, step: int | None = None) -> int | None:
     Raises:
       ConfigError: if the folder holds none.
     """
-    path, in_run = _place_of_params(folder, step)
-    return int(path.name) if in_run else None
+    stored = _find(folder, step)
+    return int(stored.path.name) if stored.in_run else None
 
 
-def _stored(path: pathlib.Path, in_run: bool) -> dict[str, Any]:
-    """What Orbax tells of the arrays in a folder."""
+class _Stored(NamedTuple):
+    """Parameters on disk.
+
+    Attributes:
+      in_run: whether they are in a checkpoint of a run, beside the optimizer's state.
+      tree: what Orbax knows of all arrays of the folder.
+    """
+
+    path: pathlib.Path
+    in_run: bool
+    tree: dict[str, Any]
+
+    @property
+    def params(self) -> dict[str, Any]:
+        return self.tree[PARAMS] if self.in_run else self.tree
+
+    def load(self, wanted: Any) -> Any:
+        """The parameters as `wanted` says; the optimizer's state of a run stays on disk."""
+        if not self.in_run:
+            with _readable(self.path):
+                return ocp.load(self.path, wanted)
+        others = jax.tree.map(lambda _: ocp.PLACEHOLDER, self.tree)
+        with _readable(self.path):
+            return ocp.load(self.path, others | {PARAMS: wanted}, checkpointable_name=STATE)[PARAMS]
+
+
+def _find(folder: pathlib.Path, step: int | None) -> _Stored:
+    """The parameters of a folder, and of a run those of one checkpoint."""
+    path, in_run = folder / PARAMS, False
+    if path.is_dir() and step is not None:
+        raise ConfigError(f"{folder} holds converted weights and no checkpoint of step {step}")
+    if not path.is_dir():
+        found = (folder / CHECKPOINTS).glob("*")
+        steps = {int(path.name): path for path in found if path.name.isdecimal()}
+        if not steps:
+            raise ConfigError(
+                f"{folder} holds no parameters; name a folder that launch/convert.py made, or that "
+                "of a run which has saved a checkpoint"
+            )
+        if step is not None and step not in steps:
+            known = ", ".join(map(str, sorted(steps)))
+            raise ConfigError(f"{folder} holds no checkpoint of step {step}, but of {known}")
+        path, in_run = steps[max(steps) if step is None else step], True
+    path = path.absolute()
     with _readable(path):
-        return dict(ocp.metadata(path, **_named(in_run)).metadata)
-
-
-def _named(in_run: bool) -> dict[str, str]:
-    """Which part of a checkpoint is meant; what `save_params` writes has one, named by Orbax."""
-    return {"checkpointable_name": STATE} if in_run else {}
-
-
-def _place_of_params(folder: pathlib.Path, step: int | None) -> tuple[pathlib.Path, bool]:
-    """The Orbax folder that holds the parameters; whether it is a checkpoint of a run."""
-    if (folder / PARAMS).is_dir():
-        if step is not None:
-            raise ConfigError(f"{folder} holds converted weights and no checkpoint of step {step}")
-        return (folder / PARAMS).absolute(), False
-    checkpoints = folder / "checkpoints"
-    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
-    steps = {int(path.name): path for path in found if path.name.isdecimal()}
-    if not steps:
-        raise ConfigError(
-            f"{folder} holds no parameters; name a folder that launch/convert.py made, or that "
-            "of a run which has saved a checkpoint"
-        )
-    if step is not None and step not in steps:
-        known = ", ".join(map(str, sorted(steps)))
-        raise ConfigError(f"{folder} holds no checkpoint of step {step}, but of {known}")
-    return steps[max(steps) if step is None else step].absolute(), True
+        named = {"checkpointable_name": STATE} if in_run else {}
+        return _Stored(path, in_run, dict(ocp.metadata(path, **named).metadata))
 
 
 @contextlib.contextmanager
@@ -193,21 +201,18 @@ def _readable(path: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"{path} cannot be read as parameters: {reason}") from error
 
 
-def shapes_of(params: Any) -> dict[str, tuple[int, ...]]:
-    """The shapes of nested parameters by their paths, parts joined by `/`."""
+def shapes_of(params: Any) -> Shapes:
+    """The shapes of nested parameters."""
     return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}
 
 
-def check_fit(
-    path: pathlib.Path | str,
-    stored: dict[str, tuple[int, ...]],
-    wanted: dict[str, tuple[int, ...]],
-    what: str = "config.model",
+def check_shapes(
+    source: pathlib.Path | str, stored: Shapes, wanted: Shapes, target: str = "config.model"
 ) -> None:
     """Raises ConfigError with every path whose shape differs between the two.
 
     Args:
-      path: what is stored, for the message; `what` is that which it must fit.
+      source, target: names of the two for the message.
     """
     differing = [f"missing: {p} {shape}" for p, shape in wanted.items() if p not in stored]
     differing += [f"extra: {p} {shape}" for p, shape in stored.items() if p not in wanted]
@@ -217,5 +222,5 @@ def check_fit(
         if stored.get(p, shape) != shape
     ]
     if differing:
-        first = f"{path} does not fit {what} ({len(differing)} differences):"
+        first = f"{source} does not fit {target} ({len(differing)} differences):"
         raise ConfigError("\n  ".join([first, *differing]))

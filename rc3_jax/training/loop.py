@@ -1,225 +1,169 @@
-"""A whole run: data, model, state, steps, evaluations, checkpoints, scores."""
+"""The training loop: steps, evaluations, checkpoints. Pre-training and fine-tuning run it alike."""
 
 from __future__ import annotations
 
-import json
 import math
-import pathlib
 import time
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
+import numpy as np
 from flax.traverse_util import flatten_dict
-from rich.console import Console
+from jax.experimental.multihost_utils import broadcast_one_to_all
 
-from rc3_jax.config import ConfigError, save_config
-from rc3_jax.data.stream import batch_rows, iterate, make_batches
-from rc3_jax.data.tokenizer import FILE_NAME
-from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
-from rc3_jax.observe.log import Clock, Log
-from rc3_jax.parallel.mesh import to_global
+from rc3_jax.observe.log import MEAN_LOSS, Clock, Log
 from rc3_jax.training.checkpoint import Checkpoints
-from rc3_jax.training.memory import advice, describe_memory, explain_out_of_memory
-from rc3_jax.training.run import Run, prepare_run, with_defaults
-from rc3_jax.training.start import start_parts
-from rc3_jax.training.state import TrainState, count_parameters
-from rc3_jax.training.step import make_step
+from rc3_jax.training.state import TrainState
+from rc3_jax.training.step import Batch, Metrics, TrainStep
 from rc3_jax.training.watchdog import Watchdog
 
 
-def train(
-    config: ml_collections.ConfigDict,
-    folder: pathlib.Path,
-    resume: bool = False,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Trains as `config` says and returns the scores that `folder/scores.json` then holds.
+class Intervals(NamedTuple):
+    """How long a run is and what else happens at which steps.
 
-    Args:
-      folder: the run's folder; see the README for what it will hold.
-      resume: goes on from the newest checkpoint in the folder, if there is one.
-      console: where progress is shown; standard output by default.
-
-    Raises:
-      ConfigError: if the folder holds a run already and `resume` is False.
-      FloatingPointError: if the loss is no longer finite; the last checkpoint remains.
+    Attributes:
+      steps: length of the run.
+      batch_size: rows of a global batch, for the reported speed.
+      log: steps between two reported ones.
+      evaluation: steps between two evaluations; 0 evaluates only at the end, as every run does.
+      checkpoint: steps between two checkpoints; 0 saves only at the end.
+      checkpoint_minutes: a checkpoint that is due waits until so many minutes have passed.
     """
-    config = ml_collections.FrozenConfigDict(config)
-    is_first = jax.process_index() == 0
-    _check_folder(folder, resume)
-    folder.mkdir(parents=True, exist_ok=True)
-    if is_first and not resume:
-        (folder / "metrics.jsonl").unlink(missing_ok=True)  # of a start that saved nothing
-    with Log(folder if is_first else None, console) as log:
-        if resume:
-            _check_same_settings(folder, config)
-        run = prepare_run(config, folder if resume else None)  # large files take their time
-        try:
-            with Watchdog(config.watchdog_minutes) as watchdog:
-                scores = _train(run, folder, log, watchdog)
-        finally:
-            name = "skipped.jsonl" if is_first else f"skipped.{jax.process_index()}.jsonl"
-            run.skips.write(folder / name)
-        if is_first:
-            text = json.dumps({"step": config.steps, **scores}, indent=2)
-            (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
-        for table in score_tables(scores):
-            log.console.print(table)
-    return scores
+
+    steps: int
+    batch_size: int
+    log: int
+    evaluation: int
+    checkpoint: int
+    checkpoint_minutes: float = 0.0
+
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation follows the step."""
+        return _is_due(step, self.evaluation) or step == self.steps
 
 
-def _train(run: Run, folder: pathlib.Path, log: Log, watchdog: Watchdog) -> dict[str, Any]:
-    """From the first state, or the newest checkpoint, to the final scores."""
-    config = run.config
-    evaluator = Evaluator(run, lambda: watchdog.beat("evaluating"))
-    checkpoint = config.checkpoint
-    with (
-        explain_out_of_memory(lambda: advice(run)),
-        Checkpoints(folder, checkpoint.every, checkpoint.keep) as checkpoints,
-    ):
-        state = _first_state(run, checkpoints, log)
-        if jax.process_index() == 0:
-            save_config(config, folder / "config.json")
-            (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
-        _describe(run, state, log)
-        state = _steps(run, state, checkpoints, evaluator, log, watchdog)
-        watchdog.beat("saving")
-        checkpoints.save(config.steps, state, force=True)
-        return evaluator.scores(state.params)
+Evaluate = Callable[[int, Any], tuple[Mapping[str, Any], str]]
+"""`(step, params)` to nested scores, and a line about them."""
 
 
-def _steps(
-    run: Run,
+def fit(
+    step: TrainStep,
     state: TrainState,
+    batches: Callable[[int], Iterator[Batch]],
+    evaluate: Evaluate,
+    intervals: Intervals,
     checkpoints: Checkpoints,
-    evaluator: Evaluator,
     log: Log,
     watchdog: Watchdog,
-) -> TrainState:
-    """The loop: dispatches step n, then reads the metrics of step n - 1."""
-    config, start = run.config, int(state.step)
-    batches = make_batches(
-        run.corpus.pools,
-        run.tokenizer,
-        config,
-        run.skips,
-        jax.process_index(),
-        jax.process_count(),
-    )
-    if start >= config.steps:
-        return state
-    stream = iterate(batches, start, config)
-    batch = to_global(next(stream), run.mesh)
+) -> tuple[TrainState, Mapping[str, Any]]:
+    """Trains from `state.step` to `intervals.steps`, and evaluates the result.
+
+    A step is dispatched before the metrics of the one before are read, so that devices do not wait.
+
+    Args:
+      batches: step number to the global batches from there on.
+
+    Returns:
+      The last state and its scores.
+
+    Raises:
+      FloatingPointError: if the loss or a parameter is no longer finite; the last checkpoint remains.
+    """
+    start = int(state.step)
+    reporter = _Reporter(start, intervals, log)
+
+    def score(number: int, params: Any) -> Mapping[str, Any]:
+        watchdog.beat("evaluating")
+        scores, line = evaluate(number, params)
+        log.write(number, flatten_dict(scores, sep="/"))
+        log.say(f"step {number} evaluation  {line}")
+        reporter.skip(number)
+        return scores
+
+    scores: Mapping[str, Any] = {}
+    missing = broadcast_one_to_all(not log.has_evaluation(start))
+    if start >= intervals.steps or (start and intervals.evaluates(start) and missing):
+        scores = score(start, state.params)
+    if start >= intervals.steps:
+        return state, scores
+    stream = batches(start)
+    batch = next(stream)
     watchdog.beat("compiling")
-    compiled = compile_step(run, state, batch, log)
-    clock = Clock(start, config.steps, config.batch_size)
-    pending = None
-    for step in range(start, config.steps):
-        watchdog.beat(f"step {step + 1}")
-        state, metrics = compiled(state, batch)
-        if pending is not None:
-            _report(step, pending, clock, config, log)
-        pending = metrics
-        if step + 1 < config.steps:
+    step.compile(batch, log.say)
+    saved = time.perf_counter()
+    reporter.skip(start)
+    for number in range(start + 1, intervals.steps + 1):
+        watchdog.beat(f"step {number}")
+        state, metrics = step(state, batch)
+        reporter.read()
+        reporter.pending = (number, metrics)
+        if number < intervals.steps:
             waiting = time.perf_counter()
-            rows = next(stream)
-            clock.wait(time.perf_counter() - waiting)
-            batch = to_global(rows, run.mesh)
-        evaluates = _is_due(step + 1, config.evaluation.every) and step + 1 < config.steps
-        if evaluates or _is_due(step + 1, config.checkpoint.every):
-            _report(step + 1, pending, clock, config, log)  # nothing unsound is saved or scored
-            pending = None
-        checkpoints.save(step + 1, state)
-        if evaluates:
-            scores = evaluator.scores(state.params)
-            log.write(step + 1, flatten_dict(scores, sep="/"))
-            log.say(f"step {step + 1} evaluation  {summary(scores)}")
-            clock.skip(step + 1)
-    if pending is not None:
-        _report(config.steps, pending, clock, config, log)
-    return state
+            batch = next(stream)
+            reporter.clock.wait(time.perf_counter() - waiting)
+        last = number == intervals.steps
+        saves = last or _is_due(number, intervals.checkpoint)
+        if saves or intervals.evaluates(number):
+            reporter.read()  # nothing unsound is saved or scored
+        if saves and (last or _have_passed(intervals.checkpoint_minutes, saved)):
+            watchdog.beat("saving")
+            checkpoints.save(number, state)
+            saved = time.perf_counter()
+        if intervals.evaluates(number):
+            scores = score(number, state.params)
+    return state, scores
 
 
 def _is_due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def compile_step(run: Run, state: TrainState, batch: Any, log: Log):
-    """The step, compiled ahead for this state and batch: it cannot compile again later."""
-    begun = time.perf_counter()
-    step = make_step(run, state)
-    compiled = step.lower(state, batch).compile()
-    log.say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
-    log.say(describe_memory(compiled))
-    return compiled
+def _have_passed(minutes: float, since: float) -> bool:
+    """Whether so many minutes have passed for the first process, which decides for all."""
+    if not minutes:
+        return True
+    return bool(broadcast_one_to_all(time.perf_counter() - since >= 60 * minutes))
 
 
-def _report(step: int, metrics, clock: Clock, config, log: Log) -> None:
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-    if not math.isfinite(values["loss"] + values["parameter_norm"]):
-        log.write(step, values)
-        raise FloatingPointError(
-            f"the loss of step {step} is {values['loss']}; lower optimizer.lr or optimizer.clip, "
-            "and go on from the last checkpoint with --resume"
-        )
-    if _is_due(step, config.log_every) or step == config.steps:
-        values |= clock.read(step)
-        log.write(step, values)
-        log.step(step, config.steps, values)
+class _Reporter:
+    """Reads, checks and logs the metrics of each step.
 
+    Attributes:
+      pending: number and metrics of a step that were not read yet.
+    """
 
-def _first_state(run: Run, checkpoints: Checkpoints, log: Log) -> TrainState:
-    newest = checkpoints.latest
-    if newest is None:
-        state = run.create_state()
-        if run.config.init is not None:
-            parts = start_parts(pathlib.Path(run.config.init)) or sorted(state.params)
-            new = [part for part in sorted(state.params) if part not in parts]
-            log.say(f"{', '.join(parts)} from {run.config.init}")
-            log.say(f"drawn at random: {', '.join(new) or 'nothing'}")
-        return state
-    log.say(f"resuming after step {newest}")
-    return checkpoints.restore(run.abstract_state())
+    def __init__(self, start: int, intervals: Intervals, log: Log):
+        self.clock = Clock(start, intervals.steps, intervals.batch_size)
+        self.pending: tuple[int, Metrics] | None = None
+        self._intervals, self._log = intervals, log
+        self._losses: list[float] = []
 
+    def read(self) -> None:
+        """Raises FloatingPointError unless the pending loss is finite."""
+        if self.pending is None:
+            return
+        number, metrics = self.pending
+        self.pending = None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not math.isfinite(values["loss"] + values["parameter_norm"]):
+            self._log.write(number, values)
+            raise FloatingPointError(
+                f"step {number}: the loss is {values['loss']:g} and the norm of the parameters is "
+                f"{values['parameter_norm']:g} after it; train with a lower optimizer.lr or "
+                "optimizer.clip"
+            )
+        self._losses.append(values["loss"])
+        shows = _is_due(number, self._intervals.log) or number == self._intervals.steps
+        if shows:
+            values |= self.clock.read(number)
+            self._log.step(number, self._intervals.steps, values)
+        if self._intervals.evaluates(number):
+            values[MEAN_LOSS] = float(np.mean(self._losses))
+            self._losses.clear()
+        if shows or MEAN_LOSS in values:
+            self._log.write(number, values)
 
-def _check_folder(folder: pathlib.Path, resume: bool) -> None:
-    begun = folder / "checkpoints"
-    if not resume and begun.exists() and any(begun.iterdir()):
-        raise ConfigError(
-            f"{folder} holds a run already; go on with --resume, or choose another --workdir"
-        )
-
-
-def _check_same_settings(folder: pathlib.Path, config: ml_collections.ConfigDict) -> None:
-    """A resumed run reads and computes what it would have; only its surroundings may change."""
-    stored_file = folder / "config.json"
-    if not stored_file.exists():
-        return
-
-    def fixed(settings):
-        names = ("seed", "steps", "batch_size", "shares", "data", "model", "objective", "optimizer")
-        kept = {name: settings.get(name) for name in names}
-        for part, name in (("model", "remat"), ("model", "unroll"), ("objective", "pairs")):
-            kept[part] = {k: v for k, v in (kept[part] or {}).items() if k != name}
-        return kept
-
-    stored = fixed(with_defaults(json.loads(stored_file.read_text(encoding="utf-8"))))
-    present = fixed(json.loads(json.dumps(config.to_dict())))
-    changed = [name for name in present if stored[name] != present[name]]
-    if changed:
-        raise ConfigError(
-            f"--resume: {', '.join(changed)} differ from {stored_file}; take the settings of the "
-            "run, or start another one in another --workdir"
-        )
-
-
-def _describe(run: Run, state: TrainState, log: Log) -> None:
-    pools = ", ".join(f"{len(pool)} {kind}" for kind, pool in run.corpus.pools.items())
-    rows = batch_rows(run.config.batch_size, run.config.shares, list(run.corpus.pools))
-    log.say(
-        f"{run.config.name}: {count_parameters(state.params):,} parameters, vocabulary "
-        f"{run.tokenizer.vocab_size:,}, {run.mesh.size} {jax.devices()[0].platform} device(s) as "
-        f"{dict(run.mesh.shape)}\nrecords: {pools}; {len(run.skips.reasons)} skipped; "
-        f"{len(run.corpus.heldout)} held-out images; rows a batch: {rows}"
-    )
+    def skip(self, number: int) -> None:
+        """Leaves the time since the last reading out of the reported speed."""
+        self.clock.skip(number)

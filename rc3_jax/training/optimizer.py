@@ -3,31 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
-import ml_collections
 import optax
+import pydantic
 
-from rc3_jax.config import ConfigError
 from rc3_jax.parallel.rules import matches, path_name
+from rc3_jax.settings import ConfigError, Settings
 
 
-def schedule(config: ml_collections.ConfigDict, steps: int) -> optax.Schedule:
-    """Linear warm-up over a share of the run, then `cosine`, `linear` or `constant`.
+class RateSettings(Settings):
+    """The learning rate of some parameters."""
 
-    Raises:
-      ConfigError: for another name of the decay.
-    """
+    factor: float
+    """Factor of their rate, and of their weight decay."""
+    parameters: tuple[str, ...]
+    """Regular expressions of their paths."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW with warm-up and decay of the rate, after the gradient is clipped by its global norm."""
+
+    lr: float = 1e-4
+    """Highest learning rate."""
+    warmup: float = pydantic.Field(0.05, ge=0, le=1)
+    """Share of the run in which the rate rises."""
+    decay: Literal["cosine", "linear", "constant"] = "cosine"
+    """Form of the decay after the warm-up."""
+    final_lr: float = pydantic.Field(0.0, ge=0)
+    """Share of `lr` at the end."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    b1: float = 0.9
+    """Decay of the first moment."""
+    b2: float = 0.98
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip: float = 1.0
+    """Greatest global norm of the gradient."""
+    mu_dtype: str | None = None
+    """Type of the first moment, such as `bfloat16`; None: float32."""
+    rates: dict[str, RateSettings] = pydantic.Field({})
+    """Name -> parameters with a rate of their own; names may be added."""
+    no_decay: tuple[str, ...] = (r".*/bias", r".*norm/scale", r"temperature.*")
+    """Regular expressions of the paths of parameters without weight decay."""
+
+
+def schedule(config: OptimizerSettings, steps: int) -> optax.Schedule:
+    """The learning rate of each step: linear warm-up over a share of the run, then the decay."""
     warmup = max(1, round(config.warmup * steps))
-    rest, end = max(1, steps - warmup), config.lr * config.final_lr
+    rest = max(1, steps - warmup)
     decays = {
         "cosine": optax.cosine_decay_schedule(config.lr, rest, alpha=config.final_lr),
-        "linear": optax.linear_schedule(config.lr, end, rest),
+        "linear": optax.linear_schedule(config.lr, config.lr * config.final_lr, rest),
         "constant": optax.constant_schedule(config.lr),
     }
-    if config.decay not in decays:
-        raise ConfigError(f"optimizer.decay={config.decay!r}: use one of {', '.join(decays)}")
     rise = optax.linear_schedule(config.lr / warmup, config.lr, warmup - 1)
     return optax.join_schedules([rise, decays[config.decay]], [warmup])
 
@@ -36,7 +68,7 @@ def mask(params: Any, patterns: Sequence[str], setting: str) -> Any:
     """True for every parameter whose path a pattern matches (a pytree like `params`).
 
     Raises:
-      ConfigError: if a pattern matches no parameter, since it is then a mistake.
+      ConfigError: if a pattern matches no parameter, since that is a mistake.
     """
     names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     idle = [pattern for pattern in patterns if not any(matches([pattern], n) for n in names)]
@@ -51,15 +83,18 @@ def mask(params: Any, patterns: Sequence[str], setting: str) -> Any:
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, steps: int, params: Any, updates: int = 1
+    config: OptimizerSettings, steps: int, params: Any, updates: int = 1
 ) -> optax.GradientTransformation:
     """Clips by global norm, then AdamW; `params` may be abstract.
 
-    Parameters that `config.no_decay` names keep their size; those that an entry of
-    `config.rates` names learn, and decay, at its factor times the rate.
+    The weights that `config.no_decay` names do not decay; those that an entry of `config.rates`
+    names learn, and decay, at its factor times the rate.
 
     Args:
-      updates: how many of them each of the `steps` makes, all at the step's rate.
+      updates: number of updates in each of the `steps`, all at the step's rate.
+
+    Raises:
+      ConfigError: if a pattern matches no parameter.
     """
     rate_of = schedule(config, steps)
     no_decay = mask(params, config.no_decay, "optimizer.no_decay")

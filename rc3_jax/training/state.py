@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax
 import jax
-import ml_collections
+import jax.numpy as jnp
 
 from rc3_jax.data.example import example_batch
-from rc3_jax.models.pair import PairModel
+from rc3_jax.models.base import PairModel
 
 EMA_PARTS = ("text", "text_projection")
-"""The parts whose moving average tells the relevance of weak texts."""
+"""The parts whose moving average measures the relevance of weak texts."""
 
 
 @flax.struct.dataclass
 class TrainState:
-    """What a step takes and gives.
+    """The state that a step maps to the next one.
 
     Attributes:
-      step: int32 scalar, updates done.
-      ema: what tells the relevance of weak texts: averaged `EMA_PARTS`, or the parameters of a
-        fixed `SentenceEncoder`; None where the model's own text tower does.
+      step: int32 scalar, the number of steps done.
+      ema: what measures the relevance of weak texts: averaged `EMA_PARTS`, or the parameters of a
+        fixed `SentenceEncoder`; None where the model's own text tower does, and in fine-tuning.
     """
 
     step: jax.Array
@@ -31,10 +32,24 @@ class TrainState:
     ema: Any
 
 
-def initial_params(model: PairModel, config: ml_collections.ConfigDict) -> Any:
+def initial_params(model: PairModel, config: Any) -> Any:
     """Random parameters, a pure function of `config.seed`."""
     rows, ids = example_batch(config)
     return model.init(jax.random.key(config.seed), rows, ids)["params"]
+
+
+def ema_update(decay: float) -> Callable[[Any, Any, jax.Array], Any]:
+    """The function `(ema, params, step) -> ema` that averages `EMA_PARTS` over the steps.
+
+    The decay is short at first, so that the random start is soon forgotten.
+    """
+
+    def update(ema: Any, params: Any, step: jax.Array) -> Any:
+        rate = jnp.minimum(decay, (1 + step) / (10 + step))
+        current = {part: params[part] for part in EMA_PARTS}
+        return jax.tree.map(lambda old, new: rate * old + (1 - rate) * new, ema, current)
+
+    return update
 
 
 def count_parameters(params: Any) -> int:

@@ -2,73 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
-from rc3_jax.models.pair import TEMPERATURE_RANGE
+from rc3_jax.models.base import TEMPERATURE_RANGE, is_temperature
+from rc3_jax.observe.log import Say
 from rc3_jax.parallel.mesh import BATCH
-from rc3_jax.parallel.rules import shardings
-from rc3_jax.systems import parts_of, system_of
-from rc3_jax.training.run import Run
-from rc3_jax.training.state import EMA_PARTS, TrainState
+from rc3_jax.training.memory import describe_memory
+from rc3_jax.training.state import TrainState
 
+Batch = Mapping[str, Any]
 Metrics = dict[str, Array]
+LossFn = Callable[[Any, Any, Array, Batch], tuple[Float[Array, ""], Mapping[str, Array]]]
+"""`(params, ema, step, batch) -> (loss, terms)`; its randomness comes from a seed and the step."""
 
 
-def make_step(
-    run: Run, state: TrainState
-) -> Callable[[TrainState, Mapping], tuple[TrainState, Metrics]]:
-    """The jitted step; `state` may be abstract, and is donated.
+class TrainStep:
+    """The jitted step. `compile` compiles it ahead of the first call, so that it cannot compile again.
 
-    Parameters keep the shardings of `parallel.rules`, rows of the batch are spread over the
-    mesh, metrics are replicated. All objectives see the rows of all devices.
+    Parameters keep their shardings, rows of the batch are spread over the mesh, metrics are
+    replicated. The state is donated.
+
+    Args:
+      state: shapes and shardings of the state, as `parallel.rules.with_shardings` returns them.
+      groups: kinds of rows that make an update of their own, in order; None takes all kinds.
+      average: `(ema, params, step) -> ema`, the new average of the parameters; None keeps `ema`.
     """
-    config = run.config
-    system = system_of(config)
-    gradient_of = jax.value_and_grad(system.loss(run.model, config, run.mesh), has_aux=True)
 
-    def step(state: TrainState, batch: Mapping) -> tuple[TrainState, Metrics]:
-        params, opt_state, metrics, norms, losses = state.params, state.opt_state, {}, [], []
-        for part in parts_of(batch, system.updates(config)):
+    def __init__(
+        self,
+        loss: LossFn,
+        optimizer: optax.GradientTransformation,
+        state: TrainState,
+        mesh: Mesh,
+        groups: Sequence[Sequence[str] | None] = (None,),
+        average: Callable[[Any, Any, Array], Any] | None = None,
+    ):
+        gradient_of = jax.value_and_grad(loss, has_aux=True)
+
+        def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            params, opt_state = state.params, state.opt_state
+            metrics: Metrics = {}
+            norms, losses = [], []
+            for part in split_by_kind(batch, groups):
+                params = clamp_temperatures(params)
+                (value, terms), gradients = gradient_of(params, state.ema, state.step, part)
+                updates, opt_state = optimizer.update(gradients, opt_state, params)
+                params = optax.apply_updates(params, updates)
+                metrics |= terms
+                norms.append(optax.tree.norm(gradients))
+                losses.append(value)
             params = clamp_temperatures(params)
-            (loss, terms), gradients = gradient_of(params, state.ema, state.step, part)
-            updates, opt_state = run.optimizer.update(gradients, opt_state, params)
-            params = optax.apply_updates(params, updates)
-            metrics |= terms
-            norms.append(optax.tree.norm(gradients))
-            losses.append(loss)
-        params = clamp_temperatures(params)
-        metrics |= {k: v for k, v in params.items() if k.startswith("temperature")}
-        ema = state.ema
-        if config.objective.get("relevance") == "ema":
-            # Short at first, so that the random start is soon forgotten.
-            decay = jnp.minimum(config.objective.ema_decay, (1 + state.step) / (10 + state.step))
-            current = {part: params[part] for part in EMA_PARTS}
-            ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, current)
-        metrics |= {
-            "loss": sum(losses),
-            "gradient_norm": jnp.linalg.norm(jnp.stack(norms)),
-            "parameter_norm": optax.tree.norm(params),
-        }
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+            metrics |= {k: v for k, v in params.items() if k.startswith("temperature")}
+            metrics |= {
+                "loss": sum(losses),
+                "gradient_norm": jnp.linalg.norm(jnp.stack(norms)),
+                "parameter_norm": optax.tree.norm(params),
+            }
+            ema = state.ema if average is None else average(state.ema, params, state.step)
+            return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    states = shardings(state, run.mesh, run.config.mesh)
-    return jax.jit(
-        step,
-        in_shardings=(states, NamedSharding(run.mesh, BATCH)),
-        out_shardings=(states, NamedSharding(run.mesh, PartitionSpec())),
-        donate_argnums=0,
-    )
+        places = jax.tree.map(lambda leaf: leaf.sharding, state)
+        self._abstract = state
+        self._jitted = jax.jit(
+            step,
+            in_shardings=(places, NamedSharding(mesh, BATCH)),
+            out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
+            donate_argnums=0,
+        )
+        self._compiled: Callable[..., tuple[TrainState, Metrics]] | None = None
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """The next state and the metrics of the batch: the loss, its terms, norms, temperatures."""
+        return (self._compiled or self._jitted)(state, batch)
+
+    def lower(self, batch: Batch) -> jax.stages.Lowered:
+        """The step lowered for such batches, which may be abstract."""
+        return self._jitted.lower(self._abstract, batch)
+
+    def compile(self, batch: Batch, say: Say = lambda line: None) -> None:
+        """Compiles the step for such batches, unless that was done before."""
+        if self._compiled is None:
+            begun = time.perf_counter()
+            compiled = self.lower(batch).compile()
+            say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+            say(describe_memory(compiled))
+            self._compiled = compiled
+
+
+def split_by_kind(batch: Batch, groups: Sequence[Sequence[str] | None]) -> list[Batch]:
+    """The parts of a batch that each make an update; groups without rows are left out."""
+    parts = [
+        batch if group is None else {k: rows for k, rows in batch.items() if k in group}
+        for group in groups
+    ]
+    return [part for part in parts if part]
 
 
 def clamp_temperatures(params):
     """Keeps the learned temperatures inside `TEMPERATURE_RANGE` (METHOD.md section 1.7)."""
     return {
-        name: jnp.clip(value, *TEMPERATURE_RANGE) if name.startswith("temperature") else value
+        name: jnp.clip(value, *TEMPERATURE_RANGE) if is_temperature(name) else value
         for name, value in params.items()
     }

@@ -13,7 +13,8 @@ from rc3_jax.convert.corpus_texts import corpus_texts
 from rc3_jax.data.record import DataError, Skips
 
 
-def _write(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+@pytest.fixture
+def files(tmp_path) -> dict[str, pathlib.Path]:
     """A corpus of all kinds of files; name → path."""
     rows = [
         {"image": "1.jpg", "split": "train", "translations": {"en": " A dog. ", "de": "Ein Hund."}},
@@ -28,21 +29,21 @@ def _write(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         "train.zh-Hant.txt.gz": "狗。\n",
         "plain.txt": "No language.\n",
         "empty.ja.txt": "\n",
+        "x.eng.txt": "A.\n",
     }
     for name, content in contents.items():
         data = content.encode()
-        (folder / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
-    return {name: folder / name for name in contents}
+        (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    return {name: tmp_path / name for name in contents}
 
 
-def test_texts_come_from_captions_and_plain_text(tmp_path):
-    files = _write(tmp_path)
+def test_texts_come_from_captions_and_plain_text(files):
     in_captions = ["A dog.", "Ein Hund.", "A cat.", "Cats.", "Un chat."]
     for name in ("captions.jsonl", "captions.jsonl.gz"):
         assert list(corpus_texts([files[name]], None)) == in_captions
         assert list(corpus_texts([str(files[name])], ["en"])) == ["A dog.", "A cat.", "Cats."]
-    everything = [text for f in files.values() for text in corpus_texts([f], None)]
-    assert list(corpus_texts(list(files.values()), None)) == everything
+    del files["x.eng.txt"]
+    everything = list(corpus_texts(list(files.values()), None))
     assert everything[10:] == ["Zwei Hunde.", "Drei.", "Pes.", "Kočka.", "狗。", "No language."]
     named = [files[n] for n in files if n not in ("plain.txt", "captions.jsonl")]
     chosen = ["Ein Hund.", "Zwei Hunde.", "Drei.", "狗。"]
@@ -51,40 +52,20 @@ def test_texts_come_from_captions_and_plain_text(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "languages", "message"),
+    ("names", "languages", "named"),
     [
-        ("missing.de.gz", ["de"], r"missing\.de\.gz: no such file; check the path"),
-        ("", None, r": no such file; check the path"),
-        ("plain.txt", ["de"], r"plain\.txt: unknown language code ''.* such as train\.de\.gz"),
-        ("x.images.txt", ["de"], r"images\.txt: unknown language code 'images'.*rename the file"),
-        ("x.eng.txt", ["en"], r"eng\.txt: language code 'eng' is not in standard form; use en"),
-        ("captions.jsonl", ["en", "EN"], "languages: language code 'EN' is not in standard form"),
-        ("captions.jsonl", [], "at least one language or None for all of them"),
+        (["captions.jsonl", "missing.de.gz"], ["de"], "missing.de.gz"),
+        (["plain.txt"], ["de"], "plain.txt"),
+        (["x.eng.txt"], ["en"], "x.eng.txt.*use en"),
+        ([], ["en"], "no files"),
+        (["captions.jsonl"], ["cs", "ja"], "cs, ja; .* de, en, fr"),
+        (["train.de.gz", "news.2014.cs.txt"], ["en"], "in en; .* cs, de"),
+        (["empty.ja.txt"], ["ja"], "empty.ja.txt"),
     ],
 )
-def test_what_cannot_be_read_is_told_before_the_first_text(tmp_path, name, languages, message):
-    _write(tmp_path)
-    for other in ("x.images.txt", "x.eng.txt"):
-        (tmp_path / other).write_text("A.\n")
-    with pytest.raises(DataError, match=message):
-        corpus_texts([tmp_path / "captions.jsonl", tmp_path / name], languages)
-    with pytest.raises(DataError, match="give at least one file"):
-        corpus_texts([], languages)
-
-
-@pytest.mark.parametrize(
-    ("names", "languages", "message"),
-    [
-        (["captions.jsonl"], ["cs", "ja"], "no text in cs, ja; the languages there are de, en, fr"),
-        (["captions.jsonl", "train.de.gz"], ["de", "ja"], "no text in ja; .* are de, en, fr. Add"),
-        (["train.de.gz", "news.2014.cs.txt"], ["en"], "no text in en; .* there are cs, de. Add"),
-        (["empty.ja.txt"], ["ja"], r"empty\.ja\.txt: no text in ja; the languages there are none"),
-    ],
-)
-def test_languages_without_a_text_are_an_error(tmp_path, names, languages, message):
-    files = _write(tmp_path)
-    with pytest.raises(DataError, match=message):
-        list(corpus_texts([files[name] for name in names], languages))
+def test_files_and_languages_that_cannot_be_used(files, tmp_path, names, languages, named):
+    with pytest.raises(DataError, match=named):
+        list(corpus_texts([tmp_path / name for name in names], languages))
 
 
 def test_bad_lines_are_counted_named_and_limited(tmp_path):
@@ -97,8 +78,6 @@ def test_bad_lines_are_counted_named_and_limited(tmp_path):
     assert list(corpus_texts([captions, plain], ["en", "de"], skips)) == ["A", "Gut.", "Besser."]
     lines = [f"{captions}:{n}" for n in range(2, 8)] + [f"{plain}:2", f"{plain}:4"]
     assert list(skips.reasons) == lines
-    assert all(reason.startswith(where) for where, reason in skips.reasons.items())
     for path, count in ((captions, "6 of 7"), (plain, "2 of 4")):
-        message = f"{re.escape(str(path))}: {count} records cannot be used, more than 1%"
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=f"{re.escape(str(path))}: {count}"):
             list(corpus_texts([path], ["en", "de"]))

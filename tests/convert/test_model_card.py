@@ -1,49 +1,43 @@
-"""The card of an exported model: what it tells of the run, its data and its scores."""
+"""The card of an exported model: the run, its data and its scores."""
 
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+from huggingface_hub import ModelCard
 
-from rc3_jax.config import ConfigError
 from rc3_jax.convert.model_card import model_card
-from rc3_jax.convert.torch_export import to_torch
-from rc3_jax.training.checkpoint import stored_step
-from tests.convert.exported import tiny_folder
+from rc3_jax.settings import ConfigError
+
+RECALLS = {"IR@1": 0.25, "TR@1": 0.5}
 
 
-def test_the_card_tells_what_the_run_was(tmp_path):
-    run = tmp_path / "run"
-    tiny_folder(run)
-    recalls = {"IR@1": 0.25, "TR@1": 0.5}
-    scores = {"step": 4, "retrieval": {"both": {"de": recalls, "zh": recalls}}}
-    (run / "scores.json").write_text(json.dumps(scores))
-    to_torch(run, tmp_path / "out", licence="cc-by-4.0")
-    card = (tmp_path / "out" / "README.md").read_text()
-    for text in (
-        'license: "cc-by-4.0"\n',
-        '- "cs"\n- "de"\n- "en"\n- "fr"\n- "ja"\n- "zh"\n',
-        "| de | 25.0 | 50.0 |",
-        "4 steps of 16 rows, seed 0",
-        "- **scenes** (scenes): parallel 64, seed 0, strict 64, strict_languages en de fr",
-    ):
-        assert text in card
-    assert str(tmp_path) not in card
-    (run / "scores.json").write_text("[")
-    with pytest.raises(ConfigError, match="cannot be read as scores"):
-        to_torch(run, tmp_path / "other")
-
-
-def test_the_card_tells_of_the_checkpoint_that_was_exported(tmp_path):
-    run = tmp_path / "run"
-    tiny_folder(run)
-    (run / "checkpoints" / "2").mkdir(parents=True)
-    (run / "params").rename(run / "checkpoints" / "2" / "state_of_step")
-    assert stored_step(run) == 2
-    with pytest.raises(ConfigError, match="no checkpoint of step 3, but of 2"):
-        stored_step(run, 3)
+def card_of(run, step: int | None) -> str:
     stored = json.loads((run / "config.json").read_text())
-    (run / "scores.json").write_text(json.dumps({"step": 4, "dependence": {"loss": 1.0}}))
-    card = model_card(run, stored, count=1, dtype="float32", step=stored_step(run), licence=None)
-    assert "2 steps of 16 rows" in card and "None were measured." in card
+    return model_card(run, stored, count=1234, dtype="float32", step=step, licence="cc-by-4.0")
+
+
+def test_the_card_describes_the_run_and_the_exported_checkpoint(exported, tmp_path):
+    run = shutil.copytree(exported.run, tmp_path / "run")
+    scores = {"step": 4, "retrieval": {"both": {"de": RECALLS, "no": RECALLS}}}
+    (run / "scores.json").write_text(json.dumps(scores | {"dependence": {"loss": 1.0}}))
+    card = ModelCard(card_of(run, 4))
+    assert card.data.license == "cc-by-4.0" and card.data.library_name == "transformers"
+    assert card.data.language == ["cs", "de", "en", "fr", "ja", "no", "zh"]
+    for text in (
+        "| parameters | 1,234 |",
+        "| de | 25.0 | 50.0 |",
+        "- loss: 1.000",
+        "4 steps of 16 rows, seed 0",
+        "- **scenes** (scenes): ",
+        "strict_languages en de fr",
+    ):
+        assert text in card.text
+    assert str(tmp_path) not in card.content
+    other = card_of(run, 2)
+    assert "2 steps of 16 rows" in other and "25.0" not in other
+    (run / "scores.json").write_text("[")
+    with pytest.raises(ConfigError, match="scores.json"):
+        card_of(run, 4)

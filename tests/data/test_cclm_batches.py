@@ -1,18 +1,19 @@
-"""The published formats of CCLM from files to batches."""
+"""The published line formats of CCLM become batches."""
 
 from __future__ import annotations
 
-import json
-
-import ml_collections
 import numpy as np
 import pytest
 
 from rc3_jax.data.corpus import open_corpus, run_tokenizer
-from rc3_jax.data.record import DataError, Skips
+from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import iterate, make_batches
-from tests.data.cclm_lines import encoded
-from tests.tiny import tiny_config
+from tests.data.files import (
+    captioned,
+    regions,
+    write,
+)
+from tests.tiny import tiny_config, with_tower
 
 SHARES = {"strict": 0.0, "weak": 0.0, "parallel": 1.0, "captioned": 2.0, "region": 1.0}
 
@@ -23,45 +24,38 @@ def cclm(tmp_path):
     texts = {"en": "A red dog.", "de": "Ein roter Hund.", "zh": "一只红色的狗。"}
     element = {"bb": [4, 4, 20, 16], "caption": {"en": "dog"}, "attributes": {"en": "red"}}
     sources = {
-        "captions": [dict(binary=encoded(i), caption=texts) for i in range(30)],
-        "regions": [dict(binary=encoded(i), caption=texts, elems=[element]) for i in range(30)],
+        "captions": [captioned(i, caption=texts) for i in range(30)],
+        "regions": [regions(element, red=i, caption=texts) for i in range(30)],
         "parallel": [dict(source_text=f"dog {i}", target_text=f"Hund {i}") for i in range(30)],
     }
-    (tmp_path / "heldout").write_text(json.dumps(dict(binary=encoded(99), caption=texts)))
+    write(tmp_path / "heldout", captioned(99, caption=texts))
     config = tiny_config()
     config.batch_size = 8
     config.shares.update(SHARES)
-    config.data.regions.update(per_image=3, grid=4)
+    config.data.regions.update(per_image=3)
     config.data.sources = {}
     for name, lines in sources.items():
         (tmp_path / name).mkdir()
         for part in (0, 1):
-            data = "\n".join(map(json.dumps, lines[part::2]))
-            (tmp_path / name / f"part-{part}").write_text(data)
+            write(tmp_path / name / f"part-{part}", *lines[part::2])
         config.data.sources[name] = dict(type="cclm", path=str(tmp_path / name), format=name)
     config.data.sources.captions.heldout_path = str(tmp_path / "heldout")
     return config
 
 
 def test_the_published_formats_become_batches(cclm):
-    cclm = ml_collections.FrozenConfigDict(cclm)
+    cclm = with_tower(cclm)
     skips = Skips()
     corpus = open_corpus(cclm, skips)
-    assert {kind: len(pool) for kind, pool in corpus.pools.items()} == {
-        "parallel": 30,
-        "captioned": 30,
-        "region": 30,
-    }
+    sizes = {kind: len(pool) for kind, pool in corpus.pools.items()}
+    assert sizes == {"parallel": 30, "captioned": 30, "region": 30}
     assert [set(record.texts) for record in corpus.heldout] == [{"en", "de", "zh"}]
     tokenizer = run_tokenizer(cclm, corpus, None)
     batches = make_batches(corpus.pools, tokenizer, cclm, skips)
     decoded = set()
     for batch in iterate(batches, 0, cclm):
-        assert {kind: len(rows["groups"]) for kind, rows in batch.items()} == {
-            "parallel": 2,
-            "captioned": 4,
-            "region": 2,
-        }
+        counts = {kind: len(rows["groups"]) for kind, rows in batch.items()}
+        assert counts == {"parallel": 2, "captioned": 4, "region": 2}
         region = batch["region"]
         assert np.all(region["is_image"] == [True, False, False])
         assert np.all(region["groups"][:, 1] == region["groups"][:, 2])
@@ -74,24 +68,9 @@ def test_the_published_formats_become_batches(cclm):
     assert decoded == {"red dog"} and not skips.reasons
 
 
-def test_sources_that_no_share_wants_are_passed_over(cclm, tmp_path):
+def test_sources_without_a_share_are_passed_over(cclm, tmp_path):
     cclm.shares.update(region=0.0, parallel=0.0)
     (tmp_path / "regions" / "part-0").write_text("not a line")
-    corpus = open_corpus(cclm, Skips())
-    assert list(corpus.pools) == ["captioned"]
+    assert list(open_corpus(cclm, Skips()).pools) == ["captioned"]
     cclm.shares.update(strict=1.0, captioned=0.0)  # for RC³ the same lines are translations
     assert list(open_corpus(cclm, Skips()).pools) == ["strict"]
-
-
-def test_settings_of_a_published_source_that_cannot_be_are_told(cclm):
-    cclm.data.sources.captions.heldout = "x"
-    with pytest.raises(
-        DataError, match=r"has the settings .*'heldout'.*no others than .*'heldout_pa"
-    ):
-        open_corpus(cclm, Skips())
-    del cclm.data.sources.captions.heldout, cclm.data.sources.captions.format
-    with pytest.raises(DataError, match="give path and format"):
-        open_corpus(cclm, Skips())
-    cclm.data.sources = dict(a=dict(type="cclm", path="x", format="regions", heldout_path="y"))
-    with pytest.raises(DataError, match="y: format regions has no held-out part"):
-        open_corpus(cclm, Skips())

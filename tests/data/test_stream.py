@@ -5,116 +5,96 @@ from __future__ import annotations
 import collections
 import itertools
 
+import jax
 import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from rc3_jax.data.corpus import open_corpus, run_tokenizer
-from rc3_jax.data.record import DataError, Skips
-from rc3_jax.data.sources.rows import ImageRow, ImageTextSource
-from rc3_jax.data.stream import Pool, iterate, make_batches
-from tests.tiny import tiny_config
+from rc3_jax.data.example import abstract_batch
+from rc3_jax.data.kinds import KINDS
+from rc3_jax.data.record import BadRecord, DataError, Skips
+from rc3_jax.data.sources.images import ImageRow, ImageTextSource
+from rc3_jax.data.stream import ConcatSource, iterate, make_batches
+from rc3_jax.scenes.languages import LANGUAGES
+from tests.tiny import tiny_config, with_tower
 
 TEXTS = {"en": "a star", "de": "ein Stern", "fr": "une étoile", "cs": "hvězda"}
 RECORDS = 200  # of the folder in which some images are damaged
 
 
+def _config(**changes) -> ml_collections.ConfigDict:
+    """20 rows, as many of each kind."""
+    config = tiny_config()
+    config.shares.update(dict.fromkeys(KINDS, 1.0))
+    config.batch_size = 20
+    config.data.regions.update(per_image=3)
+    config.data.sources.scenes.update(captioned=50, region=40)
+    config.update_from_flattened_dict(changes)
+    return with_tower(config)
+
+
 @pytest.fixture(scope="module")
 def corpus():
-    return open_corpus(tiny_config(), Skips())
+    return open_corpus(_config(), Skips())
 
 
 @pytest.fixture(scope="module")
 def tokenizer(corpus):
-    return run_tokenizer(tiny_config(), corpus, None)
-
-
-def _config(**changes) -> ml_collections.ConfigDict:
-    config = tiny_config()
-    config.update_from_flattened_dict(changes)
-    return config
+    return run_tokenizer(_config(), corpus, None)
 
 
 def _assert_equal(one: dict, other: dict) -> None:
     """Same kinds, same fields, same types, same bits."""
-    assert one.keys() == other.keys()
-    for kind, fields in one.items():
-        assert fields.keys() == other[kind].keys()
-        for field, array in fields.items():
-            assert array.dtype == other[kind][field].dtype, field
-            assert np.array_equal(array, other[kind][field]), (kind, field)
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
-def _joined(parts: list[dict]) -> dict:
-    return {
-        kind: {field: np.concatenate([p[kind][field] for p in parts]) for field in fields}
-        for kind, fields in parts[0].items()
-    }
-
-
-def test_a_batch_holds_fixed_shares_of_each_kind(corpus, tokenizer):
-    config = _config()
+def test_every_kind_has_the_rows_and_fields_that_are_promised(corpus, tokenizer):
+    config = _config(**{"data.parallel_max_length": 40, "data.parallel_most_masked": 20})
     batches = make_batches(corpus.pools, tokenizer, config, Skips())
     assert len(batches) == config.steps
-    texts = {"ids_a", "ids_b", "masked_ids", "masked_positions", "masked_labels", "groups"}
-    regions = {"region_features", "region_boxes", "region_mask", "has_features", "use_regions"}
-    shapes = []
-    for batch in (batches[0], batches[config.steps - 1]):
-        shapes.append({k: {f: a.shape for f, a in fields.items()} for k, fields in batch.items()})
-        assert {kind: len(fields["groups"]) for kind, fields in batch.items()} == {
-            "strict": 8,
-            "weak": 4,
-            "parallel": 4,
-        }
-        assert batch["parallel"].keys() == texts
-        assert batch["strict"].keys() == texts | regions | {"image", "use_patches"}
-        assert batch["weak"].keys() == batch["strict"].keys()
-    assert shapes[0] == shapes[1]  # so that the step compiles once
+    for step in (0, 3):  # alike, so that the step compiles once
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batches[step])
+        assert list(batches[step]) == list(KINDS)
+        assert shapes == abstract_batch(config, dict.fromkeys(KINDS, 4))
+    assert shapes["captioned"].keys() == shapes["strict"].keys() - {"ids_b"}
+    assert shapes["parallel"]["ids_b"].shape == (4, 40)
+    assert shapes["region"]["region_tokens"].shape == (4, 3, 17)
+    plain = make_batches(corpus.pools, tokenizer, _config(), Skips())[3]
+    _assert_equal(plain["region"], batches[3]["region"])
+    assert np.array_equal(
+        batches[3]["parallel"]["ids_a"][:, :22], plain["parallel"]["ids_a"][:, :22]
+    )
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_together_read_what_one_reads(corpus, tokenizer, count):
-    config = _config()
-    whole = make_batches(corpus.pools, tokenizer, config, Skips())
-    parts = [
-        make_batches(corpus.pools, tokenizer, config, Skips(), index, count)
-        for index in range(count)
-    ]
+    arguments = corpus.pools, tokenizer, _config(), Skips()
+    whole = make_batches(*arguments)
+    parts = [make_batches(*arguments, index, count) for index in range(count)]
     for step in (0, 3):
-        _assert_equal(_joined([part[step] for part in parts]), whole[step])
+        joined = jax.tree.map(lambda *fields: np.concatenate(fields), *(p[step] for p in parts))
+        _assert_equal(joined, whole[step])
+    with pytest.raises(DataError, match="4 strict rows .* 3 processes"):
+        make_batches(*arguments, 0, 3)
 
 
-def test_processes_that_cannot_share_the_rows_are_told(corpus, tokenizer):
-    with pytest.raises(DataError, match="8 strict rows .* by 3 processes; make them a multiple"):
-        make_batches(corpus.pools, tokenizer, _config(), Skips(), 0, 3)
-
-
-def test_a_run_that_starts_later_reads_what_it_would_have_read(corpus, tokenizer):
+def test_a_run_that_starts_later_or_reads_in_processes_reads_the_same(corpus, tokenizer):
     config = _config(steps=5)
     batches = make_batches(corpus.pools, tokenizer, config, Skips())
     from_start = list(iterate(batches, 0, config))
     assert len(from_start) == 5
     assert not np.array_equal(from_start[0]["strict"]["groups"], from_start[1]["strict"]["groups"])
-    again = make_batches(corpus.pools, tokenizer, config, Skips())
-    resumed = list(iterate(again, 3, config))
-    assert len(resumed) == 2
-    for one, other in zip(resumed, from_start[3:], strict=True):
+    longer = _config(**{"steps": 50, "data.workers": 1})  # begins alike
+    resumed = iterate(make_batches(corpus.pools, tokenizer, longer, Skips()), 3, longer)
+    for one, other in zip(itertools.islice(resumed, 2), from_start[3:], strict=True):
         _assert_equal(one, other)
-    # A longer run begins alike.
-    longer = make_batches(corpus.pools, tokenizer, _config(steps=50), Skips())
-    _assert_equal(longer[4], from_start[4])
 
 
-def test_a_process_that_reads_ahead_gives_the_same_batches(corpus, tokenizer):
-    config = _config(**{"steps": 3, "data.workers": 1})
-    batches = make_batches(corpus.pools, tokenizer, config, Skips())
-    for step, batch in enumerate(iterate(batches, 1, config), start=1):
-        _assert_equal(batch, batches[step])
-    assert step == 2
-
-
-def test_another_seed_gives_other_rows_and_the_same_seed_the_same(corpus, tokenizer):
+def test_another_seed_gives_other_rows(corpus, tokenizer):
     first, same, other = (
         make_batches(corpus.pools, tokenizer, _config(seed=seed), Skips())[0] for seed in (1, 1, 2)
     )
@@ -124,10 +104,18 @@ def test_another_seed_gives_other_rows_and_the_same_seed_the_same(corpus, tokeni
         assert not np.array_equal(first[kind]["masked_positions"], other[kind]["masked_positions"])
 
 
+def test_other_kinds_of_rows_leave_those_of_rc3_as_they_are(corpus, tokenizer):
+    alone = _config(**{"shares.captioned": 0.0, "shares.region": 0.0, "batch_size": 12})
+    pools = open_corpus(alone, Skips()).pools
+    assert list(pools) == ["strict", "weak", "parallel"]
+    together = make_batches(corpus.pools, tokenizer, _config(), Skips())[2]
+    batch = make_batches(pools, tokenizer, alone, Skips())[2]
+    _assert_equal(batch, {kind: together[kind] for kind in batch})
+
+
 def test_every_record_comes_once_an_epoch_in_another_order_and_augmented_anew(corpus, tokenizer):
-    config = _config(**{"steps": 16, "data.modality_dropout": 0.0})
+    config = _config(**{"steps": 16, "batch_size": 16, "data.modality_dropout": 0.0})
     batches = make_batches({"strict": corpus.pools["strict"]}, tokenizer, config, Skips())
-    assert len(corpus.pools["strict"]) == 64
     rows = [batches[step]["strict"] for step in range(8)]
     groups = np.concatenate([row["groups"] for row in rows]).reshape(2, 64)
     images = np.concatenate([row["image"] for row in rows]).reshape(2, 64, 32, 32, 3)
@@ -142,35 +130,56 @@ def test_kinds_made_of_the_same_images_do_not_go_in_step(tokenizer):
     texts = {"en": ("a star",), "de": ("ein Stern",)}
     pixels = np.full((8, 8, 3), 200, np.uint8)
     rows = [ImageRow(f"row:{i}", i, lambda: pixels, texts, texts) for i in range(64)]
-    pools = {kind: Pool([(ImageTextSource(rows, kind), 0)]) for kind in ("strict", "weak")}
-    config = _config(**{"steps": 8, "shares.weak": 2.0})
-    batches = make_batches(pools, tokenizer, config, Skips())
+    pools = {kind: ConcatSource([(ImageTextSource(rows, kind), 0)]) for kind in ("strict", "weak")}
+    config = _config(steps=8, batch_size=16)
     together = sum(
-        len(np.intersect1d(batches[step]["strict"]["groups"], batches[step]["weak"]["groups"]))
-        for step in range(8)
+        len(np.intersect1d(batch["strict"]["groups"], batch["weak"]["groups"]))
+        for batch in make_batches(pools, tokenizer, config, Skips())
     )
     assert together < 32  # 8 of 64 by accident; all 64 if in step
 
 
-def test_groups_are_moved_by_the_offset_of_their_source(corpus, tokenizer):
-    [batch] = make_batches(corpus.pools, tokenizer, _config(steps=1), Skips())
-    bounds = {"strict": (0, 64), "weak": (64, 128), "parallel": (128, 192)}
-    for kind, (low, high) in bounds.items():
-        assert np.all((batch[kind]["groups"] >= low) & (batch[kind]["groups"] < high))
+def test_captioned_rows_show_an_image_with_one_of_its_captions(corpus, tokenizer):
+    config = _config(batch_size=120, steps=5)
+    said = {}
+    for index in range(50):
+        record, group = corpus.pools["captioned"][index]
+        for code, [text] in record.texts.items():
+            said[group, tuple(tokenizer.encode([text])[0])] = code
+    counts = collections.Counter()
+    for batch in make_batches(corpus.pools, tokenizer, config, Skips()):
+        rows = batch["captioned"]
+        counts.update(
+            said[group, tuple(ids)]
+            for group, ids in zip(rows["groups"].tolist(), rows["ids_a"], strict=True)
+        )
+    share = counts.total() / len(LANGUAGES)
+    assert counts.keys() == LANGUAGES.keys()
+    assert all(abs(count - share) <= 2 for count in counts.values())
 
 
-def test_a_pool_puts_its_sources_one_after_the_other():
-    pool = Pool([(_source("de en", 2), 0), (_source("en fr", 1), 10), (_source("cs en", 3), 20)])
-    assert len(pool) == 6
-    read = [pool[i] for i in range(6)]
-    assert [record.where for record, _ in read] == [
-        "de en:0",
-        "de en:1",
-        "en fr:0",
-        "cs en:0",
-        "cs en:1",
-        "cs en:2",
-    ]
+def test_settings_of_texts_reach_every_kind(corpus):
+    config = _config(
+        **{"data.mask_eos": True, "data.clean_captions": True, "data.max_words": 4, "steps": 6}
+    )
+    tokenizer = run_tokenizer(config, corpus, None)
+    ends = collections.Counter()
+    for batch in make_batches(corpus.pools, tokenizer, config, Skips()):
+        for kind, rows in batch.items():
+            ends[kind] += int(np.sum(rows["masked_labels"] == 2))
+            for ids in rows["ids_a"].reshape(-1, 24):
+                text = tokenizer.decode(ids)
+                assert text == text.lower() and len(text.split()) <= 4 and "." not in text
+    assert set(+ends) == set(KINDS)
+
+
+def test_sources_stand_one_after_the_other_with_groups_of_their_own():
+    pool = ConcatSource(
+        [(_source("de en", 2), 0), (_source("en fr", 1), 10), (_source("cs en", 3), 20)]
+    )
+    read = [pool[i] for i in range(len(pool))]
+    wheres = ["de en:0", "de en:1", "en fr:0", "cs en:0", "cs en:1", "cs en:2"]
+    assert [record.where for record, _ in read] == wheres
     assert [group for _, group in read] == [0, 1, 10, 20, 21, 22]
     numbers = {pair: list(of_pair) for pair, of_pair in pool.pairs.items()}
     assert numbers == {("de", "en"): [0, 1], ("en", "fr"): [2], ("cs", "en"): [3, 4, 5]}
@@ -185,7 +194,7 @@ def test_a_pool_puts_its_sources_one_after_the_other():
     ],
 )
 def test_language_pairs_come_with_smoothed_frequency(tokenizer, records, exponent):
-    pool = Pool([(_source(languages, count), 0) for languages, count in records.items()])
+    pool = ConcatSource([(_source(languages, count), 0) for languages, count in records.items()])
     config = _config(**{"steps": 8, "batch_size": 100, "data.language_exponent": exponent})
     drawn = collections.Counter(pair for pair, _ in _draws(pool, tokenizer, config))
     offered = collections.Counter()
@@ -197,8 +206,9 @@ def test_language_pairs_come_with_smoothed_frequency(tokenizer, records, exponen
 
 
 def test_each_language_pair_goes_through_its_records_in_an_order_of_its_own(tokenizer):
-    pool = Pool([(_source("de en fr", 30), 0)])
-    draws = _draws(pool, tokenizer, _config(steps=6, batch_size=30))
+    draws = _draws(
+        ConcatSource([(_source("de en fr", 30), 0)]), tokenizer, _config(steps=6, batch_size=30)
+    )
     orders = {}
     for pair, group in draws:
         orders.setdefault(pair, []).append(group)
@@ -214,8 +224,8 @@ def _source(languages: str, count: int) -> ImageTextSource:
     return ImageTextSource(rows, "strict")
 
 
-def _draws(pool: Pool, tokenizer, config) -> list[tuple[tuple[str, ...], int]]:
-    """Language pair and group of every row, told by its texts."""
+def _draws(pool: ConcatSource, tokenizer, config) -> list[tuple[tuple[str, ...], int]]:
+    """Language pair and group of every row, read off its texts."""
     code_of = {tuple(tokenizer.encode([text])[0]): code for code, text in TEXTS.items()}
     draws = []
     for batch in make_batches({"strict": pool}, tokenizer, config, Skips()):
@@ -225,7 +235,7 @@ def _draws(pool: Pool, tokenizer, config) -> list[tuple[tuple[str, ...], int]]:
     return draws
 
 
-def _folder_config(root, damaged: list[int]) -> ml_collections.ConfigDict:
+def _damaged_folder(root, damaged: list[int]) -> ml_collections.ConfigDict:
     """A folder of images, German and French in turn, some cut off behind their sound header."""
     lines = []
     for i in range(RECORDS):
@@ -239,18 +249,13 @@ def _folder_config(root, damaged: list[int]) -> ml_collections.ConfigDict:
             f'{{"en": "a star", "{("de", "fr")[i % 2]}": "x"}}}}'
         )
     lines.append(lines[0].replace("train", "val"))
-    (root / "captions.jsonl").write_text("\n".join(lines))
-    config = tiny_config()
-    config.steps, config.batch_size = 5, 40
+    captions = root / "captions.jsonl"
+    captions.write_text("\n".join(lines))
+    config = _config(steps=5, batch_size=40)
     config.data.image.update(crop_scale=(1.0, 1.0), jitter=0.0, flip=False)
+    splits = dict(train_split="train", heldout_split="val")
     config.data.sources = dict(
-        folder=dict(
-            type="folder",
-            captions=str(root / "captions.jsonl"),
-            root=str(root),
-            train_split="train",
-            heldout_split="val",
-        )
+        folder=dict(type="folder", captions=str(captions), root=str(root), **splits)
     )
     return config
 
@@ -258,17 +263,15 @@ def _folder_config(root, damaged: list[int]) -> ml_collections.ConfigDict:
 def test_a_damaged_image_is_noted_and_the_next_one_of_its_languages_takes_its_place(
     tmp_path, tokenizer
 ):
-    config = _folder_config(tmp_path, damaged=[70])
+    config = _damaged_folder(tmp_path, damaged=[70])
     skips = Skips(config.data.skip_limit)
     # What was skipped elsewhere, however much, does not count against these images.
     for line in range(500):
-        skips.add(f"train.de:{line}", "empty line")
-    pools = open_corpus(config, skips).pools
+        skips.add(BadRecord(f"train.de:{line}", "empty line"))
+    pools = {"strict": open_corpus(config, skips).pools["strict"]}
     assert len(pools["strict"]) == RECORDS and len(skips.reasons) == 500
-    rows = [
-        batch["strict"]
-        for batch in iterate(make_batches(pools, tokenizer, config, skips), 0, config)
-    ]
+    batches = make_batches(pools, tokenizer, config, skips)
+    rows = [batch["strict"] for batch in iterate(batches, 0, config)]
     groups = np.concatenate([row["groups"] for row in rows])
     images = np.concatenate([row["image"] for row in rows])
     missing = [g for g, n in collections.Counter([*range(RECORDS), *groups]).items() if n != 2]
@@ -276,19 +279,14 @@ def test_a_damaged_image_is_noted_and_the_next_one_of_its_languages_takes_its_pl
     one, other = images[groups == 72]
     assert np.array_equal(one, other)
     assert not np.array_equal(one, images[groups == 71][0])
-
     [(where, reason)] = list(skips.reasons.items())[500:]
-    assert where == f"{tmp_path / 'captions.jsonl'}:71"
-    assert f"{tmp_path / '70.jpg'}: image cannot be decoded" in reason and "replace it" in reason
+    assert where == f"{tmp_path / 'captions.jsonl'}:71" and str(tmp_path / "70.jpg") in reason
 
 
 def test_more_than_one_percent_of_damaged_images_stop_the_run(tmp_path, tokenizer):
-    config = _folder_config(tmp_path, damaged=[5, 6, 150])
+    config = _damaged_folder(tmp_path, damaged=[5, 6, 150])
     skips = Skips(config.data.skip_limit)
-    pools = open_corpus(config, skips).pools
-    with pytest.raises(DataError) as caught:
+    pools = {"strict": open_corpus(config, skips).pools["strict"]}
+    with pytest.raises(DataError, match=r"(?s)strict .*3 of 200.*jsonl:151: .*150.jpg"):
         list(iterate(make_batches(pools, tokenizer, config, skips), 0, config))
-    message = str(caught.value)
-    assert "strict records: 3 of 200 records cannot be used, more than 1%" in message
-    assert "captions.jsonl:151: " in message and str(tmp_path / "150.jpg") in message
     assert len(skips.reasons) == 3

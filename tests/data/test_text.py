@@ -10,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from rc3_jax.data.kinds import language_pairs, row_languages
 from rc3_jax.data.record import Record
 from rc3_jax.data.text import (
     IGNORED,
     clean_caption,
     draw_texts,
-    language_pairs,
     mask_tokens,
-    row_languages,
 )
 from rc3_jax.data.tokenizer import FRAME_IDS, SPECIAL_TOKENS
 

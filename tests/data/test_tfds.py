@@ -1,8 +1,9 @@
+"""Datasets that TensorFlow Datasets has prepared."""
+
 from __future__ import annotations
 
 import pickle
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -12,8 +13,9 @@ from PIL import Image
 
 from rc3_jax.data import image
 from rc3_jax.data.record import DataError, Skips
-from rc3_jax.data.sources.rows import ImageTextSource
-from rc3_jax.data.sources.tfds import read_tfds
+from rc3_jax.data.sources.images import ImageTextSource
+from rc3_jax.data.sources.tfds import TFDSSource
+from rc3_jax.settings import ConfigError
 
 TEXTS = tfds.features.Sequence(tfds.features.Text())
 COUNT = 12
@@ -87,13 +89,17 @@ FIELDS = {
 }
 
 
+def read(data_dir, split="train", fields=FIELDS, builder="some_pictures", skips=None):
+    values = dict(type="tfds", builder=builder, data_dir=str(data_dir), fields=fields)
+    source = TFDSSource.parse(values | dict(train_split="", heldout_split=""), "data.sources.x")
+    return source.read(split, skips or Skips())
+
+
 def test_fields_become_records(data_dir):
     skips = Skips(limit=0.1)
-    rows = read_tfds("some_pictures", data_dir, "train", FIELDS, skips)
+    rows = read(data_dir, skips=skips)
     [reason] = skips.reasons.values()
-    assert (
-        reason.startswith("some_pictures/train:") and "translations['en'] holds an empty" in reason
-    )
+    assert reason.startswith("some_pictures/train:") and "translations['en']" in reason
     assert len(rows) == COUNT - 1
 
     strict, weak = ImageTextSource(rows, "strict"), ImageTextSource(rows, "weak")
@@ -114,61 +120,57 @@ def test_fields_become_records(data_dir):
 
 
 def test_languages_from_labels_and_a_part_of_a_split(data_dir):
-    fields = {
-        "image": "image",
-        "captions": {"text": "captions/text", "language": "captions/label"},
-    }
-    rows = read_tfds("some_pictures:1.0.0", data_dir, "train[:5]", fields)
+    captions = {"text": "captions/text", "language": "captions/label"}
+    fields = {"image": "image", "captions": captions}
+    rows = read(data_dir, "train[:5]", fields, "some_pictures:1.0.0")
     assert len(rows) == 5 and set(rows[0].captions) == {"de", "zh"}
 
 
-def test_as_many_languages_as_texts_are_needed(data_dir):
-    fields = {"image": "image", "captions": {"text": "captions/text", "language": "odd"}}
-    with pytest.raises(DataError, match=r"12 of 12 (?s:.)*train:0: as many languages as texts"):
-        read_tfds("some_pictures", data_dir, "train", fields)
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (dict(builder="none_such"), r"none_such: .*\[.*some_pictures"),
+        (dict(builder="some_pictures:9.9.9"), "some_pictures:9.9.9: "),
+        (dict(builder="mnist"), "mnist: .*array_record"),
+        (dict(split="test"), "some_pictures: split 'test'"),
+        (dict(split="train["), r"some_pictures: split 'train\['"),
+        (dict(fields={"image": "photo"}), "'photo'; .*'english'"),
+        (dict(fields={"boxes": "objects/box"}), "'objects/box'; .*'bbox'"),
+        (dict(fields={"captions": {"de": "more"}}), "'more'; .*'german'"),
+        (dict(fields={"boxes": "odd"}), "'odd'"),
+        (dict(fields={"captions": {"xx": "english"}}), r"train:0: .*captions\['xx'\]"),
+        (dict(fields={"captions": {"en": "number"}}), r"train:0: .*captions\['en'\]"),
+        (dict(fields={"captions": {"text": "captions/text", "language": "odd"}}), "train:0: "),
+        (dict(data_dir="/nowhere"), "data_dir /nowhere"),
+    ],
+)
+def test_mistakes_in_the_config_are_named(data_dir, wrong, named):
+    wrong = wrong | {"fields": FIELDS | wrong.get("fields", {})}
+    with pytest.raises(DataError, match="(?s)" + named):
+        read(**{"data_dir": data_dir} | wrong)
 
 
 @pytest.mark.parametrize(
-    ("name", "split", "fields", "message"),
+    ("fields", "named"),
     [
-        ("none_such", "train", {}, r"TFDS knows no such dataset, and .* holds \[.*some_pictures"),
-        ("some_pictures:9.9.9", "train", {}, "TFDS knows no such dataset"),
-        ("mnist", "train", {}, "does not exist\nPrepare it with .*array_record.*_prepare"),
-        ("some_pictures", "test", {}, r"Unknown split 'test'. Should be one of \['train'\]"),
-        ("some_pictures", "train[", {}, "cannot be read.*correct name, split"),
-        ("some_pictures", "train", {"image": "photo"}, "no field 'photo'; .*english, image, mask"),
-        ("some_pictures", "train", {"boxes": "objects/box"}, "no field .*objects/bbox, odd"),
-        ("some_pictures", "train", {"captions": {"de": "more"}}, "no field 'more'; .*more/german"),
-        ("some_pictures", "train", {"boxes": "odd"}, "'odd' is not a BBoxFeature; leave it out"),
-        ("some_pictures", "train", {"caption": {"en": "english"}}, "give image, captions or"),
-        ("some_pictures", "train", {"captions": {}, "translations": {}}, "give image, captions or"),
-        ("some_pictures", "train", {"captions": {"xx": "english"}}, "unknown language code 'xx'"),
-        ("some_pictures", "train", {"captions": {"en": "number"}}, "holds int .*, not a text"),
+        ({"image": "image"}, "fields"),
+        ({"captions": {"en": "english"}}, "fields.image"),
+        (FIELDS | {"caption": {"en": "english"}}, "fields.caption"),
     ],
 )
-def test_mistakes_in_the_config_are_errors_with_the_remedy(data_dir, name, split, fields, message):
-    with pytest.raises(DataError, match="(?s)" + message):
-        read_tfds(name, data_dir, split, {**FIELDS, **fields})
+def test_invalid_fields_are_named(fields, named):
+    with pytest.raises(ConfigError, match=rf"data\.sources\.x\.{named}\b"):
+        read("", fields=fields)
 
 
-def test_missing_folder_and_format_without_random_access(data_dir, tmp_path):
-    with pytest.raises(DataError, match="data_dir .*none is missing; give the folder"):
-        read_tfds("some_pictures", tmp_path / "none", "train", FIELDS)
-    without_image = {key: value for key, value in FIELDS.items() if key != "image"}
-    with pytest.raises(DataError, match="give image"):
-        read_tfds("some_pictures", data_dir, "train", without_image)
+def test_a_format_without_random_access_is_named(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     [info] = tmp_path.glob("some_pictures/*/dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match="(?s)Random access .*not supported.*array_record"):
-        read_tfds("some_pictures", tmp_path, "train", FIELDS)
+    with pytest.raises(DataError, match="(?s)some_pictures: split 'train'.*array_record"):
+        read(tmp_path)
 
 
 def test_reading_takes_no_tensorflow(data_dir):
-    script = (
-        "import sys; from rc3_jax.data.sources.tfds import read_tfds\n"
-        f"row = read_tfds('some_pictures', {str(data_dir)!r}, 'train[:1]', "
-        "{'image': 'image', 'captions': {'de': 'more/german'}})[0]\n"
-        "assert row.image()[:4] == b'\\x89PNG' and 'tensorflow' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    rows = read(data_dir, "train[:1]")
+    assert rows[0].image()[:4] == b"\x89PNG" and "tensorflow" not in sys.modules

@@ -1,26 +1,44 @@
-"""What `retrieve` does, in whole matrices: contrastive vectors choose, the matching head ranks.
+"""References for rankings: exact similarities, sorting, and two stages in whole matrices.
 
-The evaluation of CCLM and ALBEF (CCLM.md section 5) as it is published: of each query only the k
-items with the most similar vectors go through the fusion encoder.
+`rescore` is the evaluation of CCLM and ALBEF (CCLM.md section 5) as it is published: of each query
+only the k items with the most similar vectors go through the fusion encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rc3_jax.evaluation.retrieval import CUTOFFS, ranks_of_right, recalls_of_ranks
-from rc3_jax.models.pair import PairModel
+from rc3_jax.evaluation.ranking import CUTOFFS, NEVER, ranks_of_right
+from rc3_jax.models.base import PairModel
 
 UNSCORED = -100.0
 """The score of a pair that the matching head did not see; its logits are well above."""
 
 Matcher = Callable[[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]], Float[np.ndarray, "..."]]
 """Rows of images and rows of texts, pair by pair, to the logits of class 1."""
+
+
+def exact_scores(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Similarities of rounded vectors in whole numbers, which add up exactly."""
+    left, right = (np.round(np.nan_to_num(v).astype(np.float64) * 2**26) for v in (x, y))
+    scores = (left.astype(np.int64) @ right.astype(np.int64).T).astype(np.float64)
+    return np.where(np.isnan(x).any(axis=1)[:, None] | np.isnan(y).any(axis=1), np.nan, scores)
+
+
+def sorted_ranks(scores, query_groups, item_groups) -> list[int]:
+    """Puts all items in order, one query after the other."""
+    found = []
+    for row, group in zip(scores, query_groups, strict=True):
+        right = [s for s, g in zip(row, item_groups, strict=True) if g == group and not np.isnan(s)]
+        wrong = [s for s, g in zip(row, item_groups, strict=True) if g != group]
+        before = [s for s in wrong if np.isnan(s) or (right and s >= max(right))]
+        found.append(1 + len(before) if right else NEVER)
+    return found
 
 
 class Scores(NamedTuple):
@@ -43,21 +61,17 @@ def rescore(similarity: Float[np.ndarray, "images texts"], k: int, match: Matche
       similarity: of the vectors; of equal ones the earlier item counts as more similar.
       k: of the texts for an image and of the images for a text; all where there are fewer.
     """
-    similarity = np.asarray(similarity)
+    found = Scores(*(np.full(part.shape, UNSCORED, np.float32) for part in both_ways(similarity)))
     images, texts = _most_similar(similarity, k)
-    image_to_text = np.full(similarity.shape, UNSCORED, np.float32)
-    image_to_text[images, texts] = match(images, texts)
-    texts, images = _most_similar(similarity.T, k)
-    text_to_image = np.full(similarity.T.shape, UNSCORED, np.float32)
-    text_to_image[texts, images] = match(images, texts)
-    return Scores(image_to_text, text_to_image)
+    found.image_to_text[images, texts] = match(images, texts)
+    texts, images = _most_similar(np.transpose(similarity), k)
+    found.text_to_image[texts, images] = match(images, texts)
+    return found
 
 
-def _most_similar(
-    similarity: Float[np.ndarray, "queries items"], k: int
-) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"]]:
+def _most_similar(similarity, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Queries and items of the pairs to score, k for each query."""
-    items = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    items = np.argsort(-np.asarray(similarity), axis=1, kind="stable")[:, :k]
     return np.repeat(np.arange(len(items)), items.shape[1]), items.ravel()
 
 
@@ -93,22 +107,7 @@ def matcher(
     return match
 
 
-def recalls(
-    scores: Float[np.ndarray, "queries items"],
-    right: Bool[np.ndarray, "queries items"],
-    cutoffs: Sequence[int] = CUTOFFS,
-) -> dict[int, float]:
-    """Share of queries with a right item among the k of the highest scores.
-
-    Wrong items that tie with the best right one count as ranked before it, and so does what is not
-    a number: an item that was not scored is never found.
-    """
-    return recalls_of_ranks(ranks_of_right(scores, right), cutoffs)
-
-
-def retrieval_recalls(
-    scores: Scores, image_of_text: Int[np.ndarray, " texts"], cutoffs: Sequence[int] = CUTOFFS
-) -> dict[str, float]:
+def retrieval_recalls(scores: Scores, image_of_text: Int[np.ndarray, " texts"]) -> dict[str, float]:
     """`TR@1` ... of texts for an image, `IR@1` ... of images for a text, and their means.
 
     Args:
@@ -119,11 +118,8 @@ def retrieval_recalls(
     """
     right = np.arange(len(scores.image_to_text))[:, None] == image_of_text
     found = {}
-    for name, values, is_right in (
-        ("TR", scores.image_to_text, right),
-        ("IR", scores.text_to_image, right.T),
-    ):
-        by_cutoff = recalls(values, is_right, cutoffs)
-        found |= {f"{name}@{k}": value for k, value in by_cutoff.items()}
-        found[name] = float(np.mean(list(by_cutoff.values())))
+    for name, values, is_right in zip(("TR", "IR"), scores, (right, right.T), strict=True):
+        places = ranks_of_right(values, is_right)
+        by_cutoff = {f"{name}@{k}": float(np.mean(places <= k)) for k in CUTOFFS}
+        found |= by_cutoff | {name: float(np.mean(list(by_cutoff.values())))}
     return found | {"mean": (found["TR"] + found["IR"]) / 2}

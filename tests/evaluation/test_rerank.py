@@ -1,4 +1,4 @@
-"""Re-ranking against `ranking`, recalls and averages against sorted scores, several processes."""
+"""Re-ranking against `rescore`, on several devices and in several processes too."""
 
 from __future__ import annotations
 
@@ -11,84 +11,46 @@ import flax.linen as nn
 import jax
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from rc3_jax.data.scenes import SceneSource
 from rc3_jax.data.tokenizer import PAD_ID
-from rc3_jax.evaluation.pair_encoder import PairEncoder, RetrievalData
-from rc3_jax.evaluation.rerank import Ranks, rank_recalls, retrieve
-from rc3_jax.evaluation.retrieval import visual_rows
-from rc3_jax.evaluation.streaming import NEVER
-from rc3_jax.models.cclm import build_cclm
-from rc3_jax.models.rc3 import build_rc3
+from rc3_jax.evaluation.pair_encoder import PairEncoder
+from rc3_jax.evaluation.ranking import NEVER, Ranks, rank_recalls
+from rc3_jax.evaluation.rerank import retrieve
 from rc3_jax.parallel.mesh import one_device_mesh
-from tests.evaluation.random_params import random_params
-from tests.evaluation.ranking import UNSCORED, matcher, rescore
-from tests.evaluation.test_streaming import exact_scores, sorted_ranks
+from tests.evaluation.ranking import UNSCORED, exact_scores, matcher, rescore, sorted_ranks
+from tests.evaluation.search_process import Search
 from tests.processes import FAST_COMPILATION, ROOT, free_port
-from tests.tiny import tiny_cclm, tiny_config
-
-VOCAB = 30
-
-
-class Models:
-    """A tiny model of each kind with what it reads, and the tokens of all at once."""
-
-    def __init__(self, kind: str, mesh=None):
-        config = tiny_cclm() if kind == "cclm" else tiny_config()
-        self.model = (build_cclm if kind == "cclm" else build_rc3)(config.model, VOCAB, mesh)
-        self.params = random_params(self.model, config)
-        rng = np.random.default_rng(0)
-        ids = rng.integers(3, VOCAB - 1, (14, config.data.max_length)).astype(np.int32)
-        ids[:, 0] = 0
-        ids[np.arange(ids.shape[1]) >= rng.integers(5, ids.shape[1], 14)[:, None]] = PAD_ID
-        self.rows = visual_rows(list(SceneSource("retrieval", "heldout", 6, seed=0)), config)
-        self.asked = []
-        # Image 4 is listed twice and 5 has no text; the last text's image is not there.
-        names = np.array([7, 3, 10**12, -5, 0, 6, 0])
-        owners = np.array([0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 2, 2, 3, -1])
-        self.data = RetrievalData(
-            ids, np.where(owners < 0, 99, names[owners]), names, self.chosen_rows
-        )
-        self.owners = np.searchsorted(sorted(names[:6]), self.data.image_of_text)
-        self.owners[-1] = -1
-
-    def chosen_rows(self, chosen):
-        self.asked.extend(chosen.tolist())
-        return {name: field[chosen % 6] for name, field in self.rows.items()}
 
 
 @pytest.fixture(scope="module", params=["rc3", "cclm"])
-def models(request):
-    return Models(request.param)
+def search(request):
+    return Search(request.param)
 
 
 @pytest.fixture(scope="module")
-def encoder(models):
+def encoder(search):
     # Blocks of four texts, and two groups of pairs at a time.
-    return PairEncoder(models.model, one_device_mesh(), batch_size=4, pairs=32, memory=1)
+    return PairEncoder(search.model, one_device_mesh(), batch_size=4, pairs=32, memory=1)
 
 
 @pytest.fixture(scope="module")
-def known(models):
+def known(search):
     """Similarity and matching logits of each image (in the order of identities) and text."""
-    _, places = np.unique(models.data.image_ids, return_index=True)
-    rows = {name: field[places] for name, field in models.rows.items()}
-    ids = models.data.ids
+    _, places = np.unique(search.data.image_ids, return_index=True)
+    rows = {name: field[places] for name, field in search.rows.items()}
+    ids = search.data.ids
 
     @jax.jit
     def encode(params, rows, ids):
         def call(model):
             return model.encode_visual(rows), model.encode_text(ids)
 
-        return nn.apply(call, models.model)({"params": params})
+        return nn.apply(call, search.model)({"params": params})
 
-    view, (states, vectors) = encode(models.params, rows, ids)
+    view, (states, vectors) = encode(search.params, rows, ids)
     images = (view.tokens, view.mask)
-    match = matcher(models.model, models.params, images, (states, ids != PAD_ID), 84)
-    return exact_scores(*map(np.asarray, (view.vector, vectors))), match
+    match = matcher(search.model, search.params, images, (states, ids != PAD_ID), 84)
+    return exact_scores(*map(np.asarray, (view.embedding, vectors))), match
 
 
 def by_ranking(known, owners, k: int) -> tuple[Ranks, Ranks]:
@@ -111,12 +73,12 @@ def by_ranking(known, owners, k: int) -> tuple[Ranks, Ranks]:
 
 
 @pytest.mark.parametrize("k", [0, 1, 3, 8, None])
-def test_reranking_agrees_with_that_of_a_few_images(models, encoder, known, k):
-    models.asked.clear()
-    result = retrieve(encoder, models.params, models.data, k)
-    assert 6 not in models.asked  # the second of equal identities
+def test_reranking_agrees_with_that_of_a_few_images(search, encoder, known, k):
+    search.asked.clear()
+    result = retrieve(encoder, search.params, search.data, k)
+    assert 6 not in search.asked  # the second of equal identities
     assert result.images.tolist() == [-5, 0, 3, 7, 10**12]
-    plain, again = by_ranking(known, models.owners, 14 if k is None else max(k, 1))
+    plain, again = by_ranking(known, search.owners, 14 if k is None else max(k, 1))
     expected = (plain, again if k != 0 else plain)
     for all_found, all_right in zip((result.by_vectors, result.by_matching), expected, strict=True):
         for places, right in zip(all_found, all_right, strict=True):
@@ -127,77 +89,41 @@ def test_reranking_agrees_with_that_of_a_few_images(models, encoder, known, k):
     assert result.pairs == {0: 0, None: 13 * 6 + 5}.get(k, result.pairs) <= 13 * 6 + 5
 
 
-def test_ties_and_what_is_no_number_are_never_first(models, encoder):
+def test_ties_and_what_is_no_number_are_never_first(search, encoder):
     def ranks_of(value) -> Ranks:
-        head = jax.tree.map(lambda x: np.full_like(x, value), models.params["matching_head"])
-        params = models.params | {"matching_head": head}
-        return retrieve(encoder, params, models.data, None).by_matching
+        head = jax.tree.map(lambda x: np.full_like(x, value), search.params["matching_head"])
+        params = search.params | {"matching_head": head}
+        return retrieve(encoder, params, search.data, None).by_matching
 
     tied, broken = ranks_of(0.0), ranks_of(np.nan)
-    own = np.bincount(models.owners[:-1])
+    own = np.bincount(search.owners[:-1])
     assert tied.image_to_text.tolist() == [1 + 14 - n for n in own if n]
     assert tied.text_to_image.tolist() == [6] * 13 + [NEVER]
     assert {*broken.image_to_text.tolist(), *broken.text_to_image.tolist()} == {NEVER}
     assert set(rank_recalls(broken).values()) == {0.0}
 
 
-@given(
-    scores=hnp.arrays(np.float32, (6, 4), elements=st.sampled_from([-1.0, 0.0, 0.5, np.nan])),
-    owners=hnp.arrays(np.int64, 6, elements=st.integers(0, 3)),
-)
-def test_recalls_are_those_of_sorted_scores(scores, owners):
-    """IR by a caption's rank of its image, TR by an image's rank of the best of its captions."""
-    described = np.unique(owners)
-    places = {
-        "IR": sorted_ranks(scores, owners, np.arange(4)),
-        "TR": sorted_ranks(scores.T[described], described, owners),
-    }
-    found = Ranks(np.array(places["TR"], np.int32), np.array(places["IR"], np.int32))
-    recalls = rank_recalls(found, (1, 2, 6))
-    for name, of_queries in places.items():
-        for k in (1, 2, 6):
-            assert recalls[f"{name}@{k}"] == sum(place <= k for place in of_queries) / len(
-                of_queries
-            )
+def test_progress_counts_the_batches_of_each_stage(search, encoder, monkeypatch):
+    calls = []
+    monkeypatch.setattr(encoder, "_progress", lambda *call: calls.append(call))
+    retrieve(encoder, search.params, search.data, 2)
+    assert [done for stage, done, _ in calls if stage == "pairs"] == list(range(1, 9))
+    assert calls[0] == ("texts", 1, 4) and ("images", 2, 2) in calls and calls[-1][1:] == (8, 8)
 
 
-def test_recalls_of_hand_made_ranks():
-    found = Ranks(np.array([1, 6, 2], np.int32), np.array([2, NEVER, 11, 1], np.int32))
-    assert rank_recalls(found) == pytest.approx(
-        {"TR@1": 1 / 3, "TR@5": 2 / 3, "TR@10": 1, "IR@1": 1 / 4, "IR@5": 1 / 2, "IR@10": 1 / 2}
-    )
-
-
-def test_progress_is_told_of_each_batch(models, encoder, monkeypatch):
-    told = []
-    monkeypatch.setattr(encoder, "_progress", lambda *what: told.append(what))
-    retrieve(encoder, models.params, models.data, 2)
-    assert [done for stage, done, _ in told if stage == "candidates"] == list(range(1, 9))
-    assert told[0] == ("texts", 1, 4) and ("images", 2, 2) in told and told[-1][1:] == (8, 8)
-
-
-PROCESS = """
-import json, sys, jax
-port, count, number, devices = sys.argv[1:]
-if count != "1":
-    jax.distributed.initialize(f"localhost:{port}", int(count), int(number))
-from tests.evaluation import test_rerank as t
-from tests.evaluation.test_streaming import check_search
-from tests.objectives.tile_cases import mesh_of
-mesh = mesh_of(2, 2, 2) if devices == "8" else mesh_of(int(count))
-assert mesh.size == jax.device_count() == int(count) * int(devices)
-check_search(mesh, 0, 45, 50, 40, 6, 16)
-models = t.Models("rc3", mesh)
-encoder = t.PairEncoder(models.model, mesh, batch_size=6, pairs=48)
-found = t.retrieve(encoder, models.params, models.data, 4)
-ranks = [r.tolist() for r in (*found.by_vectors, *found.by_matching)]
-print(json.dumps({"ranks": ranks, "asked": len(models.asked)}))
-"""
+def test_what_cannot_be_searched_is_refused(search, encoder):
+    no_texts = search.data._replace(ids=search.data.ids[:0])
+    for broken in (
+        lambda: retrieve(encoder, search.params, search.data, -1),
+        lambda: retrieve(encoder, search.params, no_texts),
+        lambda: PairEncoder(search.model, one_device_mesh(), pairs=0),
+    ):
+        with pytest.raises(ValueError):
+            broken()
 
 
 def run_processes(count: int, devices: int = 1) -> list[dict]:
     """What each of several processes found."""
-    port = str(free_port())
     environment = os.environ | {
         "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
@@ -205,8 +131,14 @@ def run_processes(count: int, devices: int = 1) -> list[dict]:
         "PYTHONPATH": str(ROOT),
     }
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-    commands = [(port, str(count), str(number), str(devices)) for number in range(count)]
-    together = [subprocess.Popen([sys.executable, "-c", PROCESS, *c], **pipes) for c in commands]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.evaluation.search_process",
+        str(free_port()),
+        str(count),
+    ]
+    together = [subprocess.Popen([*command, str(number)], **pipes) for number in range(count)]
     try:
         ended = [process.communicate(timeout=300) for process in together]
     finally:

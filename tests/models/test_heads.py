@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rc3_jax.models.heads import MaskedLMHead, Perceptron, Projection
+from rc3_jax.models.heads import MaskedLMHead, MLPHead, Projection
 
 WIDTH = 12
 
@@ -37,7 +37,7 @@ def _norm(params: dict, x: np.ndarray) -> np.ndarray:
 
 
 def test_matching_logits():
-    x, head = _normal(5, WIDTH), Perceptron(2)
+    x, head = _normal(5, WIDTH), MLPHead(2)
     params = _random_params(head, x)
     hidden = _gelu(_norm(params["hidden_norm"], _linear(params["hidden"], x)))
     expected = _linear(params["logits"], hidden)

@@ -1,4 +1,4 @@
-"""Swin tower: recordings of the published code, Hugging Face, windows by loops, sizes."""
+"""Swin tower: windows by loops, sizes, stochastic depth, recomputation, number types."""
 
 from __future__ import annotations
 
@@ -11,73 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rc3_jax.config import ConfigError
-from rc3_jax.convert.names import Table
-from rc3_jax.convert.vision_names import PREFIX, swin_rows
+from rc3_jax.models.compute import Compute
 from rc3_jax.models.layers import drop_path, prepend_mean
-from rc3_jax.models.swin import SwinBlock, SwinTower, from_windows, to_windows
-from tests.vision_reference import (
-    compare_with_torch,
-    published_names,
-    random_params,
-    randomise,
-    require,
-    template_of,
-)
+from rc3_jax.models.swin import SwinBlock, SwinSettings, SwinTower, from_windows, to_windows
+from rc3_jax.settings import ConfigError
+from tests.vision_reference import random_params, template_of
 
-SMALL = dict(image_size=48, embed_width=12, depths=(2, 2, 1), heads=(3, 2, 4), window=3)
+SMALL = dict(image_size=48, width=12, depths=(2, 2, 1), heads=(3, 2, 4), window=3)
 """12 tokens per side, then 6, then 3: an odd window, shifted twice, and one that is the image."""
 
-HUGGINGFACE = (
-    (r"^embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-    (r"^embeddings\.norm", "patch_embed.norm"),
-    (r"^encoder\.", ""),
-    (r"^layernorm\.", "norm."),
-    (r"layernorm_before", "norm1"),
-    (r"layernorm_after", "norm2"),
-    (r"\.attention\.(relative_position_bias\.)?", ".attn."),
-    (r"\.o_proj", ".proj"),
-)
 
-
-def _table(depths) -> Table:
-    return Table(PREFIX, (), swin_rows(depths), ())
+def _tower(drop_path: float = 0.1, **compute) -> SwinTower:
+    return SwinSettings(**SMALL, drop_path=drop_path).build(Compute(**compute))
 
 
 def _images(size: int, batch: int = 2) -> np.ndarray:
     return np.random.default_rng(2).normal(size=(batch, size, size, 3)).astype(np.float32)
-
-
-SIZES = {
-    "odd window": SMALL,
-    "even window": dict(image_size=64, embed_width=8, depths=(3, 2), heads=(2, 4), window=4),
-    "one stage": dict(image_size=30, patch=3, embed_width=6, depths=(2,), heads=(3,), window=5),
-}
-
-
-@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES.keys())
-def test_tower_equals_hugging_face(size):
-    torch, transformers = require("torch"), require("transformers")
-    tower = SwinTower(**size)
-    images = _images(size["image_size"])
-    config = transformers.SwinConfig(
-        image_size=size["image_size"],
-        patch_size=tower.patch,
-        embed_dim=size["embed_width"],
-        depths=list(size["depths"]),
-        num_heads=list(size["heads"]),
-        window_size=size["window"],
-        layer_norm_eps=1e-5,
-        attn_implementation="eager",
-    )
-    model = transformers.SwinModel(config, add_pooling_layer=False)
-    model = randomise(model, torch, 0.15)
-    states = model(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state
-    states = torch.cat([states.mean(dim=1, keepdim=True), states], dim=1)
-
-    rename = functools.partial(published_names, renames=HUGGINGFACE)
-    named, table = dict(model.named_parameters()), _table(size["depths"])
-    compare_with_torch(torch, tower, images, states, named, rename, table)
 
 
 def _block_by_loops(params, x, heads: int, window: int, shift: int) -> np.ndarray:
@@ -122,7 +71,7 @@ def _block_by_loops(params, x, heads: int, window: int, shift: int) -> np.ndarra
 )
 def test_block_equals_windows_of_the_unrolled_image(side, window, shift):
     x = np.random.default_rng(3).normal(size=(2, side, side, 6)).astype(np.float32)
-    block = SwinBlock(3, 10, window, shift)
+    block = SwinBlock(3, 10, pre_norm=True, epsilon=1e-5, window=window, shift=shift)
     params = random_params(block, x)
     expected = _block_by_loops(params, x, 3, window, shift)
     actual = jax.jit(block.apply)({"params": params}, x)
@@ -141,7 +90,7 @@ def test_windows_and_back():
     "image_size, window, tokens, count", [(224, 7, 50, 86_743_224), (384, 12, 145, 86_878_584)]
 )
 def test_published_size(image_size, window, tokens, count):
-    tower = SwinTower(image_size, window=window)
+    tower = SwinSettings(image_size=image_size, window=window).build(Compute())
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     states, variables = jax.eval_shape(tower.init_with_output, jax.random.key(0), images)
     assert states.shape == (1, tokens, 1024) == (1, 1 + tower.grid**2, tower.width)
@@ -154,19 +103,18 @@ def test_published_size(image_size, window, tokens, count):
         (dict(window=5), "window=5 does not divide the 12 x 12 tokens of stage 0"),
         (dict(window=4), "window=4 does not divide the 6 x 6 tokens of stage 1; make image_size"),
         (dict(image_size=40), "image_size=40 must be a multiple of 16"),
-        (dict(heads=(3, 2)), "the same number of stages"),
-        (dict(heads=(3, 5, 4)), "heads=5 of stage 1 do not divide its width of 24"),
+        (dict(heads=(3, 2)), "for each stage"),
+        (dict(heads=(3, 5, 4)), "heads=5 of stage 1 must divide its width of 24"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):
-    tower = SwinTower(**SMALL | changes)
     with pytest.raises(ConfigError, match=message):
-        template_of(tower, _images(tower.image_size))
+        SwinSettings.parse(SMALL | changes)
 
 
 def test_images_of_another_size_are_refused():
     with pytest.raises(ConfigError, match="image_size=48; they must agree"):
-        template_of(SwinTower(**SMALL), _images(96))
+        template_of(_tower(), _images(96))
 
 
 @settings(max_examples=20)
@@ -184,9 +132,8 @@ def test_drop_path_keeps_or_drops_rows_and_keeps_the_mean(rate, seed, rank):
 
 def test_drop_path_rates_grow_linearly_over_all_blocks():
     """All parameters zero, but every feed-forward layer adds one."""
-    tower = SwinTower(
-        16, embed_width=4, depths=(1, 2), heads=(1, 1), window=2, drop_path=0.5, mlp_ratio=1.0
-    )
+    sizes = dict(image_size=16, width=4, depths=(1, 2), heads=(1, 1), window=2, mlp_ratio=1.0)
+    tower = SwinSettings(**sizes, drop_path=0.5).build(Compute())
     images = np.zeros((4000, 16, 16, 3), np.float32)
     params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), template_of(tower, images))
     for stage, block in ((0, 0), (1, 0), (1, 1)):
@@ -216,7 +163,7 @@ def test_drop_path_rates_grow_linearly_over_all_blocks():
 
 @functools.cache
 def _value_and_gradient(remat: str):
-    tower = SwinTower(**SMALL, remat=remat, drop_path=0.5)
+    tower = _tower(0.5, remat=remat)
     images = _images(48)
     weights = np.random.default_rng(3).normal(size=(2, 10, tower.width))
 
@@ -242,7 +189,7 @@ def test_remat_changes_memory_and_neither_value_nor_gradient(remat):
 
 
 def test_bfloat16_keeps_parameters_in_float32():
-    tower, exact = SwinTower(**SMALL, dtype=jnp.bfloat16), SwinTower(**SMALL)
+    tower, exact = _tower(dtype=jnp.bfloat16), _tower()
     images = _images(48)
     params = random_params(exact, images, 0.1)
     assert {leaf.dtype for leaf in jax.tree.leaves(template_of(tower, images))} == {

@@ -120,13 +120,17 @@ def test_soft_cross_entropy_equals_brute_force(seed, shape):
     shape=SHAPES,
     bias=st.floats(-10, 2),
     groups=st.lists(st.integers(0, 3), min_size=7, max_size=7),
+    extra=st.booleans(),
 )
-def test_sigmoid_loss_equals_brute_force(seed, shape, bias, groups):
+def test_sigmoid_loss_equals_brute_force(seed, shape, bias, groups, extra):
     rng, rows = np.random.default_rng(seed), shape[0]
     x, y = unit_rows(rng, *shape), unit_rows(rng, *shape)
     weights, groups = rng.uniform(0, 2, rows), np.array(groups[:rows])
+    columns = rng.uniform(-1, 1, (2, rows))
     expected = 0.0
     for i in range(rows):
+        for similarity in columns[:, i] if extra else ():
+            expected += weights[i] * np.log1p(np.exp(similarity / 0.2 + bias)) / 2 / rows
         for j in range(rows):
             sign = 1 if groups[i] == groups[j] else -1
             logit = sign * (float(x[i] @ y[j]) / 0.2 + bias)
@@ -138,5 +142,6 @@ def test_sigmoid_loss_equals_brute_force(seed, shape, bias, groups):
         jnp.float32(bias),
         jnp.array(groups),
         jnp.array(weights, jnp.float32),
+        tuple(jnp.array(c, jnp.float32) for c in columns) if extra else None,
     )
     np.testing.assert_allclose(measured, expected, rtol=2e-5, atol=1e-6)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rc3_jax.objectives.matching import (
-    Rule,
+    NegativeSampling,
     has_negative,
     matching_loss,
     negative_weights,
@@ -17,17 +17,17 @@ from rc3_jax.objectives.matching import (
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05])
-@pytest.mark.parametrize("within", [None, 3])
-def test_negatives_follow_the_softmax_of_similarity(floor, within):
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_negatives_follow_the_softmax_of_similarity(floor, block_size):
     rng = np.random.default_rng(0)
     anchors, candidates = (jnp.array(rng.normal(size=(6, 4)), jnp.float32) for _ in range(2))
     groups = jnp.array([0, 0, 1, 2, 3, 4])
-    draws, tau, rule = 20_000, jnp.float32(0.7), Rule(floor, within)
+    draws, tau, sampling = 20_000, jnp.float32(0.7), NegativeSampling(floor, block_size)
     drawn = jax.vmap(
-        lambda key: sample_negatives(key, anchors, candidates, tau, groups, rule=rule)
+        lambda key: sample_negatives(key, anchors, candidates, tau, groups, sampling=sampling)
     )(jax.random.split(jax.random.key(0), draws))
     logits = np.array(anchors @ candidates.T) / 0.7
-    places = np.arange(6) // (within or 6)
+    places = np.arange(6) // (block_size or 6)
     near = places[:, None] == places[None, :]
     chances = np.where(near, np.exp(logits), 0)
     chances = chances / chances.sum(axis=1, keepdims=True) + floor
@@ -38,7 +38,7 @@ def test_negatives_follow_the_softmax_of_similarity(floor, within):
     # Five standard deviations of a frequency over 20,000 draws.
     assert np.all(np.abs(measured - expected) <= 5 * np.sqrt(0.25 / draws))
     assert np.all(measured[~allowed] == 0)
-    ours = np.array(negative_weights(anchors, candidates, tau, groups, rule))
+    ours = np.array(negative_weights(anchors, candidates, tau, groups, sampling))
     if not floor:  # proportional
         ours /= ours.sum(axis=1, keepdims=True)
         weights = expected
@@ -65,7 +65,7 @@ def test_a_row_of_the_same_group_is_never_drawn(seed, groups):
 def test_rows_of_one_device_may_lack_a_negative_that_others_have():
     groups = jnp.array([1, 1, 1, 2])
     assert has_negative(groups).tolist() == [True] * 4
-    assert has_negative(groups, within=2).tolist() == [False, False, True, True]
+    assert has_negative(groups, block_size=2).tolist() == [False, False, True, True]
 
 
 def test_matching_loss_counts_one_positive_and_the_existing_negatives():

@@ -7,15 +7,14 @@ import numpy as np
 import optax
 import pytest
 
-from rc3_jax.config import default_config
 from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.rc3 import RC3
+from rc3_jax.objectives.batching import interleave
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
-from rc3_jax.objectives.rc3 import rc3_losses
-from rc3_jax.objectives.relevance import weak_contrast
-from rc3_jax.objectives.rows import join
+from rc3_jax.objectives.rc3 import RC3Objective, rc3_losses
+from rc3_jax.objectives.relevance import ScaleSettings, weak_contrast
 from tests.training.test_step import prepared
 
 PAIRS = ("strict", "weak")
@@ -37,14 +36,14 @@ def slow_losses(model, params, batch, key):
     def both(field):
         return jnp.concatenate([batch[kind][field] for kind in PAIRS])
 
-    tau = call(RC3.temperatures)
+    tau = {name: params[f"temperature_{name}"] for name in ("image_text", "text_text", "fused")}
     rows = {name: both(name) for name in batch["strict"] if "ids" not in name}
     visual = call(RC3.encode_visual, rows)
     ids_a, ids_b, groups = both("ids_a"), both("ids_b"), both("groups")
     vector = {k: call(RC3.encode_text, ids)[1] for k, ids in (("a", ids_a), ("b", ids_b))}
     terms = {
         "itc": sum(
-            info_nce(visual.vector, vector[v], tau["image_text"], groups) / 2 for v in ("a", "b")
+            info_nce(visual.embedding, vector[v], tau["image_text"], groups) / 2 for v in ("a", "b")
         )
     }
     aligned = [
@@ -56,7 +55,7 @@ def slow_losses(model, params, batch, key):
 
     # The draws belong to rows in joined order; `order` tells where each stands here.
     strict = len(batch["strict"]["ids_a"])
-    order = join([jnp.arange(strict), strict + jnp.arange(len(batch["weak"]["ids_a"]))])
+    order = interleave([jnp.arange(strict), strict + jnp.arange(len(batch["weak"]["ids_a"]))])
     back = jnp.argsort(order)
 
     def drawn(number, anchors, candidates):
@@ -70,8 +69,8 @@ def slow_losses(model, params, batch, key):
         return order[chosen][back]
 
     exists = has_negative(groups)
-    wrong_text = drawn(0, visual.vector, vector["a"])
-    wrong_image = drawn(1, vector["a"], visual.vector)
+    wrong_text = drawn(0, visual.embedding, vector["a"])
+    wrong_image = drawn(1, vector["a"], visual.embedding)
     fused_a, fused_b = (fuse(ids, visual.tokens, visual.mask) for ids in (ids_a, ids_b))
     fused_wrong = fuse(ids_a[wrong_text], visual.tokens, visual.mask)
     fused_image = fuse(ids_a, visual.tokens[wrong_image], visual.mask[wrong_image])
@@ -92,9 +91,10 @@ def slow_losses(model, params, batch, key):
         vector["a"][tail],
         vector["b"][tail],
         tau["fused"],
+        None,
         groups[tail],
         [s[tail] for s in same],
-        default_config().objective.scales,
+        ScaleSettings(),
     )
 
     parallel = batch["parallel"]
@@ -118,7 +118,7 @@ def test_all_terms_equal_those_of_separate_passes():
 
     def fast(params, key):
         def losses(model, batch):
-            return rc3_losses(model, batch, key, default_config().objective)
+            return rc3_losses(model, batch, key, objective=RC3Objective())
 
         return nn.apply(losses, run.model)({"params": params}, batch)
 

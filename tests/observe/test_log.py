@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from rc3_jax.observe import log as log_module
-from rc3_jax.observe.log import SHOWN, Clock, Log, step_line
+from rc3_jax.observe.log import Clock, Log, step_line
 
+TERMS = ("itc", "xtcl", "mclm")
 READING = {"samples_per_second": 123.4, "data_wait": 0.0456, "eta": 61.9}
 
 
@@ -50,7 +51,7 @@ def test_what_is_no_finite_number_becomes_null(tmp_path, value):
     assert _lines(tmp_path) == [{"step": 3, "loss": None, "itc": 0.5}]
 
 
-def test_other_processes_write_and_say_nothing(tmp_path, capsys, monkeypatch):
+def test_other_processes_write_and_print_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with Log(None) as log:
         log.write(1, {"loss": 1.0})
@@ -59,42 +60,32 @@ def test_other_processes_write_and_say_nothing(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == "" and list(tmp_path.iterdir()) == []
 
 
-def test_the_first_process_says_whole_lines_on_standard_output(tmp_path, capsys):
+def test_the_first_process_prints_whole_lines(tmp_path, capsys):
     words = " ".join(["word"] * 100)
     with Log(tmp_path) as log:
         log.say(words)
     assert capsys.readouterr().out == words + "\n"
 
 
-def test_a_steps_line_tells_losses_speed_and_time_left():
+def test_a_steps_line_shows_the_terms_in_order_speed_and_time_left():
     values = {"mclm": 3.14159, "loss": 10.5, "gradient_norm": 7.0, "itc": 0.25} | READING
-    assert step_line(40, 800, values) == (
+    assert step_line(40, 800, values, TERMS) == (
         "step 40/800  loss 10.500 itc 0.250 mclm 3.142  123 samples/s  data wait 4.6%  ETA 00:01:01"
     )
-    every = dict.fromkeys(SHOWN, 1.0) | READING
-    assert all(f" {name} 1.000" in step_line(1, 2, every) for name in SHOWN)
 
 
 @pytest.mark.parametrize(
     ("seconds", "shown"),
-    [
-        (0.0, "00:00:00"),
-        (59.99, "00:00:59"),
-        (3661.0, "01:01:01"),
-        (86_399, "23:59:59"),
-        (90_000, "25:00:00"),  # more than a day
-        (359_999, "99:59:59"),
-        (1e9, "99:59:59"),
-    ],
+    [(0.0, "00:00:00"), (3661.9, "01:01:01"), (90_000, "25:00:00"), (1e9, "99:59:59")],
 )
 def test_the_time_left_counts_hours_beyond_a_day(seconds, shown):
-    line = step_line(1, 2, {"loss": 1.0} | READING | {"eta": seconds})
+    line = step_line(1, 2, {"loss": 1.0} | READING | {"eta": seconds}, ())
     assert line.endswith(f"ETA {shown}")
 
 
 @pytest.fixture
 def set_time(monkeypatch):
-    """Sets what `time.perf_counter` tells to the log."""
+    """Sets what `time.perf_counter` returns in the log."""
 
     class Time:
         now = 1000.0
@@ -133,18 +124,16 @@ def test_a_clock_read_at_once_divides_by_nothing(set_time):
     reading = clock.read(5)
     assert reading["samples_per_second"] == 0 and reading["data_wait"] == 0
     assert 0 <= reading["eta"] < 1e-6
-    assert step_line(5, 10, reading)
+    assert step_line(5, 10, reading, TERMS)
 
 
 def test_lines_are_printed_in_turn(tmp_path):
     console, output = _console(terminal=False)
-    first, second = ({"loss": loss} | READING for loss in (2.0, 1.0))
-    with Log(tmp_path, console) as log:
+    values = {"loss": 2.0, "xtcl": 1.0} | READING
+    with Log(tmp_path, console, TERMS) as log:
         log.say("begin")
-        log.step(1, 3, first)
-        log.step(3, 3, second)
-    lines = ["begin", step_line(1, 3, first), step_line(3, 3, second)]
-    assert output.getvalue() == "".join(line + "\n" for line in lines)
+        log.step(1, 3, values)
+    assert output.getvalue().splitlines() == ["begin", step_line(1, 3, values, TERMS)]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +144,7 @@ def test_lines_are_printed_in_turn(tmp_path):
         "a :smile: and 12.5 'text' http://example.org",
     ],
 )
-def test_a_line_is_said_as_it_is(tmp_path, text):
+def test_a_line_is_printed_as_it_is(tmp_path, text):
     for terminal in (False, True):
         console, output = _console(terminal)
         Log(tmp_path, console).say(text)

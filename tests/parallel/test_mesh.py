@@ -5,9 +5,10 @@ import json
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from rc3_jax.config import ConfigError, default_config
+from rc3_jax.config import default_config
 from rc3_jax.parallel.mesh import check_batch, make_mesh, one_device_mesh
 from rc3_jax.parallel.rules import matches, partition
+from rc3_jax.settings import ConfigError
 from tests.processes import run_python
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from rc3_jax.config import ConfigError
 from rc3_jax.parallel.processes import join_processes, launched_together
+from rc3_jax.settings import ConfigError
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,22 @@ from collections.abc import Callable
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from rc3_jax.convert.cclm_tasks import from_published, from_trunk, to_published
-from rc3_jax.models.decoder import build_question_answering
-from rc3_jax.models.pair import View
-from rc3_jax.models.tasks import (
+from rc3_jax.convert.cclm_tasks import from_trunk
+from rc3_jax.models.answer_decoder import build_question_answering
+from rc3_jax.models.base import View
+from rc3_jax.models.classifiers import (
     build_pair_classifier,
     build_two_image_classifier,
     classification_loss,
 )
-from rc3_jax.objectives.matching import Rule, negative_weights
-from rc3_jax.objectives.microbatch import microbatch
-from rc3_jax.objectives.views import Context, Pair, contrast, matching, matching_logits
+from rc3_jax.objectives.cclm import IMAGE_TEXT
+from rc3_jax.objectives.pair_terms import contrast_term, matching_term
 from tests.evaluation.ranking import both_ways, matcher, rescore, retrieval_recalls
+from tests.parity.downstream_names import from_published, to_published
+from tests.parity.pretraining import probe, run_terms
 from tests.parity.recordings import Recording, read
 
 Outputs = dict[str, np.ndarray]
@@ -111,7 +111,7 @@ def _encoded(model, pixels, ids, mask) -> tuple[View, View]:
     """Images and texts after the towers."""
     mask = mask.astype(bool)
     states, vector = model.encode_text(ids, True, mask)
-    return model.encode_pixels(pixels), View(states, mask, vector)
+    return model.encode_visual({"image": pixels}), View(states, mask, vector)
 
 
 def _training(folder: pathlib.Path) -> Outputs:
@@ -119,23 +119,23 @@ def _training(folder: pathlib.Path) -> Outputs:
     recording = read(folder)
     x = recording.inputs
     images, texts = x["re.train_image_rows"], x["re.train_text_rows"]
-    batch = x["re.image"][images], x["re.text_ids"][texts], x["re.text_atts"][texts]
+    batch = {
+        "image": x["re.image"][images],
+        "ids_a": x["re.text_ids"][texts],
+        "groups": x["re.train_idx"],
+    }
 
     def losses(model):
-        in_parts = functools.partial(microbatch, model, 1, None)
-        context = Context(model, recording.settings.objective, True, None, in_parts)
-        image, text = _encoded(model, *batch)
-        pair = Pair(image, text, x["re.train_idx"])
-        negatives = x["re.image_neg_idx"], x["re.text_neg_idx"]
-        facts = model.temperatures(), pair.groups, Rule(floor=1e-5)
-        out = {
-            "loss_itc": contrast(context, pair),
-            "loss_itm": matching(context, pair, negatives)[0],
-            "itm_logits": jnp.concatenate(matching_logits(context, pair, negatives)),
-            "weights_t2i": negative_weights(text.vector, image.vector, *facts),
-            "weights_i2t": negative_weights(image.vector, text.vector, *facts),
-        }
-        return out["loss_itc"] + out["loss_itm"], out
+        run = (
+            contrast_term("loss_itc", 1.0, IMAGE_TEXT),
+            matching_term("loss_itm", 1.0, IMAGE_TEXT),
+            probe(IMAGE_TEXT, "itm", "fused"),
+        )
+        drawn = x["re.image_neg_idx"], x["re.text_neg_idx"]
+        found = run_terms(model, {"captioned": batch}, run, [IMAGE_TEXT], drawn)
+        names = ("weights_t2i", "weights_i2t")
+        renamed = {name: found[f"itm.{name}"] for name in names}
+        return found["loss"], found | renamed | {"itm_logits": found["itm.logits"]}
 
     apply = _compiled(recording, "retrieval", losses)
     gradient = jax.jit(jax.grad(apply, has_aux=True))
@@ -159,7 +159,7 @@ def _evaluation(folder: pathlib.Path) -> Outputs:
     x, params = recording.inputs, recording.params
     encode = _compiled(recording, "retrieval", _encoded)
     image, text = encode(params, x["re.image"], x["re.text_ids"], x["re.text_atts"])
-    similarity = np.asarray(image.vector @ text.vector.T)
+    similarity = np.asarray(image.embedding @ text.embedding.T)
     match = matcher(recording.model, params, image[:2], text[:2], 16)
     scores = rescore(similarity, recording.config["retrieval_eval"]["k_test"], match)
     image_of_text = np.repeat(np.arange(len(similarity)), np.diff(x["re.img2txt"]))
@@ -169,8 +169,8 @@ def _evaluation(folder: pathlib.Path) -> Outputs:
         return [100 * found[METRICS[key]] for key in recording.config["metric_keys"]]
 
     return {
-        "re.eval.image_feat": image.vector,
-        "re.eval.text_feat": text.vector,
+        "re.eval.image_feat": image.embedding,
+        "re.eval.text_feat": text.embedding,
         "re.eval.sims": similarity,
         "re.eval.score_i2t": scores.image_to_text,
         "re.eval.score_t2i": scores.text_to_image,

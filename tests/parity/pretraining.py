@@ -1,9 +1,14 @@
-"""Every recorded output of the pre-training models, computed by our functions."""
+"""Every recorded output of the pre-training models, computed by our functions.
+
+The recorded batches go through `term_losses` with CCLM's own terms, and with probes: terms that add
+nothing to the loss and return what else was recorded.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from unittest import mock
 
 import flax.linen as nn
 import jax
@@ -12,27 +17,48 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from rc3_jax.convert.cclm import layout_of
-from rc3_jax.convert.mapping import to_torch
 from rc3_jax.data.text import IGNORED
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.objectives import terms
 from rc3_jax.objectives.boxes import box_losses
-from rc3_jax.objectives.masked_lm import masked_lm_loss
-from rc3_jax.objectives.matching import Rule, negative_weights
-from rc3_jax.objectives.microbatch import microbatch
-from rc3_jax.objectives.views import (
-    Context,
-    Masked,
-    Pair,
-    View,
-    contrast,
-    masked_lm,
-    matching,
-    matching_logits,
+from rc3_jax.objectives.cclm import (
+    IMAGE_TEXT,
+    REGION_TEXT,
+    TEXT_TEXT,
+    cclm_terms,
+    predict_box,
 )
+from rc3_jax.objectives.masked_lm import masked_lm_loss
+from rc3_jax.objectives.matching import NegativeSampling, negative_weights
+from rc3_jax.objectives.pair_terms import match
+from rc3_jax.objectives.terms import Comparison, Encoded, Pair, Pass, Term
 from rc3_jax.training.step import clamp_temperatures
 from tests.parity.recordings import Recording, read
 
 Outputs = dict[str, np.ndarray]
 
+LOSSES = {
+    "itc": ["itc.loss", "forward.image.loss_itc"],
+    "itc_idx": ["itc.loss_idx"],
+    "itm": ["itm.loss", "forward.image.loss_itm", "forward.image_two_captions.loss_itm"],
+    "itm_idx": ["itm_idx.loss"],
+    "mlm": ["mlm.loss", "forward.image.loss_mlm", "forward.image_two_captions.loss_mlm"],
+    "ttc": ["ttc.loss", "forward.text.loss_ttc"],
+    "ttm": ["ttm.loss", "forward.text.loss_ttm"],
+    "text_mlm": ["para_mlm.loss", "forward.text.loss_mlm"],
+    "region_itc": ["region.itc.loss", "forward.region.loss_itc"],
+    "region_itm": ["region.itm.loss", "forward.region.loss_itm"],
+    "region_mlm": ["region.mlm.loss", "forward.region.loss_mlm"],
+    "box": ["region.loss_bbox", "forward.region.loss_bbox"],
+    "giou": ["region.loss_giou", "forward.region.loss_giou"],
+    "image_total": ["forward.image.total"],
+    "text_total": ["forward.text.total"],
+    "region_total": ["forward.region.total"],
+    "two_captions": ["forward.image_two_captions.loss_itc"],
+    "caption_ttc": ["forward.image_two_captions.loss_ttc"],
+    "loss": ["forward.mixed.total"],
+}
+"""Our name of a loss → its recorded names."""
 DIFFERENTIATED = ("itc", "itc_idx", "itm", "mlm", "image_total", "text_total", "region_total")
 """The losses whose gradients were recorded."""
 
@@ -41,230 +67,194 @@ DIFFERENTIATED = ("itc", "itc_idx", "itm", "mlm", "image_total", "text_total", "
 def computed(folder) -> Outputs:
     """Recorded name → our value."""
     recording = read(folder)
-    outputs = _hidden_states(recording)
-    outputs |= _apply(recording, _values)
-    hot = recording.params | {"temperature": jnp.float32(0.8)}
-    clamped = clamp_temperatures(hot)
-    outputs["clamp.loss_itc"] = _apply(recording, lambda *x: _itc(_Batches(*x)), clamped)
-    outputs["clamp.temp_after"] = clamped["temperature"]
-    totals = [outputs[f"forward.{kind}.total"] for kind in ("image", "text", "region")]
-    outputs["forward.mixed.total"] = sum(totals)
+    outputs = _hidden_states(recording) | _apply(recording, _values)(recording.params)
+    hot = clamp_temperatures(recording.params | {"temperature": jnp.float32(0.8)})
+    outputs["clamp.loss_itc"] = _apply(recording, _losses)(hot)["itc"]
+    outputs["clamp.temp_after"] = hot["temperature"]
     return {k: np.asarray(v) for k, v in (outputs | _gradients(recording)).items()}
 
 
-def _apply(recording: Recording, function: Callable, params=None):
-    """`function(context, inputs)` with a model that is bound to its parameters."""
-
-    def bound(model):
-        in_parts = functools.partial(microbatch, model, 1, None)
-        context = Context(model, recording.settings.objective, True, None, in_parts)
-        return function(context, recording.inputs)
-
-    params = recording.params if params is None else params
-    return jax.jit(nn.apply(bound, recording.model))({"params": params})
+def _apply(recording: Recording, function: Callable[..., Outputs]) -> Callable[..., Outputs]:
+    """`function(model, recording)`, jitted, as a function of the parameters."""
+    bound = nn.apply(functools.partial(function, recording=recording), recording.model)
+    return jax.jit(lambda params: bound({"params": params}))
 
 
-def _labels(ids: np.ndarray) -> np.ndarray:
-    return np.where(ids == -100, IGNORED, ids)
+def batch_of(x: Outputs) -> dict[str, dict[str, np.ndarray]]:
+    """The recorded inputs as a batch of all kinds of rows."""
 
-
-def _text(context: Context, ids, mask) -> View:
-    states, vector = context.model.encode_text(ids, True, mask.astype(bool))
-    return View(states, mask.astype(bool), vector)
-
-
-def _image(context: Context, pixels) -> View:
-    return context.model.encode_pixels(pixels)
-
-
-class _Batches:
-    """The recorded inputs after the towers."""
-
-    def __init__(self, context: Context, x: Mapping[str, np.ndarray]):
-        self.context, self.x = context, x
-
-    @functools.cached_property
-    def image(self) -> View:
-        return _image(self.context, self.x["image"])
-
-    @functools.cached_property
-    def text(self) -> View:
-        return _text(self.context, self.x["text_ids"], self.x["text_atts"])
-
-    @functools.cached_property
-    def text_2(self) -> View:
-        return _text(self.context, self.x["text_ids_2"], self.x["text_atts_2"])
-
-    @functools.cached_property
-    def region_text(self) -> View:
-        return _text(self.context, self.x["region_text_ids"], self.x["region_text_atts"])
-
-    @functools.cached_property
-    def region_whole(self) -> View:
-        return _image(self.context, self.x["region_image"][self.x["region_idx_to_group_img"]])
-
-    @functools.cached_property
-    def region(self) -> View:
-        inside = self.x["region_image_atts"].astype(bool)[:, None]
-        return self.context.model.regions(self.region_whole.tokens, inside)
-
-    def pair(self, kind: str) -> Pair:
-        views = {
-            "image": (self.image, self.text),
-            "text": (self.text, self.text_2),
-            "region": (self.region, self.region_text),
+    def masked(prefix: str) -> Outputs:
+        labels = x[f"{prefix}masked_ids"]
+        return {
+            "masked_ids": x[f"{prefix}text_ids_masked"],
+            "masked_positions": x[f"{prefix}masked_pos"],
+            "masked_labels": np.where(labels == -100, IGNORED, labels),
         }
-        view, text = views[kind]
-        return Pair(view, text, jnp.arange(len(text.vector)))
 
-    def negatives(self, kind: str) -> tuple[np.ndarray, np.ndarray]:
-        names = {"image": "{}_neg_idx", "text": "para_{}_neg_idx", "region": "region_{}_neg_idx"}
-        slots = ("kv", "q") if kind == "text" else ("image", "text")
-        return tuple(self.x[names[kind].format(slot)] for slot in slots)
-
-    def masked(self, kind: str) -> Masked:
-        prefix = {"image": "", "text": "para_", "region": "region_"}[kind]
-        mask = self.x["region_text_atts" if kind == "region" else "text_atts"]
-        text = _text(self.context, self.x[f"{prefix}text_ids_masked"], mask)
-        view = {"image": "image", "text": "text_2", "region": "region"}[kind]
-        positions = self.x[f"{prefix}masked_pos"]
-        return Masked(text, getattr(self, view), positions, _labels(self.x[f"{prefix}masked_ids"]))
-
-
-def _itc(batches: _Batches, groups=None):
-    pair = batches.pair("image")
-    return contrast(batches.context, pair if groups is None else pair._replace(groups=groups))
-
-
-def _total(batches: _Batches, kind: str):
-    context, x, pair = batches.context, batches.x, batches.pair(kind)
-    parts = [
-        contrast(context, pair),
-        matching(context, pair, batches.negatives(kind))[0],
-        masked_lm(context, batches.masked(kind))[0],
-    ]
-    if kind == "region":
-        parts += box_losses(_boxes(batches), x["region_target_bbox"], x["region_is_image"] == 0)
-    return sum(parts)
-
-
-def _boxes(batches: _Batches):
-    text, whole = batches.region_text, batches.region_whole
-    fused = batches.context.model.fusion(text.tokens, text.mask, whole.tokens, whole.mask)
-    return batches.context.model.predict_box(fused)
-
-
-def _values(context: Context, x) -> Outputs:
-    """Features, logits, weights and losses of all three kinds of batches."""
-    batches, model = _Batches(context, x), context.model
-    tau = model.temperatures()
-    image, text, text_2 = batches.image, batches.text, batches.text_2
-    out = {
-        "vision.tokens": image.tokens,
-        "text.tokens": text.tokens,
-        "text2.tokens": text_2.tokens,
-        "feat.image": image.vector,
-        "feat.text": text.vector,
-        "feat.text2": text_2.vector,
-        "sim.image_text": image.vector @ text.vector.T / tau,
-        "sim.text_text2": text.vector @ text_2.vector.T / tau,
-        "fusion.image_kv.last_hidden": model.fusion(
-            text.tokens, text.mask, image.tokens, image.mask
-        ),
-        "fusion.text_kv.last_hidden": model.fusion(
-            text_2.tokens, text_2.mask, text.tokens, text.mask
-        ),
-        "itc.loss_idx": _itc(batches, x["idx"]),
+    for prefix in ("text", "region_text"):
+        np.testing.assert_array_equal(x[f"{prefix}_atts"] != 0, x[f"{prefix}_ids"] != PAD_ID)
+    texts = {"ids_a": x["text_ids"], "groups": np.arange(len(x["text_ids"]))}
+    regions = masked("region_") | {
+        "ids_a": x["region_text_ids"],
+        "groups": np.arange(len(x["region_text_ids"])),
+        "region_tokens": x["region_image_atts"].astype(bool),
+        "boxes": x["region_target_bbox"],
+        "is_image": x["region_is_image"].astype(bool),
     }
-    out["fusion.from_ids.last_hidden"] = out["fusion.image_kv.last_hidden"]
+    regions = {name: value[:, None] for name, value in regions.items()}  # one of each image
+    return {
+        "captioned": texts | masked("") | {"image": x["image"]},
+        "parallel": texts | masked("para_") | {"ids_b": x["text_ids_2"]},
+        "region": regions | {"image": x["region_image"][x["region_idx_to_group_img"]]},
+    }
 
-    def pair_values(kind: str, itc: str, itm: str, mlm: str, forward: str) -> Outputs:
-        pair, masked = batches.pair(kind), batches.masked(kind)
-        negatives = batches.negatives(kind)
-        fused = model.fusion(
-            masked.text.tokens, masked.text.mask, masked.view.tokens, masked.view.mask
-        )
-        short = [name.split(".")[-1] for name in (itc, itm, mlm)]
-        short[2] = "mlm"
-        losses = [
-            contrast(context, pair),
-            matching(context, pair, negatives)[0],
-            masked_lm(context, masked)[0],
-        ]
-        out = {f"{n}.loss": v for n, v in zip((itc, itm, mlm), losses, strict=True)}
-        out |= {f"{forward}.loss_{n}": v for n, v in zip(short, losses, strict=True)}
-        out[f"{forward}.total"] = sum(losses)
-        out |= matching_values(itm, pair, negatives)
-        out[f"{mlm}.logits"] = model.predict_tokens(fused, masked.positions)
+
+def run_terms(
+    model, batch, run: Sequence[Term], pairs: Sequence[Pair], drawn: Sequence[np.ndarray], **changes
+) -> Outputs:
+    """The metrics of terms, with recorded hard negatives.
+
+    Args:
+      drawn: for each pair in turn, the rows of the wrong views and those of the wrong texts.
+      changes: of `Comparison`.
+    """
+    rows, keys = iter(drawn), {pair: (jax.random.key(0),) * 2 for pair in pairs}
+    comparison = Comparison(negative_floor=1e-5, **changes)
+    with mock.patch.object(terms, "sample_negatives", lambda *given: next(rows)):
+        return terms.term_losses(model, batch, run, keys, comparison, deterministic=True)[1]
+
+
+def probe(pair: Pair, name: str, fused: str, masked: str | None = None) -> Term:
+    """A term that returns how a pair's negatives are drawn and what fusion makes of it.
+
+    Args:
+      name, fused, masked: the recorded names of matching, of the fused tokens, and of masked
+        language modelling, which is left out without one.
+    """
+
+    def tokens(model, fused, mask, positions):
+        return fused
+
+    def token_logits(model, fused, mask, positions):
+        return model.predict_tokens(fused, positions)
+
+    given = "b" if pair is TEXT_TEXT else "image"
+    texts = ((pair.text, pair.view), (pair.text, "wrong_view"), ("wrong_text", pair.view))
+
+    def values(encoded: Encoded, kinds) -> Outputs:
+        view, text = (encoded.embedding(one, kinds) for one in (pair.view, pair.text))
+        temperature, _ = encoded.model.temperature_and_bias(pair.temperature)
+        how = temperature, encoded.groups(kinds), NegativeSampling(floor=1e-5)
+        out = {
+            f"{name}.weights_t2i": negative_weights(text, view, *how),
+            f"{name}.weights_i2t": negative_weights(view, text, *how),
+            f"{name}.logits": jnp.concatenate([encoded.read(*t, match, kinds) for t in texts]),
+            fused: encoded.read(*texts[0], tokens, kinds),
+        }
+        if masked is not None:
+            out[f"{masked}.logits"] = encoded.read("masked", given, token_logits, kinds)
         return out
 
-    def matching_values(name: str, pair: Pair, negatives) -> Outputs:
-        view, text, rule = pair.view.vector, pair.text.vector, Rule(floor=1e-5)
-        return {
-            f"{name}.weights_t2i": negative_weights(text, view, tau, pair.groups, rule),
-            f"{name}.weights_i2t": negative_weights(view, text, tau, pair.groups, rule),
-            f"{name}.logits": jnp.concatenate(matching_logits(context, pair, negatives)),
-        }
+    passes = [Pass(pair.kinds, *one, match) for one in texts]
+    passes.append(Pass(pair.kinds, *texts[0], tokens))
+    if masked is not None:
+        passes.append(Pass(pair.kinds, "masked", given, token_logits))
+    return Term(f"probe of {name}", 1.0, pair.kinds, values, passes=tuple(passes))
 
-    out |= pair_values("image", "itc", "itm", "mlm", "forward.image")
-    out |= pair_values("text", "ttc", "ttm", "para_mlm", "forward.text")
-    out |= pair_values("region", "region.itc", "region.itm", "region.mlm", "forward.region")
-    same = batches.pair("image")._replace(groups=x["idx"])
-    negatives = (x["image_neg_idx_dup"], x["text_neg_idx_dup"])
-    out |= matching_values("itm_idx", same, negatives)
-    out["itm_idx.loss"] = matching(context, same, negatives)[0]
-    out |= _region_values(batches, x)
-    out["forward.region.total"] = _total(batches, "region")
 
-    second = contrast(context, Pair(image, text_2, jnp.arange(len(image.vector))))
-    out |= {
-        "forward.image_two_captions.loss_itc": (out["itc.loss"] + second) / 2,
-        "forward.image_two_captions.loss_itm": out["itm.loss"],
-        "forward.image_two_captions.loss_mlm": out["mlm.loss"],
-        "forward.image_two_captions.loss_ttc": out["ttc.loss"],
+def _losses(model, recording: Recording, probes: Sequence[Term] = ()) -> Outputs:
+    """The losses of a batch of all kinds of rows, of images in groups, of images with two texts."""
+    x, own = recording.inputs, cclm_terms(recording.settings.objective)
+    batch, pairs = batch_of(x), (IMAGE_TEXT, TEXT_TEXT, REGION_TEXT)
+    drawn = [
+        *(x["image_neg_idx"], x["text_neg_idx"], x["para_kv_neg_idx"], x["para_q_neg_idx"]),
+        *(x["region_image_neg_idx"], x["region_text_neg_idx"]),
+    ]
+    found = run_terms(model, batch, (*own, *probes), pairs, drawn, group_positives=False)
+    found |= {
+        "image_total": found["itc"] + found["itm"] + found["mlm"],
+        "text_total": found["ttc"] + found["ttm"] + found["text_mlm"],
     }
-    if "tlm_text_ids_masked" in x:
-        joined = _text(context, x["tlm_text_ids_masked"], x["tlm_text_atts"])
-        fused = model.fusion(joined.tokens, joined.mask)
-        states = model.token_states(fused, x["tlm_masked_pos"])
-        out["tlm.logits"] = model.predict_tokens(fused, x["tlm_masked_pos"])
-        labels = _labels(x["tlm_masked_ids"])
-        out["tlm.loss"] = masked_lm_loss(states, *model.vocabulary(), labels, None)[0]
-    return out
+    found["region_total"] = found["loss"] - found["image_total"] - found["text_total"]
+
+    chosen = {term.name: term for term in own}
+    contrast, matching = chosen["itc"], chosen["itm"]
+    grouped = {"captioned": batch["captioned"] | {"groups": x["idx"]}}
+    drawn = (x["image_neg_idx_dup"], x["text_neg_idx_dup"])
+    run = (contrast, matching, probe(IMAGE_TEXT, "itm_idx", "unused"))
+    same = run_terms(model, grouped, run, pairs, drawn)
+    found |= (
+        same
+        | {"itc_idx": same["itc"], "itm_idx": same["itm"]}
+        | {name: found[name] for name in ("itc", "itm", "loss")}
+    )
+
+    twice = {"strict": batch["captioned"] | {"ids_b": x["text_ids_2"]}}
+    two = run_terms(model, twice, (contrast, chosen["caption_ttc"]), pairs, ())
+    return found | {"two_captions": two["itc"], "caption_ttc": two["caption_ttc"]}
 
 
-def _region_values(batches: _Batches, x) -> Outputs:
-    text, region = batches.region_text, batches.region
-    boxes = _boxes(batches)
-    out = {
-        "region.image_embeds": region.tokens,
-        "region.image_embeds_fullatts": batches.region_whole.tokens,
-        "region.feat_image": region.vector,
-        "region.feat_text": text.vector,
-        "region.bbox_pred": boxes,
-        "region.fusion_last_hidden": batches.context.model.fusion(
-            text.tokens, text.mask, region.tokens, region.mask
-        ),
-    }
+def _values(model, recording: Recording) -> Outputs:
+    """What towers, fusion encoder and heads give, and all losses."""
+    x = recording.inputs
+    probes = (
+        probe(IMAGE_TEXT, "itm", "fusion.image_kv.last_hidden", "mlm"),
+        probe(TEXT_TEXT, "ttm", "fusion.text_kv.last_hidden", "para_mlm"),
+        probe(REGION_TEXT, "region.itm", "region.fusion_last_hidden", "region.mlm"),
+        Term("towers", 1.0, ("captioned",), _towers),
+    )
+    out = _losses(model, recording, probes)
+    for ours, names in LOSSES.items():
+        out |= dict.fromkeys(names, out[ours])
+    out["fusion.from_ids.last_hidden"] = out["fusion.image_kv.last_hidden"]
     counted = x["region_is_image"] == 0
-    calls = {
-        "": ("region_target_bbox", counted),
-        "_all": ("region_target_bbox", np.ones_like(counted)),
-        "_degenerate": ("region_target_bbox_degenerate", counted),
-    }
-    for suffix, (target, rows) in calls.items():
-        losses = box_losses(boxes, x[target], rows)
+    for suffix, target, rows in (
+        ("_all", "region_target_bbox", np.ones_like(counted)),
+        ("_degenerate", "region_target_bbox_degenerate", counted),
+    ):
+        losses = box_losses(out["region.bbox_pred"], x[target], rows)
         out[f"region.loss_bbox{suffix}"], out[f"region.loss_giou{suffix}"] = losses
-    out["forward.region.loss_bbox"] = out["region.loss_bbox"]
-    out["forward.region.loss_giou"] = out["region.loss_giou"]
+    if "tlm_text_ids_masked" in x:
+        mask = x["tlm_text_atts"].astype(bool)
+        states, _ = model.encode_text(x["tlm_text_ids_masked"], True, mask)
+        fused = model.fusion(states, mask)
+        out["tlm.logits"] = model.predict_tokens(fused, x["tlm_masked_pos"])
+        hidden = model.mlm_hidden(fused, x["tlm_masked_pos"])
+        labels = np.where(x["tlm_masked_ids"] == -100, IGNORED, x["tlm_masked_ids"])
+        out["tlm.loss"] = masked_lm_loss(hidden, *model.output_embedding(), labels)[0]
     return out
+
+
+def _towers(encoded: Encoded, kinds) -> Outputs:
+    """A probe of the towers."""
+    views = encoded.views
+    image, region, whole = (
+        views[k] for k in (("captioned", "image"), ("region", "image"), ("region", "whole"))
+    )
+    text, other = views["parallel", "a"], views["parallel", "b"]
+    temperature, _ = encoded.model.temperature_and_bias("temperature")
+    return {
+        "vision.tokens": image.tokens,
+        "text.tokens": text.tokens,
+        "text2.tokens": other.tokens,
+        "feat.image": image.embedding,
+        "feat.text": text.embedding,
+        "feat.text2": other.embedding,
+        "sim.image_text": image.embedding @ text.embedding.T / temperature,
+        "sim.text_text2": text.embedding @ other.embedding.T / temperature,
+        "region.image_embeds": region.tokens,
+        "region.image_embeds_fullatts": whole.tokens,
+        "region.feat_image": region.embedding,
+        "region.feat_text": views["region", "a"].embedding,
+        "region.bbox_pred": encoded.read("a", "whole", predict_box, ("region",)),
+    }
 
 
 def _hidden_states(recording: Recording) -> Outputs:
-    """What each layer hands on."""
+    """The output of each layer."""
 
     def run(model, x):
-        visual = model.encode_pixels(x["image"])
+        visual = model.encode_visual({"image": x["image"]})
         mask = x["text_atts"].astype(bool)
         states, _ = model.encode_text(x["text_ids"], True, mask)
         return model.fusion(states, mask, visual.tokens, visual.mask)
@@ -301,30 +291,21 @@ def _hidden_states(recording: Recording) -> Outputs:
 
 def _gradients(recording: Recording) -> Outputs:
     """By published names: gradients, the norm of each parameter's, and of all together."""
-
-    def chosen(weights, context, x):
-        batches = _Batches(context, x)
-        itm = matching(context, batches.pair("image"), batches.negatives("image"))[0]
-        mlm = masked_lm(context, batches.masked("image"))[0]
-        found = {"itc": _itc(batches), "itc_idx": _itc(batches, x["idx"]), "itm": itm, "mlm": mlm}
-        found["image_total"] = found["itc"] + itm + mlm
-        found |= {f"{kind}_total": _total(batches, kind) for kind in ("text", "region")}
-        return sum(weights[name] * found[name] for name in DIFFERENTIATED)
+    losses = _apply(recording, _losses)
 
     # Compiled once: which of the losses is differentiated is an input.
-    gradient = jax.jit(
-        jax.grad(
-            lambda params, weights: _apply(recording, functools.partial(chosen, weights), params)
+    @jax.jit
+    @jax.grad
+    def gradient(params, weights):
+        return sum(
+            weights[name] * value for name, value in losses(params).items() if name in weights
         )
-    )
-    jacobian = {
-        name: gradient(recording.params, {other: float(other == name) for other in DIFFERENTIATED})
-        for name in DIFFERENTIATED
-    }
-    table = layout_of(recording.settings.model).table
+
+    names = layout_of(recording.settings.model).names
     out = {}
-    for name, gradients in jacobian.items():
-        tensors = to_torch(gradients, table)
+    for name in DIFFERENTIATED:
+        one = {other: float(other == name) for other in DIFFERENTIATED}
+        tensors = names.to_theirs(gradient(recording.params, one))
         norms = np.array([np.linalg.norm(tensors[k]) for k in recording.config["param_order"]])
         out[f"gradnorm.{name}.per_param"] = norms
         out[f"gradnorm.{name}.global"] = np.linalg.norm(norms)

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rc3_jax.config_cclm import CLIP_MEAN, CLIP_STD, cclm_config
-from rc3_jax.convert.cclm import from_published
+from rc3_jax.config_cclm import cclm_config
+from rc3_jax.convert.cclm import layout_of
+from rc3_jax.models.base import PairModel
 from rc3_jax.models.cclm import CCLM, build_cclm
-from rc3_jax.models.pair import PairModel
 
 SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared" / "parity"
 PRETRAINING = ("CCLM (2022)", "CCLM-X2VLM (2023)")
@@ -83,7 +83,7 @@ def read(folder: pathlib.Path) -> Recording:
             inputs[name] = value.transpose(0, 2, 3, 1)
     settings = settings_of(config["model"])
     model = build_cclm(settings.model, config["model"]["text"]["vocab_size"])
-    params = from_published(weights, settings.model, template_of(model, settings))
+    params = layout_of(settings.model).names.to_ours(weights, template_of(model, settings))
     outputs = dict(np.load(folder / "outputs.npz"))
     return Recording(config, weights, inputs, outputs, settings, model, params)
 
@@ -134,7 +134,8 @@ def settings_of(recorded: Mapping[str, Any]) -> ml_collections.ConfigDict:
         epsilon=cross.get("layer_norm_eps", text["layer_norm_eps"]),
     )
     model.projection_size = recorded["heads"]["embed_dim"]
-    model.update(dtype="float32", dropout=0.0, image_mean=CLIP_MEAN, image_std=CLIP_STD)
+    # Recorded images are normalised already; these read them as they are, but for the last bit.
+    model.update(dtype="float32", dropout=0.0, image_mean=(0.0,) * 3, image_std=(1 / 255,) * 3)
     config.objective.update(group_positives=False, negative_floor=1e-5)
     config.objective.pairs.transport = "dense"
     return config

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rc3_jax.convert.cclm_tasks import TASKS, to_published
+from rc3_jax.convert.cclm_tasks import TASKS
 from tests.parity.downstream import METRICS, computed, load_own, load_stored, task_params
+from tests.parity.downstream_names import to_published
 from tests.parity.recordings import DOWNSTREAM, folders, output_names, read, require_folder
 
 BUFFERS = ("position_ids", "relative_position_index", "attn_mask")

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc3_jax.data.stream import KINDS, batch_rows
+from rc3_jax.data.kinds import KINDS
+from rc3_jax.data.stream import batch_rows
 from rc3_jax.systems import system_of
-from rc3_jax.training.ahead import abstract_run, compile_ahead
-from tests.tiny import load_config
+from rc3_jax.training.aot import abstract_run, compile_ahead
+from tests.tiny import load_config, tiny_config
 from tests.training.test_step import prepared
 
 
@@ -22,7 +23,7 @@ def test_the_gradient_is_that_of_the_whole_batch(parts, regularizer):
     params = jax.tree.map(lambda p: p + 0.02 * rng.normal(size=p.shape).astype(np.float32), params)
 
     def gradient(microbatches):
-        config = run.config.copy_and_resolve_references()
+        config = tiny_config()
         config.objective.update(regularizer=regularizer, ramp=0.0)
         config.microbatches = microbatches
         loss = system_of(config).loss(run.model, config, run.mesh)
@@ -46,7 +47,7 @@ def temporaries(microbatches: int) -> int:
     config.microbatches = microbatches
     rows = batch_rows(config.batch_size, config.shares, KINDS)
     run = abstract_run(config, jax.devices()[:1], rows, config.data.tokenizer.vocab_size)
-    compiled = compile_ahead(run, run.abstract_state(), rows)
+    compiled = compile_ahead(run, rows)
     found = compiled.memory_analysis().temp_size_in_bytes
     print(f"{microbatches} parts: {found / 2**20:.0f} MiB of temporaries")
     return found

@@ -71,8 +71,6 @@ def test_schedule_rises_linearly_then_falls():
         assert float(rate(step)) == pytest.approx(expected, rel=1e-5)
     linear = schedule(settings(lr=1.0, warmup=0.1, decay="linear", final_lr=0.2), 100)
     assert float(linear(55)) == pytest.approx(0.6)
-    with pytest.raises(ValueError, match="optimizer.decay='step': use one of cosine"):
-        schedule(settings(decay="step"), 10)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():

@@ -7,12 +7,12 @@ import pytest
 from tests.processes import run_python
 
 CODE = """
-import json, sys
+import dataclasses, json, sys
 import jax, jax.numpy as jnp, numpy as np, optax
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.parallel.mesh import to_global
-from rc3_jax.systems import system_of
+from rc3_jax.systems import build_model, system_of
 from rc3_jax.training.run import prepare_run
 from tests.objectives.tile_cases import mesh_of
 from tests.tiny import tiny_cclm, tiny_config
@@ -38,11 +38,12 @@ if sys.argv[1] in WEAK:
     config.objective.regularizer = WEAK[sys.argv[1]]
     config.objective.weights.update({name: 0.0 for name in OTHERS})
 run = prepare_run(config)
+config = run.config
 batches = make_batches(run.corpus.pools, run.tokenizer, config, Skips())
 
 def functions(mesh):
-    model = system_of(config).build(config.model, run.tokenizer.vocab_size, mesh)
-    here = run._replace(mesh=mesh, model=model)
+    model = build_model(config, run.tokenizer.vocab_size, mesh)
+    here = dataclasses.replace(run, mesh=mesh, model=model)
     loss = system_of(config).loss(model, config, mesh)
 
     def weighted(params, ema, step, weights, batch):

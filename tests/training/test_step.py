@@ -10,13 +10,11 @@ import pytest
 from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
-from rc3_jax.observe.log import Log
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.systems import system_of
-from rc3_jax.training.loop import compile_step
 from rc3_jax.training.run import prepare_run
 from rc3_jax.training.step import clamp_temperatures
-from tests.tiny import tiny_config
+from tests.tiny import tiny_cclm, tiny_config
 
 TERMS = ("itc", "xtcl", "xvtcl", "xvtcl_weak", "itm", "mclm")
 
@@ -119,16 +117,19 @@ def test_the_step_stays_on_its_devices_and_moves_the_state():
     run, _, batch = prepared()
     state = run.create_state()
     before = jax.tree.map(np.array, state.params)
-    compiled = compile_step(run, state, batch, Log(None))
-    text = compiled.as_text()
+    lines = []
+    step = run.train_step()
+    step.compile(batch, lines.append)
+    assert "memory a device" in lines[-1]
+    text = step.lower(batch).compile().as_text()
     for word in ("callback", "outfeed", "infeed", "SendDone", "RecvDone"):
         assert word not in text
-    state, metrics = compiled(state, batch)
+    state, metrics = step(state, batch)
     assert int(state.step) == 1
     assert all(np.isfinite(value) for value in metrics.values())
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, state.params)
     assert all(jax.tree.leaves(moved["text"]))
-    state, again = compiled(state, batch)
+    state, again = step(state, batch)
     assert float(again["loss"]) != float(metrics["loss"])
 
 
@@ -145,3 +146,25 @@ def test_an_abstract_batch_has_the_shapes_and_types_of_a_read_one():
     rows = {kind: len(fields["groups"]) for kind, fields in batch.items()}
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), batch)
     assert abstract_batch(run.config, rows) == shapes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [tiny_config, tiny_cclm])
+def test_sigmoid_contrasts_learn_a_bias_each(make):
+    config = make()
+    config.objective.contrast = "sigmoid"
+    run = prepare_run(config)
+    batches = make_batches(run.corpus.pools, run.tokenizer, run.config, Skips())
+    batch, state, step = to_global(batches[0], run.mesh), run.create_state(), run.train_step()
+    biases = {name: value for name, value in state.params.items() if name.endswith("_bias")}
+    biases.pop("word_bias")
+    assert {name.removesuffix("_bias") for name in biases} == {
+        name for name in state.params if name.startswith("temperature") and name not in biases
+    }
+    assert all(float(value) == -10 for value in biases.values())
+    losses = []
+    for _ in range(6):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+    assert any(float(state.params[name]) != -10 for name in biases)

@@ -1,157 +1,250 @@
-"""The line formats that CCLM was published with (CCLM.md section 3.1), as they are.
+"""The line formats that CCLM was published with (CCLM.md section 3.1); docs/data.md shows them.
 
-A source is one file or a folder of many, one JSON object a line:
-
-    captions      {"binary": "<image>", "caption": {"en": "A dog.", "de": "Ein Hund."}}
-    descriptions  {"binary": "<image>", "desc": "A dog."}
-    regions       {"binary": "<image>", "caption": {"en": "Two dogs."},
-                   "elems": [{"bb": [10, 20, 100, 70], "caption": {"en": "dog"},
-                              "attributes": {"en": "brown"}}]}
-    parallel      {"source_text": "A dog.", "target_text": "Ein Hund."}
-
-`<image>` is the encoded image in base64 or, with `root`, a path. In place of a mapping of texts
-there may be a list of such mappings, in place of a description a list of descriptions.
+A source is one file or a folder of many, one JSON object a line. An image is encoded in base64 or,
+with `root`, a path. In place of a mapping of texts there may be a list of such mappings, in place
+of a description a list of descriptions.
 """
 
 from __future__ import annotations
 
 import base64
 import dataclasses
-import functools
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+import pydantic
+from pydantic import BeforeValidator, Field
 
 from rc3_jax.data.image import image_size
-from rc3_jax.data.record import BadRecord, DataError, Skips, check_language
-from rc3_jax.data.sources.lines import Place, parsed_object, path_inside, placed_lines
-from rc3_jax.data.sources.parallel import Sentences, checked_sentence
-from rc3_jax.data.sources.rows import ImageRow, Texts, check_text, checked_texts
-
-FORMATS = ("captions", "descriptions", "regions", "parallel")
-KEYS = dict(
-    image="binary",
-    caption="caption",
-    description="desc",
-    elements="elems",
-    box="bb",
-    attributes="attributes",
-    source="source_text",
-    target="target_text",
+from rc3_jax.data.jsonl import (
+    Captions,
+    Language,
+    Place,
+    Row,
+    Text,
+    path_inside,
+    read_objects,
 )
-"""What a field holds → its published name."""
+from rc3_jax.data.kinds import LanguagePair, joined, wanted
+from rc3_jax.data.record import (
+    BadRecord,
+    DataError,
+    Element,
+    ImageLike,
+    Kinds,
+    Record,
+    Skips,
+)
+from rc3_jax.data.sources.images import ImageRow, heldout_kinds, image_text_kinds
+from rc3_jax.data.sources.parallel import MAX_CHARACTERS, Sentences
+from rc3_jax.settings import Settings
+
+T = TypeVar("T")
+
 MAX_LINE_BYTES = 2**26
 """Longer lines are refused; an image of 10 MB takes 13 MB in base64."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the lines of a source are written.
+class Keys(Settings):
+    """The names of fields in lines."""
 
-    Attributes:
-      format: one of FORMATS.
-      root: the folder that images are relative to; None: lines hold them in base64.
-      languages: captions in other languages are passed over; empty: none are.
-      language: of descriptions, which do not say it.
-      source_language, target_language: of parallel text, which does not say them either.
-      keys: what a field holds → its name, for those that differ from `KEYS`.
+    image: str = "binary"
+    caption: str = "caption"
+    description: str = "desc"
+    elements: str = "elems"
+    box: str = "bb"
+    attributes: str = "attributes"
+    source: str = "source_text"
+    target: str = "target_text"
 
-    Raises DataError where one is none of these.
-    """
 
-    format: str
+class CCLMSource(Settings):
+    """Lines as CCLM was published with."""
+
+    type: Literal["cclm"] = "cclm"
+    path: str
+    """A file, or a folder of which all files are read but those whose names begin with . or _"""
+    format: Literal["captions", "descriptions", "regions", "parallel"]
+    heldout_path: str | None = None
+    """File or folder of held-out images, for captions and descriptions."""
     root: str | None = None
-    languages: Sequence[str] = ()
-    language: str = "und"
-    source_language: str = "und"
-    target_language: str = "und"
-    keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Folder to which images are relative; None: lines hold them in base64."""
+    languages: tuple[Language, ...] = ()
+    """Passes over captions in other languages; (): over none."""
+    language: Language = "und"
+    """Language of descriptions, whose lines do not say it."""
+    source_language: Language = "und"
+    target_language: Language = "und"
+    keys: Keys = Keys()
+    """Names of fields that differ from the published ones."""
 
-    def __post_init__(self):
-        if self.format not in FORMATS:
-            raise DataError(f"format={self.format!r} is unknown; use one of {', '.join(FORMATS)}")
-        unknown = self.keys.keys() - KEYS.keys()
-        if unknown:
-            raise DataError(f"keys: {', '.join(unknown)} unknown; use {', '.join(KEYS)}")
-        if self.root is not None and not os.path.isdir(self.root):
-            raise DataError(f"{self.root}: no such folder of images; check root in the config")
-        codes = (self.language, self.source_language, self.target_language, *self.languages)
-        for code in codes:
-            check_language(code, "data.sources")
+    @pydantic.model_validator(mode="after")
+    def _check(self):
+        if self.heldout_path and self.format not in ("captions", "descriptions"):
+            raise ValueError(f"heldout_path: format {self.format} has no held-out part")
+        return self
 
-    def key(self, content: str) -> str:
-        """The name of the field that holds this."""
-        return self.keys.get(content, KEYS[content])
+    def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds] | None:
+        """Returns the kinds of records to train on, and those held out; None if none is wanted.
 
-    @functools.cached_property
-    def real_root(self) -> str | None:
-        """`root` without symbolic links."""
-        return self.root and os.path.realpath(self.root)
+        Raises:
+          DataError: nothing to read, no usable line, more bad ones than `skips` allows, or images
+            within gzip files, which cannot be read at random.
+        """
+        if self.root and not os.path.isdir(self.root):
+            raise DataError(f"{self.root}: no such folder of images; correct root in the config")
+        kinds = {"parallel": ("parallel",), "regions": ("region",)}
+        chosen = wanted(kinds.get(self.format, ("strict", "weak", "captioned")), config.shares)
+        if not chosen:
+            return None
+        if self.format == "parallel":
+            return {"parallel": (self.read_sentences(skips), 0)}, {}
+        if self.format == "regions":
+            return {"region": (RegionSource(self, skips), 0)}, {}
+        train = image_text_kinds(self.read_captions(self.path, skips), chosen)
+        if not self.heldout_path:
+            return train, {}
+        return train, heldout_kinds(self.read_captions(self.heldout_path, skips))
+
+    def read_captions(self, path: str, skips: Skips) -> list[ImageRow]:
+        """Reads lines of format captions or descriptions.
+
+        One mapping of captions is taken for translations of one another, several for captions.
+        Images within lines are read when they are asked for.
+        """
+        is_captions = self.format == "captions"
+        key = self.keys.caption if is_captions else self.keys.description
+        groups: dict[str | bytes, int] = {}
+
+        def use(place: Place, fields: Mapping[str, Any]) -> ImageRow | None:
+            if not is_captions and fields.get(key) is not None:
+                fields = {**fields, key: {self.language: fields[key]}}
+            said = list(filter(None, CaptionsRow.parse(fields, place, {"caption": key}).caption))
+            if not said:
+                raise BadRecord(place, f"no text in field {key}; write it, or remove the line")
+            captions = joined(said, self.languages)
+            if not captions:
+                return None
+            given = self.image(fields, place)
+            image_size(given, str(place))
+            image: ImageLike = given
+            identity: str | bytes = str(given)
+            if isinstance(given, bytes):
+                identity = hashlib.blake2b(given, digest_size=16).digest()
+                image = _InlineImage(place, self)
+            group = groups.setdefault(identity, len(groups))
+            aligned = is_captions and len(said) == 1
+            aligned = aligned and all(len(texts) == 1 for texts in captions.values())
+            texts = (captions, {}) if aligned else ({}, captions)
+            return ImageRow(str(place), group, image, *texts)
+
+        return list(self.lines(path, skips, use))
+
+    def read_sentences(self, skips: Skips) -> Sentences:
+        """Reads lines of format parallel."""
+
+        def use(place: Place, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
+            row = ParallelRow.parse(fields, place, dict(self.keys))
+            return str(place), (row.source, row.target)
+
+        languages = (self.source_language, self.target_language)
+        return Sentences(languages, self.lines(self.path, skips, use))
+
+    def lines(self, path: str, skips: Skips, use: Callable[[Place, Any], T | None]) -> Iterator[T]:
+        """Yields what `use` makes of all files' lines; raises DataError if that is nothing."""
+        place = pathlib.Path(path)
+        if not place.exists():
+            raise DataError(f"{path}: no such file or folder; correct path in the config")
+        files = [place] if place.is_file() else sorted(place.iterdir())
+        files = [file for file in files if file.is_file() and file.name[0] not in "._"]
+        rows = (row for file in files for row in read_objects(file, MAX_LINE_BYTES))
+        made = None
+        for made in skips.usable(rows, use, path):
+            yield made
+        if made is None:
+            raise DataError(f"{path}: no line to use; check path, format, keys and languages")
+
+    def image(self, fields: Mapping[str, Any], place: Place) -> pathlib.Path | bytes:
+        """The image of a line: its path or the encoded image.
+
+        Raises:
+          BadRecord: missing, or neither.
+          DataError: within a gzip file.
+        """
+        key = self.keys.image
+        if not self.root and place.offset is None:
+            raise DataError(
+                f"{place}: an image within a gzip file cannot be read at random; unpack it first"
+            )
+        given = ImageField.parse(fields, place, {"image": key}).image
+        if self.root:
+            return path_inside(os.path.realpath(self.root), key, given, place)
+        try:
+            return base64.b64decode(given)
+        except ValueError as error:
+            problem = (
+                f"field {key} is not base64 ({error}); encode the image file anew, or set root"
+            )
+            raise BadRecord(place, f"{problem} in the config if this is a path") from error
 
 
-def read_captions(
-    path: pathlib.Path | str, layout: Layout, skips: Skips | None = None
-) -> list[ImageRow]:
-    """Lines of format captions or descriptions, for `ImageTextSource`s of any kind.
-
-    One mapping of captions is taken for translations of one another, several for captions. Images
-    within lines are read when they are asked for.
-
-    Raises:
-      DataError: nothing to read, no usable line, more bad ones than `skips` allows, or images
-        within gzip files, which cannot be read at random.
-    """
-    described = layout.format == "descriptions"
-    groups: dict[str | bytes, int] = {}
-    rows: list[ImageRow] = []
-
-    def use(place: Place, fields: dict) -> bool:
-        where = str(place)
-        key = layout.key("description" if described else "caption")
-        given = fields.get(key)
-        if described and given is not None:
-            given = {layout.language: given}
-        said = alternatives(given, key, where)
-        if not said:
-            raise BadRecord(f"{where}: no text in field {key}; write it, or remove the line")
-        captions = joined(said, layout.languages)
-        if not captions:
-            return False
-        image = line_image(fields, layout, place)
-        image_size(image, where)
-        identity = str(image)
-        if isinstance(image, bytes):
-            identity = hashlib.blake2b(image, digest_size=16).digest()
-            image = _InlineImage(place, layout.key("image"))
-        group = groups.setdefault(identity, len(groups))
-        alone = not described and len(said) == 1 and all(len(c) == 1 for c in captions.values())
-        texts = (captions, {}) if alone else ({}, captions)
-        rows.append(ImageRow(where, group, image, *texts))
-        return True
-
-    scan(path, skips, use)
-    return rows
+def _list(given: object) -> object:
+    return () if given is None else tuple(given) if isinstance(given, list) else (given,)
 
 
-def read_sentences(
-    path: pathlib.Path | str, layout: Layout, skips: Skips | None = None
-) -> Sentences:
-    """Lines of format parallel; raises as `read_captions`."""
-    sentences = Sentences((layout.source_language, layout.target_language))
+def _without_blank(given: object) -> object:
+    """Texts without those left blank: a region may have no attribute, an image no caption."""
+    if isinstance(given, list):
+        return [_without_blank(one) for one in given]
+    if not isinstance(given, dict):
+        return given
+    return {code: said for code, said in given.items() if said not in ("", [])}
 
-    def use(place: Place, fields: dict) -> bool:
-        texts = []
-        for key in (layout.key("source"), layout.key("target")):
-            where = f"{place}: {key}"
-            check_text(fields.get(key), where)
-            texts.append(checked_sentence(fields[key], where))
-        sentences.add(str(place), texts)
-        return True
 
-    scan(path, skips, use)
-    sentences.close()
-    return sentences
+Alternatives = Annotated[tuple[Captions, ...], BeforeValidator(_list), Field(default=())]
+"""A mapping language → texts, or a list of such."""
+Optional = Annotated[Alternatives, BeforeValidator(_without_blank)]
+"""Removes texts that are left blank."""
+Sentence = Annotated[Text, Field(max_length=MAX_CHARACTERS)]
+Pixels = Annotated[float, Field(gt=-1e6, lt=1e6)]
+
+
+class ImageField(Row):
+    """The image of a line, in base64 or a path."""
+
+    image: str
+
+
+class CaptionsRow(Row):
+    """The texts of a line of captions or descriptions."""
+
+    caption: Alternatives
+
+
+class ParallelRow(Row):
+    """A line of parallel text."""
+
+    source: Sentence
+    target: Sentence
+
+
+class RegionsRow(Row):
+    """A line of regions."""
+
+    caption: Optional
+    elements: list[dict[str, Any]]
+
+
+class ElementRow(Row):
+    """A region: x, y, width and height of its box, and its texts."""
+
+    box: Annotated[list[Pixels], Field(min_length=4, max_length=4)]
+    caption: Optional
+    attributes: Optional
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,84 +252,85 @@ class _InlineImage:
     """Returns the encoded image of a line when called."""
 
     place: Place
-    key: str
+    source: CCLMSource
 
-    def __call__(self) -> bytes:
-        fields = parsed_object(self.place.read(), str(self.place)) or {}
-        return _image_bytes(fields.get(self.key), self.key, str(self.place))
+    def __call__(self) -> pathlib.Path | bytes:
+        return self.source.image(self.place.read_object(), self.place)
 
 
-def scan(path: pathlib.Path | str, skips: Skips | None, use: Callable[[Place, dict], bool]) -> None:
-    """Hands the object on every line to `use`, which returns whether it is of interest.
+class RegionSource:
+    """Images with captions of their parts (a `Source` of kind region).
 
-    Args:
-      path: a file, or a folder, of which all files are read in the order of their names but those
-        that begin with a dot or an underscore.
+    Lines are read anew when they are asked for, as their texts may take more memory than there is.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        raise DataError(f"{path}: no such file or folder; check path in the config")
-    files = [path] if path.is_file() else sorted(path.iterdir())
-    files = [file for file in files if file.is_file() and file.name[0] not in "._"]
-    bad = Skips((skips or Skips()).limit)
-    used = 0
-    for file in files:
-        for place, line in placed_lines(file, MAX_LINE_BYTES):
-            try:
-                fields = parsed_object(line, str(place))
-                used += fields is not None and use(place, fields)
-            except BadRecord as error:
-                bad.add(str(place), str(error))
-    bad.hand_over(skips, used + len(bad.reasons), str(path))
-    if not used:
-        raise DataError(f"{path}: no line to use; check path, format, keys and languages")
+
+    def __init__(self, source: CCLMSource, skips: Skips):
+        self._source = source
+        self._rows: list[tuple[Place, int, dict | None]] = []  # with its fields where gzipped
+        self.groups = 0
+
+        def use(place: Place, fields: dict) -> tuple[Place, int, dict | None]:
+            record = region_record(place, fields, source, 0)
+            return place, 1 + len(record.elements), fields if place.offset is None else None
+
+        for place, groups, fields in source.lines(source.path, skips, use):
+            self._rows.append((place, self.groups, fields))
+            self.groups += groups
+        # Each text of a row draws a language of its own.
+        self.pairs: dict[LanguagePair, range] = {(): range(len(self._rows))}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        place, group, fields = self._rows[index]
+        if fields is None:
+            fields = place.read_object()
+        return region_record(place, fields, self._source, group)
 
 
-def line_image(fields: dict, layout: Layout, place: Place) -> pathlib.Path | bytes:
-    """The image of a line: its path or the encoded image.
+def region_record(
+    place: Place, fields: Mapping[str, Any], source: CCLMSource, group: int
+) -> Record:
+    """The record of a line, with those of its regions that can be used.
+
+    Regions without a caption, without area, or with half of their box or more outside of the image
+    are left out.
 
     Raises:
-      BadRecord: missing, or neither.
-      DataError: within a gzip file.
+      BadRecord: no region is left, or something is not what the format says.
     """
-    key = layout.key("image")
-    if layout.real_root is not None:
-        return path_inside(layout.real_root, key, fields.get(key), str(place))
-    if place.offset is None:
-        raise DataError(
-            f"{place}: an image within a gzip file cannot be read at random; unpack it with gunzip"
-        )
-    return _image_bytes(fields.get(key), key, str(place))
-
-
-def _image_bytes(given: object, key: str, where: str) -> bytes:
-    if not isinstance(given, str) or not given:
-        raise BadRecord(f"{where}: field {key} is missing or not a text; give an image in base64")
-    try:
-        return base64.b64decode(given)
-    except ValueError as error:
+    image = source.image(fields, place)
+    size = image_size(image, str(place))
+    names = dict(source.keys)
+    row = RegionsRow.parse(fields, place, names)
+    elements = []
+    for given in row.elements:
+        element = ElementRow.parse(given, place, names)
+        box = _visible_box(element.box, size)
+        texts = joined(element.caption, source.languages)
+        if box and texts:
+            elements.append(Element(box, texts, joined(element.attributes, source.languages)))
+    if not elements:
         raise BadRecord(
-            f"{where}: field {key} is not base64 ({error}); encode the image file anew, or set root "
-            "in the config if this is a path"
-        ) from error
+            place,
+            f"none of the {len(row.elements)} regions has a caption and more than half of its box "
+            f"inside of the image ({size[0]} x {size[1]}); mend them, or remove the line",
+        )
+    texts = joined(row.caption, source.languages)
+    return Record(str(place), group, texts, image, elements=tuple(elements))
 
 
-def alternatives(given: object, field: str, where: str) -> list[Texts]:
-    """The mappings language → texts that a field holds, without empty ones.
-
-    Raises:
-      BadRecord: see `checked_texts`.
-    """
-    mappings = given if isinstance(given, list) else [given]
-    checked = [checked_texts(field, texts, where) for texts in mappings]
-    return [texts for texts in checked if texts]
-
-
-def joined(mappings: Sequence[Texts], languages: Sequence[str] = ()) -> Texts:
-    """Language → the distinct texts of all mappings; in these languages only, if any are named."""
-    codes = dict.fromkeys(code for texts in mappings for code in texts)
-    return {
-        code: tuple(dict.fromkeys(text for texts in mappings for text in texts.get(code, ())))
-        for code in codes
-        if not languages or code in languages
-    }
+def _visible_box(
+    box: Sequence[float], size: tuple[int, int]
+) -> tuple[float, float, float, float] | None:
+    """Returns x1, y1, x2, y2 as fractions; None where not more than half is in the image."""
+    x, y, box_width, box_height = box
+    if box_width <= 0 or box_height <= 0:
+        return None
+    width, height = size
+    x1, x2 = np.clip([x, x + box_width], 0, width)
+    y1, y2 = np.clip([y, y + box_height], 0, height)
+    if (x2 - x1) * (y2 - y1) <= box_width * box_height / 2:
+        return None
+    return float(x1 / width), float(y1 / height), float(x2 / width), float(y2 / height)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import itertools
-import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
-from rc3_jax.data.record import (
-    BadRecord,
-    DataError,
-    LanguagePair,
-    Record,
-    Skips,
-    check_language,
-)
-from rc3_jax.data.sources.lines import numbered_lines
+from pydantic import Field
+
+from rc3_jax.data.jsonl import Language, read_lines
+from rc3_jax.data.kinds import LanguagePair
+from rc3_jax.data.record import BadRecord, DataError, Kinds, Record, Skips
+from rc3_jax.settings import Settings
 
 MAX_CHARACTERS = 2000
-"""Of a sentence."""
+"""Longer sentences are refused."""
+
+
+class ParallelSource(Settings):
+    """Line-aligned text files."""
+
+    type: Literal["parallel"] = "parallel"
+    files: dict[Language, str] = Field(min_length=2)
+    """Language → file."""
+
+    def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
+        """Returns the kind to train on; nothing is held out."""
+        return {"parallel": (read_parallel(self.files, skips), 0)}, {}
 
 
 class Sentences:
@@ -25,34 +34,26 @@ class Sentences:
 
     A row joins the group of the first earlier row that has a sentence in common with it: where a
     sentence is translated several times, these translations must not be each other's negatives.
+
+    Args:
+      languages: two or more, or twice the same one where it is not known which they are.
+      rows: place and texts of each row, a text for each of the languages.
     """
 
-    def __init__(self, languages: Sequence[str]):
-        """Two languages or more, or twice the same one where it is not known which they are."""
+    def __init__(self, languages: Sequence[str], rows: Iterator[tuple[str, tuple[str, ...]]]):
         self._languages = tuple(languages)
         self._rows: list[tuple[str, int, tuple[str, ...]]] = []
-        self._group_of: dict[tuple[str, str], int] = {}
         self.groups = 0
-
-    def add(self, where: str, texts: Sequence[str]) -> None:
-        """Adds a row, a text for each of the languages."""
-        sentences = list(zip(self._languages, texts, strict=True))
-        known = (self._group_of[s] for s in sentences if s in self._group_of)
-        group = next(known, self.groups)
-        self.groups = max(self.groups, group + 1)
-        for sentence in sentences:
-            self._group_of.setdefault(sentence, group)
-        self._rows.append((where, group, tuple(texts)))
-
-    def close(self) -> None:
-        """Ends the adding of rows, and frees what only that needs."""
-        self._group_of.clear()
-
-    @property
-    def pairs(self) -> dict[LanguagePair, range]:
-        """As in `Source`."""
+        group_of: dict[tuple[str, str], int] = {}
+        for where, texts in rows:
+            sentences = list(zip(self._languages, texts, strict=True))
+            group = next((group_of[s] for s in sentences if s in group_of), self.groups)
+            self.groups = max(self.groups, group + 1)
+            for sentence in sentences:
+                group_of.setdefault(sentence, group)
+            self._rows.append((where, group, texts))
         pairs = itertools.combinations(sorted(self._languages), 2)
-        return dict.fromkeys(pairs, range(len(self._rows)))
+        self.pairs: dict[LanguagePair, range] = dict.fromkeys(pairs, range(len(self._rows)))
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -65,63 +66,39 @@ class Sentences:
         return Record(where, group, texts)
 
 
-class ParallelSource(Sentences):
-    """Sentences of line-aligned files."""
+def read_parallel(files: Mapping[str, str], skips: Skips) -> Sentences:
+    """Reads line-aligned files, without rows of which a line is empty, too long or not UTF-8.
 
-    def __init__(
-        self,
-        files: Mapping[str, pathlib.Path | str],
-        skips: Skips | None = None,
-        max_characters: int = MAX_CHARACTERS,
-    ):
-        """Reads the files.
+    Raises:
+      DataError: files missing, empty or of unequal length, or more bad rows than `skips` allows.
+    """
+    name = ", ".join(files.values())
+    lengths = dict.fromkeys(files.values(), 0)
 
-        Args:
-          files: language code → path.
-          skips: gathers the rows that cannot be used: a line that is empty, longer than
-            `max_characters`, or not UTF-8.
+    def rows() -> Iterator[tuple[str, Sequence]]:
+        for row in itertools.zip_longest(*map(read_lines, files.values())):
+            for file, line in zip(files.values(), row, strict=True):
+                lengths[file] += line is not None
+            if None not in row:  # otherwise only the lines of the longer files are still counted
+                yield str(row[0][0]), row
 
-        Raises:
-          DataError: less than two languages, files missing or of unequal length, no row, or
-            more bad ones than `skips` allows.
-        """
-        name = ", ".join(map(str, files.values()))
-        if len(files) < 2:
-            raise DataError(f"parallel text {dict(files)}: give files of at least two languages")
-        for language in files:
-            check_language(language, f"parallel text {name}")
-        super().__init__(tuple(files))
-        lengths = dict.fromkeys(files, 0)
-        bad = Skips((skips or Skips()).limit)
-        columns = [numbered_lines(pathlib.Path(file)) for file in files.values()]
-        for row in itertools.zip_longest(*columns):
-            for language, line in zip(files, row, strict=True):
-                lengths[language] += line is not None
-            if None in row:
-                continue  # only the lines of the longer files are still counted
-            where = row[0][0]
-            try:
-                self.add(where, [checked_sentence(line, at, max_characters) for at, line in row])
-            except BadRecord as error:
-                bad.add(where, str(error))
-        self.close()
-        if len(set(lengths.values())) > 1:
-            counts = ", ".join(f"{files[lang]} has {n} lines" for lang, n in lengths.items())
-            raise DataError(f"parallel text: {counts}; line n of each must translate line n")
-        bad.hand_over(skips, len(self._rows) + len(bad.reasons), name)
-        if not self._rows:
-            raise DataError(f"parallel text {name}: the files are empty; download them again")
+    def use(where: str, row: Sequence) -> tuple[str, tuple[str, ...]]:
+        return where, tuple(_sentence(line, place) for place, line in row)
+
+    sentences = Sentences(tuple(files), skips.usable(rows(), use, name))
+    if len(set(lengths.values())) > 1:
+        counts = ", ".join(f"{file} has {n} lines" for file, n in lengths.items())
+        raise DataError(f"parallel text: {counts}; line n of each must translate line n")
+    if not sentences:
+        raise DataError(f"parallel text {name}: the files are empty; download them again")
+    return sentences
 
 
-def checked_sentence(
-    line: str | BadRecord, where: str, max_characters: int = MAX_CHARACTERS
-) -> str:
-    """The sentence on a line, stripped; raises BadRecord where it is empty or too long."""
+def _sentence(line: str | BadRecord, where: object) -> str:
     if isinstance(line, BadRecord):
         raise line
     text = line.strip()
-    if not text:
-        raise BadRecord(f"{where}: empty line; remove it from the files of all languages")
-    if len(text) > max_characters:
-        raise BadRecord(f"{where}: {len(text)} characters, the limit is {max_characters}; split it")
+    if not 0 < len(text) <= MAX_CHARACTERS:
+        problem = f"{len(text)} characters; a sentence has 1 to {MAX_CHARACTERS}"
+        raise BadRecord(where, f"{problem}. Mend the line, or remove it in all languages' files")
     return text

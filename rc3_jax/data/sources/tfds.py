@@ -1,135 +1,163 @@
 """Any TFDS dataset of images and texts that is prepared in a random-access format.
 
-Reading takes no TensorFlow. A config says which field is what; `/` enters nested fields:
-
-    fields = {
-        "image": "image",
-        "translations": {"en": "caption_en", "de": "caption_de"},
-        "captions": {"text": "captions/text", "language": "captions/language"},
-        "boxes": "objects/bbox",
-    }
-
-Texts come from one field a language, or from a field `text` with a field `language` beside it.
-A field holds one text or a sequence of them.
+Reading takes no TensorFlow. Texts come from one field a language, or from a field `text` with a
+field `language` beside it. A field holds one text or a sequence of them.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
-import tensorflow_datasets as tfds
+import pydantic
+from pydantic import Field
 
-from rc3_jax.data.record import BadRecord, DataError, Skips
+from rc3_jax.data.jsonl import Captions, Row
+from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.regions import boxes_as_fractions
-from rc3_jax.data.sources.rows import ImageRow, checked_texts
+from rc3_jax.data.sources.images import ImageRow, split_kinds
+from rc3_jax.settings import Settings
+
+Example = Mapping[str, Any]
 
 
-def read_tfds(
-    name: str,
-    data_dir: pathlib.Path | str,
-    split: str,
-    fields: Mapping[str, Any],
-    skips: Skips | None = None,
-) -> list[ImageRow]:
-    """Reads the texts and boxes of a split once, for `ImageTextSource`s of any kind.
+class Fields(Settings):
+    """Which field of a dataset is what; `/` enters nested fields."""
 
-    Images are fetched when they are decoded, not before.
+    image: str
+    translations: dict[str, str] = Field({})
+    captions: dict[str, str] = Field({})
+    boxes: str | None = None
+    """A `BBoxFeature`."""
 
-    Args:
-      name: builder, such as `coco_captions` or `my_dataset/my_config:1.0.0`.
-      split: as TFDS writes it, such as `train` or `train[:10%]`.
-      fields: which field is what (see above); `image` is needed.
-      skips: gathers the examples that cannot be used.
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.translations and not self.captions:
+            raise ValueError("give captions or translations or both")
+        return self
 
-    Raises:
-      DataError: unknown builder, split or field, data that are not there or cannot be read at
-        random, no example, or more bad ones than `skips` allows.
-    """
-    examples, features = _open(name, data_dir, split)
-    texts = {key: fields.get(key, {}) for key in ("translations", "captions")}
-    unknown = fields.keys() - {"image", "translations", "captions", "boxes"}
-    if unknown or "image" not in fields or not any(texts.values()):
-        raise DataError(
-            f"{name}: fields are {sorted(fields)}; give image, captions or translations or both, "
-            "and boxes if there are any"
-        )
-    kinds = {path: _feature(features, path, name) for path in _paths(fields)}
-    boxes = fields.get("boxes")
-    if boxes and not isinstance(kinds[boxes], tfds.features.BBoxFeature):
-        raise DataError(f"{name}: field {boxes!r} is not a BBoxFeature; leave it out")
 
-    bad = Skips((skips or Skips()).limit)
-    rows = []
-    for index in range(len(examples)):
-        where = f"{name}/{split}:{index}"
-        example = examples[index]
-        try:
-            read = {
-                key: checked_texts(key, _texts(example, of_key, kinds, where), where)
-                for key, of_key in texts.items()
+class TFDSRow(Row):
+    """The texts of an example."""
+
+    translations: Captions
+    captions: Captions
+
+    @pydantic.model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.translations and not self.captions:
+            raise ValueError("no text; remove the example")
+        return self
+
+
+class TFDSSource(Settings):
+    """A dataset that TensorFlow Datasets has prepared."""
+
+    type: Literal["tfds"] = "tfds"
+    builder: str
+    """Such as `coco_captions` or `my_dataset/my_config:1.0.0`."""
+    data_dir: str
+    """The folder that TFDS wrote to."""
+    train_split: str
+    """As TFDS writes it, such as `train` or `train[:10%]`."""
+    heldout_split: str
+    fields: Fields
+
+    def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
+        """Returns the kinds of records to train on, and those held out."""
+        return split_kinds(lambda split: self.read(split, skips), self, config.shares)
+
+    def read(self, split: str, skips: Skips) -> list[ImageRow]:
+        """Reads the texts and boxes of a split once; images are fetched when they are decoded.
+
+        Raises:
+          DataError: unknown builder, split or field, data that are not there or cannot be read at
+            random, no example, or more bad ones than `skips` allows.
+        """
+        examples, features = self._opened(split)
+        labels = self._class_labels(features)
+        what = f"{self.builder}/{split}"
+
+        def use(where: str, index: int) -> ImageRow:
+            example = examples[index]
+            given = {
+                "translations": _texts(example, self.fields.translations, labels, where),
+                "captions": _texts(example, self.fields.captions, labels, where),
             }
-            if not any(read.values()):
-                raise BadRecord(f"{where}: no text in {texts}; remove the example")
-            rows.append(
-                ImageRow(
-                    where,
-                    index,
-                    _Fetch(examples, index, fields["image"]),
-                    **read,
-                    boxes=_boxes(_values(example, boxes), where) if boxes else None,
-                )
+            texts = TFDSRow.parse(given, where)
+            field = self.fields.boxes
+            boxes = _boxes(_values(example, field), where) if field else None
+            image = _Fetch(examples, index, self.fields.image)
+            return ImageRow(where, index, image, texts.translations, texts.captions, boxes)
+
+        places = ((f"{what}:{index}", index) for index in range(len(examples)))
+        rows = list(skips.usable(places, use, what))
+        if not rows:
+            raise DataError(f"{self.builder}: split {split!r} is empty; choose another")
+        return rows
+
+    def _opened(self, split: str) -> tuple[Sequence[Example], Any]:
+        """Opens a prepared dataset, whose images stay encoded."""
+        import tensorflow_datasets as tfds
+
+        name, folder = self.builder, pathlib.Path(self.data_dir)
+        if not folder.is_dir():
+            raise DataError(f"{name}: data_dir {folder} is missing; give the folder TFDS wrote to")
+        try:
+            builder = tfds.builder(name, data_dir=folder)
+            if not builder.data_path.exists():
+                raise FileNotFoundError(f"{builder.data_path} does not exist")
+            features = builder.info.features
+            return builder.as_data_source(split, decoders=_skip_decoding(features)), features
+        except tfds.core.DatasetNotFoundError as error:
+            found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+            raise DataError(
+                f"{name}: TFDS knows no such dataset, and {folder} holds {found}; correct the name"
+            ) from error
+        except (OSError, ValueError, NotImplementedError) as error:
+            raise DataError(
+                f"{name}: split {split!r} in {folder} cannot be read: {str(error)[:500]}\nPrepare "
+                f"it with tfds.builder({name!r}, data_dir=..., file_format='array_record')"
+                ".download_and_prepare(), or correct name, split and data_dir"
+            ) from error
+
+    def _class_labels(self, features: Any) -> dict[str, Any]:
+        """Checks that the fields are there; returns those whose values are numbers of classes."""
+        from tensorflow_datasets.core.features import BBoxFeature, ClassLabel
+
+        given = self.fields
+        texts = [*given.translations.values(), *given.captions.values()]
+        leaves = {path: _leaf(features, path) for path in (given.image, *texts, given.boxes or "")}
+        for path, leaf in leaves.items():
+            if path and leaf is None:
+                known = str(features)[:2000]
+                raise DataError(f"{self.builder}: no field {path!r}; the fields are {known}")
+        if given.boxes and not isinstance(leaves[given.boxes], BBoxFeature):
+            raise DataError(
+                f"{self.builder}: field {given.boxes!r} is no BBoxFeature; leave it out"
             )
-        except BadRecord as error:
-            bad.add(where, str(error))
-    bad.hand_over(skips, len(examples), f"{name}/{split}")
-    if not rows:
-        raise DataError(f"{name}: split {split!r} is empty; choose another")
-    return rows
+        return {path: leaves[path] for path in texts if isinstance(leaves[path], ClassLabel)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Fetch:
     """Returns the encoded image of an example when called."""
 
-    examples: Sequence[Mapping[str, Any]]
+    examples: Sequence[Example]
     index: int
     field: str
 
     def __call__(self) -> bytes:
-        return _at(self.examples[self.index], self.field)
+        return _values(self.examples[self.index], self.field)[0]
 
 
-def _open(
-    name: str, data_dir: pathlib.Path | str, split: str
-) -> tuple[Sequence[Mapping[str, Any]], tfds.features.FeaturesDict]:
-    """Opens a prepared dataset, whose images stay encoded."""
-    if not pathlib.Path(data_dir).is_dir():
-        raise DataError(f"{name}: data_dir {data_dir} is missing; give the folder TFDS wrote to")
-    try:
-        builder = tfds.builder(name, data_dir=data_dir)
-        if not builder.data_path.exists():
-            raise FileNotFoundError(f"{builder.data_path} does not exist")
-        undecoded = _skip_decoding(builder.info.features)
-        return builder.as_data_source(split, decoders=undecoded), builder.info.features
-    except tfds.core.DatasetNotFoundError as error:
-        found = sorted(path.name for path in pathlib.Path(data_dir).iterdir() if path.is_dir())
-        raise DataError(
-            f"{name}: TFDS knows no such dataset, and {data_dir} holds {found}; correct the name"
-        ) from error
-    except (OSError, ValueError, NotImplementedError) as error:
-        raise DataError(
-            f"{name}: split {split!r} in {data_dir} cannot be read: {str(error)[:500]}\nPrepare "
-            f"it with tfds.builder({name!r}, data_dir=..., file_format='array_record')"
-            ".download_and_prepare(), or correct name, split and data_dir"
-        ) from error
-
-
-def _skip_decoding(features: tfds.features.FeaturesDict) -> dict[str, Any]:
+def _skip_decoding(features: Any) -> dict[str, Any]:
     """Returns decoders that leave images encoded; TFDS has none such within sequences."""
+    import tensorflow_datasets as tfds
+
     return {
         key: _skip_decoding(inner)
         if isinstance(inner, tfds.features.FeaturesDict)
@@ -139,65 +167,49 @@ def _skip_decoding(features: tfds.features.FeaturesDict) -> dict[str, Any]:
     }
 
 
-def _leaves(feature: tfds.features.FeatureConnector, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields the path and the feature of every leaf."""
-    if isinstance(feature, tfds.features.Sequence):
-        yield from _leaves(feature.feature, path)
-    elif isinstance(feature, tfds.features.FeaturesDict):
-        for key, inner in feature.items():
-            yield from _leaves(inner, f"{path}/{key}" if path else key)
-    else:
-        yield path, feature
-
-
-def _feature(features: tfds.features.FeaturesDict, path: str, name: str) -> Any:
-    leaves = dict(_leaves(features))
-    if path not in leaves:
-        raise DataError(f"{name}: no field {path!r}; the fields are {', '.join(sorted(leaves))}")
-    return leaves[path]
-
-
-def _paths(fields: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the path of every field in a mapping of fields."""
-    for path in fields.values():
-        yield from _paths(path) if isinstance(path, Mapping) else [path]
-
-
-def _at(example: Mapping[str, Any], path: str) -> Any:
+def _leaf(feature: Any, path: str) -> Any:
+    """Returns the feature at a path, None where there is none or one with others in it."""
     for key in path.split("/"):
-        example = example[key]
-    return example
+        feature = getattr(feature, "feature", feature)  # of a sequence
+        if key not in getattr(feature, "keys", tuple)():
+            return None
+        feature = feature[key]
+    feature = getattr(feature, "feature", feature)
+    return None if hasattr(feature, "keys") else feature
 
 
-def _values(example: Mapping[str, Any], path: str) -> list[Any]:
+def _values(example: Example, path: str) -> list[Any]:
     """Returns the values of a field; one alone as a list, too."""
-    values = _at(example, path)
+    values: Any = example
+    for key in path.split("/"):
+        values = values[key]
     return list(values) if isinstance(values, list | np.ndarray) else [values]
 
 
 def _texts(
-    example: Mapping[str, Any], fields: Mapping[str, str], kinds: Mapping[str, Any], where: str
-) -> dict[str, list[str]]:
+    example: Example, fields: Mapping[str, str], labels: Mapping[str, Any], where: str
+) -> dict[str, list[Any]]:
     """Returns language → texts as an example has them, unchecked."""
-    strings = {key: _strings(example, path, kinds) for key, path in fields.items()}
+    texts = {key: _strings(example, path, labels.get(path)) for key, path in fields.items()}
     if fields.keys() != {"text", "language"}:
-        return strings
-    if len(strings["text"]) != len(strings["language"]):
-        raise BadRecord(f"{where}: as many languages as texts are needed; remove the example")
-    texts: dict[str, list[str]] = {}
-    for language, text in zip(strings["language"], strings["text"], strict=True):
-        texts.setdefault(language, []).append(text)
-    return texts
+        return texts
+    if len(texts["text"]) != len(texts["language"]):
+        raise BadRecord(where, "as many languages as texts are needed; remove the example")
+    by_language: dict[str, list[Any]] = {}
+    for language, text in zip(texts["language"], texts["text"], strict=True):
+        by_language.setdefault(language, []).append(text)
+    return by_language
 
 
-def _strings(example: Mapping[str, Any], path: str, kinds: Mapping[str, Any]) -> list[str]:
+def _strings(example: Example, path: str, label: Any) -> list[Any]:
     """Returns the texts of a field; a class label stands for its name."""
-    values = _values(example, path)
-    if isinstance(kinds[path], tfds.features.ClassLabel):
-        return [kinds[path].int2str(int(value)) for value in values]
     return [
-        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
-        for value in values
+        label.int2str(int(value))
+        if label
+        else value.decode("utf-8", "surrogateescape")
+        if isinstance(value, bytes)
+        else value
+        for value in _values(example, path)
     ]
 
 
@@ -205,5 +217,4 @@ def _boxes(boxes: list[np.ndarray], where: str) -> np.ndarray | None:
     """Returns float32 `[regions, 4]` x1, y1, x2, y2 of TFDS's y1, x1, y2, x2 in [0, 1]."""
     if not boxes:
         return None
-    y1, x1, y2, x2 = np.stack(boxes).T
-    return boxes_as_fractions(np.stack([x1, y1, x2, y2], axis=1), 1, 1, where, tolerance=0.01)
+    return boxes_as_fractions(np.stack(boxes)[:, [1, 0, 3, 2]], 1, 1, where, tolerance=0.01)

@@ -1,0 +1,295 @@
+"""Files of rows: lines of text, JSON objects on lines or in one document, and typed rows of them.
+
+    read_lines, read_objects -> (place, fields) -> Row.parse -> typed row -> a source's Record
+
+A reader of another format yields the same pairs. It cannot raise and go on, so that it yields a
+BadRecord in place of a row that cannot be read; `Skips.usable` counts these.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import gzip
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
+
+import pydantic
+
+from rc3_jax.data.record import BadRecord, DataError, checked_language
+
+MAX_LINE_BYTES = 2**20
+MAX_JSON_BYTES = 2**31
+"""Larger JSON documents are refused, since they are read whole."""
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Where a row stands.
+
+    Attributes:
+      row: what messages add to the path: `:17` for a line, `[3]` or `['key']` within a document.
+      offset: first byte of the line; None within a gzip file or a document.
+    """
+
+    path: pathlib.Path
+    row: str
+    offset: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.path}{self.row}"
+
+    def read_object(self) -> dict[str, Any]:
+        """The JSON object on the line, read again; raises BadRecord if that fails."""
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset or 0)
+                return parse_object(_decoded(file.readline(), self), self)
+        except OSError as error:
+            raise BadRecord(self, f"cannot be read any more ({error})") from error
+
+
+def read_lines(
+    path: pathlib.Path | str, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[Place, str | BadRecord]]:
+    """Yields the lines of a plain or gzipped text file, without byte order mark and line end.
+
+    A line that is not UTF-8 or longer than `max_bytes` is a BadRecord.
+
+    Raises:
+      DataError: the file is missing, unreadable, or a damaged gzip file.
+    """
+    path = pathlib.Path(path)
+    try:
+        with open(path, "rb") as raw:
+            is_gzip = raw.peek(2)[:2] == _GZIP_MAGIC
+            file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
+            number = offset = 0
+            while line := file.readline(max_bytes):
+                number += 1
+                place = Place(path, f":{number}", None if is_gzip else offset)
+                start, end = offset, line
+                offset += len(line)
+                while end and not end.endswith(b"\n"):  # what is left of a long line
+                    end = file.readline(max_bytes)
+                    offset += len(end)
+                if offset - start > len(line):
+                    yield place, BadRecord(place, f"longer than {max_bytes} bytes; split it")
+                else:
+                    yield place, _decoded(line, place)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged gzip file ({error}); download it again") from error
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror or error}); check the path in the config"
+        ) from error
+
+
+def read_objects(
+    path: pathlib.Path | str, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[Place, dict[str, Any] | BadRecord]]:
+    """Yields the JSON objects of a file, one a line; blank lines are passed over.
+
+    Raises:
+      DataError: as `read_lines`.
+    """
+    for place, line in read_lines(path, max_bytes):
+        if isinstance(line, BadRecord) or line.strip():
+            try:
+                yield place, parse_object(line, place)
+            except BadRecord as error:
+                yield place, error
+
+
+def read_items(
+    path: pathlib.Path | str, key_field: str = ""
+) -> Iterator[tuple[Place, dict[str, Any] | BadRecord]]:
+    """Yields the elements of the list, or the values of the object, that a JSON document holds.
+
+    Args:
+      key_field: a field to which the keys of such an object are added.
+
+    Raises:
+      DataError: the file cannot be read, or is no such document.
+    """
+    path = pathlib.Path(path)
+    content = read_json(path)
+    if isinstance(content, list):
+        content, key_field = dict(enumerate(content)), ""
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: {preview(content)} is no list or object of rows")
+    for key, item in content.items():
+        place = Place(path, f"[{key!r}]")
+        if isinstance(item, dict):
+            yield place, item | ({key_field: key} if key_field else {})
+        else:
+            yield place, BadRecord(place, f"{preview(item)} is not a row; write {{...}}")
+
+
+def parse_object(text: str | BadRecord, where: object) -> dict[str, Any]:
+    """The JSON object that a text holds; raises BadRecord if it is anything else."""
+    if isinstance(text, BadRecord):
+        raise text
+    try:
+        fields = _loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(where, f"not JSON ({error}); write one object a line") from error
+    if not isinstance(fields, dict):
+        raise BadRecord(where, f"{preview(fields)} is not a JSON object; write {{...}}")
+    return fields
+
+
+def read_json(path: pathlib.Path | str) -> Any:
+    """The content of a JSON document.
+
+    Raises:
+      DataError: missing, too large, not JSON in UTF-8, or a key twice in one object.
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
+        return _loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not usable JSON ({error}); download it again") from error
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        [(key, _)] = collections.Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"key {key[:100]!r} stands twice in one object")
+    return fields
+
+
+_loads = functools.partial(json.loads, object_pairs_hook=_unique_keys)
+
+
+def _decoded(line: bytes, where: object) -> str | BadRecord:
+    try:
+        return line.decode("utf-8-sig").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        return BadRecord(where, f"not UTF-8 ({error.reason}); convert the file with iconv")
+
+
+def path_inside(root: str, field: str, name: str, where: object) -> pathlib.Path:
+    """The real path of a file inside of `root`, a real path, which symbolic links cannot leave.
+
+    Args:
+      field: the row's field that holds `name`, for messages.
+
+    Raises:
+      BadRecord: `name` leads out of `root`, or there is no such file.
+    """
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+        is_inside = not os.path.isabs(name) and path.startswith(os.path.join(root, ""))
+    except ValueError:  # a zero byte or half of a surrogate pair
+        is_inside = False
+    if not is_inside:
+        problem = f"{field} {name[:200]!r} leads out of {root}; give paths relative to that folder"
+        raise BadRecord(where, problem)
+    if not os.path.isfile(path):
+        raise BadRecord(where, f"{field} {name[:200]!r} is missing in {root}; add the file")
+    return pathlib.Path(path)
+
+
+class Row(pydantic.BaseModel):
+    """A row's fields with their types. Subclasses declare those they need; others are ignored."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def parse(
+        cls, fields: Mapping[str, Any], where: object, names: Mapping[str, str] | None = None
+    ) -> Self:
+        """Checks fields as a file gives them.
+
+        Args:
+          where: file and line, with which messages begin.
+          names: field of the class → its name in the file, where that differs.
+
+        Raises:
+          BadRecord: a field is missing or not of its type; the message names it.
+        """
+        names = names or {}
+        named = {field: names.get(field, field) for field in cls.model_fields}
+        given = {field: fields[name] for field, name in named.items() if name in fields}
+        try:
+            return cls.model_validate(given)
+        except pydantic.ValidationError as error:
+            problem = error.errors(include_url=False, include_context=False)[0]
+            raise BadRecord(where, _described(problem, named)) from error
+
+
+def _described(problem: Any, names: Mapping[str, str]) -> str:
+    """What is wrong with which field, in one line."""
+    message = problem["msg"].removeprefix("Value error, ").replace("valid tuple", "valid list")
+    field, *keys = problem["loc"] or ("",)
+    if not field:
+        return message
+    name = names[field] + "".join(f"[{key!r}]" for key in keys if key != "[key]")
+    if problem["type"] == "missing":
+        return f"field {name} is missing; add it"
+    if problem["type"] == "value_error":
+        return f"field {name}: {message}"
+    return f"field {name}: {message[0].lower()}{message[1:]}, not {preview(problem['input'])}"
+
+
+def preview(value: object) -> str:
+    """The type and the start of a value's representation; all of it may be a megabyte."""
+    return f"{type(value).__name__} {repr(value)[:40]}"
+
+
+def _with_words(text: str) -> str:
+    text = text.strip()
+    if not text:
+        raise ValueError("an empty text; write it, or remove it")
+    text.encode()  # half of a surrogate pair is a ValueError
+    return text
+
+
+def _tuples(given: object) -> object:
+    """Language → tuple of texts, where a file may have one text, a list of texts or nothing."""
+    if not isinstance(given, Mapping):
+        return {} if given is None else given
+    several = {code: [texts] if isinstance(texts, str) else texts for code, texts in given.items()}
+    return {code: tuple(t) if isinstance(t, list) else t for code, t in several.items()}
+
+
+def _distinct(texts: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    return {code: tuple(dict.fromkeys(several)) for code, several in texts.items() if several}
+
+
+def _one_each(texts: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    if several := [code for code, in_language in texts.items() if len(in_language) > 1]:
+        raise ValueError(f"several texts in {several[0]}; give one, or call them captions")
+    return texts
+
+
+Text = Annotated[str, pydantic.AfterValidator(_with_words)]
+"""A text with at least one word, stripped."""
+Identity = Annotated[
+    Text, pydantic.BeforeValidator(lambda given: str(given) if type(given) is int else given)
+]
+"""A text or a whole number, as a text."""
+Language = Annotated[str, pydantic.AfterValidator(checked_language)]
+"""A BCP 47 tag in standard form."""
+Captions = Annotated[
+    dict[Language, tuple[Text, ...]],
+    pydantic.BeforeValidator(_tuples),
+    pydantic.AfterValidator(_distinct),
+]
+"""Language → its distinct texts, from language → text or list of texts; null is no text."""
+Translations = Annotated[Captions, pydantic.AfterValidator(_one_each)]
+"""Captions with at most one text a language."""

@@ -1,0 +1,93 @@
+"""Images with all their texts, as files list them, and the records of one kind among them."""
+
+from __future__ import annotations
+
+import array
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rc3_jax.data.kinds import (
+    RETRIEVAL,
+    LanguagePair,
+    Texts,
+    row_languages,
+    texts_of_kind,
+    wanted,
+)
+from rc3_jax.data.record import ImageLike, Kinds, Record
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageRow:
+    """All that a file says about one image; records of several kinds are made from it.
+
+    Attributes:
+      translations: language → texts; all translate one another.
+      captions: language → texts about the image, written independently.
+      load_regions: returns boxes and features of a detector; called when a record is asked for.
+      The others: as in `Record`.
+    """
+
+    where: str
+    group: int
+    image: ImageLike
+    translations: Texts
+    captions: Texts
+    boxes: np.ndarray | None = None
+    load_regions: Callable[[], tuple[np.ndarray, np.ndarray]] | None = None
+
+    def texts(self, kind: str) -> Texts | None:
+        """See `texts_of_kind`."""
+        return texts_of_kind(kind, self.translations, self.captions)
+
+
+class ImageTextSource:
+    """The records of one kind that rows offer (a `Source`). Sources may share their rows.
+
+    Groups are numbered alike for all kinds made from the same rows. A record may raise BadRecord
+    when it is asked for, if its region file cannot be used.
+    """
+
+    def __init__(self, rows: Sequence[ImageRow], kind: str):
+        self._kind = kind
+        self._rows = [row for row in rows if row.texts(kind)]
+        self.groups = 1 + max((row.group for row in rows), default=-1)
+        found: dict[LanguagePair, array.array[int]] = collections.defaultdict(
+            lambda: array.array("i")
+        )
+        for number, row in enumerate(self._rows):
+            for pair in row_languages(kind, row.texts(kind) or {}):
+                found[pair].append(number)
+        self.pairs = {pair: np.frombuffer(numbers, np.int32) for pair, numbers in found.items()}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        row = self._rows[index]
+        boxes, features = row.load_regions() if row.load_regions else (row.boxes, None)
+        return Record(row.where, row.group, row.texts(self._kind) or {}, row.image, boxes, features)
+
+
+def image_text_kinds(rows: Sequence[ImageRow], kinds: Iterable[str]) -> Kinds:
+    """Those of the kinds that some row offers."""
+    offered = [kind for kind in kinds if any(row.texts(kind) for row in rows)]
+    return {kind: (ImageTextSource(rows, kind), 0) for kind in offered}
+
+
+def heldout_kinds(rows: Sequence[ImageRow]) -> Kinds:
+    """Records for retrieval, and those on which the dependence of texts is measured."""
+    return image_text_kinds(rows, (RETRIEVAL, "strict", "weak"))
+
+
+def split_kinds(
+    read: Callable[[Any], Sequence[ImageRow]], source: Any, shares: Any
+) -> tuple[Kinds, Kinds]:
+    """The kinds in a source's `train_split` and `heldout_split`, given what reads a split."""
+    kinds = ("strict", "weak", *wanted(("captioned",), shares))
+    train = image_text_kinds(read(source.train_split), kinds)
+    return train, heldout_kinds(read(source.heldout_split))

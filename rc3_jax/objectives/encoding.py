@@ -1,0 +1,120 @@
+"""The towers and the fusion encoder, each in as few passes as the shapes of a batch allow.
+
+`terms` says which views and passes the terms of a loss need; see there for the names of views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from rc3_jax.data.tokenizer import PAD_ID
+from rc3_jax.models.base import VISUAL_FIELDS, PairModel, View
+from rc3_jax.objectives.batching import deinterleave, interleave
+
+Batch = Mapping[str, Mapping[str, Array]]
+"""Kind of rows → field → array; see `data.stream`."""
+Views = dict[tuple[str, str], View]
+"""(kind, name of a view) → the encoded view."""
+Head = Callable[[PairModel, Array, Array, Array | None], Array]
+"""Maps (model, fused tokens, text mask, masked positions of a `masked` text) to what a term reads."""
+Passes = dict[tuple[str, str, str], list[Head]]
+"""(kind, text, view) → the heads that read it."""
+InParts = Callable[..., Any]
+"""Calls (function, *rows) as `microbatched` does."""
+
+TEXT_FIELDS = {"a": "ids_a", "b": "ids_b", "masked": "masked_ids"}
+"""Name of a text → its field in a batch."""
+
+
+def encode_texts(
+    rows: Batch, needed: AbstractSet[tuple[str, str]], deterministic: bool, in_parts: InParts
+) -> Views:
+    """One pass of the text tower over all texts of a length."""
+    by_length: dict[int, dict[tuple[str, str], tuple[Array, Array]]] = {}
+    for kind, fields in rows.items():
+        for name, field in TEXT_FIELDS.items():
+            if (kind, name) in needed and field in fields:
+                # A masked token may have become any other, the padding token too.
+                known = fields["ids_a" if name == "masked" else field] != PAD_ID
+                same = by_length.setdefault(known.shape[1], {})
+                same[kind, name] = fields[field], known
+    views: Views = {}
+    for texts in by_length.values():
+        ids, mask = (interleave(list(x)) for x in zip(*texts.values(), strict=True))
+        states, embedding = in_parts(
+            lambda model, ids, mask: model.encode_text(ids, deterministic, mask), ids, mask
+        )
+        counts = [len(known) for _, known in texts.values()]
+        parts = (deinterleave(x, counts) for x in (states, mask, embedding))
+        views |= {
+            text: View(*part) for text, part in zip(texts, zip(*parts, strict=True), strict=True)
+        }
+    return views
+
+
+def encode_images(
+    model: Any,
+    batch: Batch,
+    needed: AbstractSet[tuple[str, str]],
+    deterministic: bool,
+    in_parts: InParts,
+) -> Views:
+    """One pass of the visual towers over all images; regions come from their images' tokens."""
+    kinds = [kind for kind in batch if {(kind, "image"), (kind, "whole")} & needed]
+    kinds = [kind for kind in kinds if "image" in batch[kind]]
+    if not kinds:
+        return {}
+    names = [name for name in VISUAL_FIELDS if name in batch[kinds[0]]]
+    rows = {name: interleave([batch[kind][name] for kind in kinds]) for name in names}
+    visual = in_parts(lambda model, rows: model.encode_visual(rows, deterministic), rows)
+    counts = [len(batch[kind]["image"]) for kind in kinds]
+    parts = zip(*(deinterleave(x, counts) for x in visual), strict=True)
+    views: Views = {}
+    for kind, (tokens, mask, embedding) in zip(kinds, parts, strict=True):
+        if kind != "region":
+            views[kind, "image"] = View(tokens, mask, embedding)
+            continue
+        inside = batch[kind]["region_tokens"]
+        if (kind, "image") in needed:
+            views[kind, "image"] = model.regions(tokens, inside)
+        if (kind, "whole") in needed:
+            tokens, mask = (jnp.repeat(x, inside.shape[1], axis=0) for x in (tokens, mask))
+            views[kind, "whole"] = View(tokens, mask, None)
+    return views
+
+
+def fuse(
+    views: Views, rows: Batch, passes: Passes, deterministic: bool, in_parts: InParts
+) -> dict[tuple[str, str, str, Head], Array]:
+    """One pass of the fusion encoder over all passes whose texts and views have the same shapes."""
+    by_shape: dict[tuple, Passes] = {}
+    for (kind, text, view), heads in passes.items():
+        shape = tuple(views[kind, name].tokens.shape[1:] for name in (text, view))
+        by_shape.setdefault(shape, {})[kind, text, view] = heads
+    outputs: dict[tuple[str, str, str, Head], Array] = {}
+    for group in by_shape.values():
+
+        def read(model, inputs, group=group):
+            columns = zip(*(states for states, _ in inputs), strict=True)
+            fused = model.fusion(*(interleave(list(x)) for x in columns), deterministic)
+            counts = [len(states[0]) for states, _ in inputs]
+            return [
+                [head(model, tokens, states[1], positions) for head in heads]
+                for tokens, (states, positions), heads in zip(
+                    deinterleave(fused, counts), inputs, group.values(), strict=True
+                )
+            ]
+
+        inputs = []
+        for kind, text, view in group:
+            states = (*views[kind, text][:2], *views[kind, view][:2])
+            positions = rows[kind]["masked_positions"] if text == "masked" else None
+            inputs.append((states, positions))
+        for one, heads, found in zip(group, group.values(), in_parts(read, inputs), strict=True):
+            outputs |= {(*one, head): x for head, x in zip(heads, found, strict=True)}
+    return outputs

@@ -1,0 +1,200 @@
+"""Generated scenes as pre-training data (METHOD.md sections 0 and 4).
+
+Every record is a function of (seed, kind, split, index), so a source needs no files, takes no
+memory and gives the same records in any order, on any machine.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import operator
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
+
+import ml_collections
+import numpy as np
+import pydantic
+
+from rc3_jax.data.kinds import LanguagePair, row_languages, wanted
+from rc3_jax.data.record import Element, Kinds, Record, Skips
+from rc3_jax.scenes import scene as scenes
+from rc3_jax.scenes.draw import draw
+from rc3_jax.scenes.languages import LANGUAGES
+from rc3_jax.scenes.languages.base import FRAMES
+from rc3_jax.settings import ConfigError, Settings, check_choice
+
+KINDS: tuple[str, ...] = ("strict", "weak", "parallel", "retrieval", "captioned", "region")
+"""A kind's position here is part of its random streams' key."""
+STRICT_LANGUAGES = ("en", "de", "fr")
+WEAK_LANGUAGES = tuple(code for code in LANGUAGES if code not in STRICT_LANGUAGES)
+
+_KEPT_IN_STRICT_TEXT = 0.85
+_KEPT_IN_WEAK_TEXT = 0.7
+_SCENE, _FACTS, _FRAMES, _REGIONS, _ELEMENTS = range(5)  # independent random streams of one record
+_SEEN_IN_CROPS = ("shape", "colour")  # attributes that stay true whatever a crop keeps
+
+
+class ScenesSource(Settings):
+    """Generated scenes as a source of training data: the number of records of each kind."""
+
+    type: Literal["scenes"] = "scenes"
+    seed: int = pydantic.Field(0, ge=0)
+    """Other seeds are other scenes."""
+    strict: int = pydantic.Field(0, ge=0)
+    """Two of the strict languages say the same about every object of a picture."""
+    weak: int = pydantic.Field(0, ge=0)
+    """Two languages, one of them weak, say what they choose about objects that they choose."""
+    parallel: int = pydantic.Field(0, ge=0)
+    """English and another language say the same about a scene that is not shown."""
+    captioned: int = pydantic.Field(0, ge=0)
+    """Every language says the same about every object of a picture."""
+    region: int = pydantic.Field(0, ge=0)
+    """As captioned, and every language names the colour and shape of each object by itself."""
+    strict_languages: tuple[str, ...] = STRICT_LANGUAGES
+    """Languages of strict records."""
+    weak_languages: tuple[str, ...] = WEAK_LANGUAGES
+    """Languages that occur in the other records only."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_languages(self) -> Self:
+        for kind in self._sizes():
+            _language_turns(kind, self.strict_languages, self.weak_languages)
+        return self
+
+    def _sizes(self) -> dict[str, int]:
+        """The sizes of the kinds that there are; retrieval is never trained on."""
+        return {kind: size for kind in KINDS if (size := getattr(self, kind, 0))}
+
+    def open(self, config: ml_collections.ConfigDict, skips: Skips) -> tuple[Kinds, Kinds]:
+        """Returns the kinds of records to train on, and those held out.
+
+        Captioned and region records are offered where `config.shares` has them.
+        """
+        languages = self.strict_languages, self.weak_languages
+        options = (self.seed, *languages, config.model.roi.feature_size)
+        train: Kinds = {}
+        groups = 0
+        kinds = ("strict", "weak", "parallel", *wanted(("captioned", "region"), config.shares))
+        for kind, size in self._sizes().items():
+            if kind in kinds:
+                source = SceneRecords(kind, "train", size, *options)
+                train[kind] = source, groups
+                groups += source.groups
+        rows = config.evaluation.images, config.evaluation.dependence_rows
+        held: list[tuple[str, int]] = list(zip(("retrieval", "weak"), rows, strict=True))
+        return train, {k: (SceneRecords(k, "heldout", n, *options), 0) for k, n in held if n}
+
+
+class SceneRecords:
+    """Random access to the records of one kind, a `Source`.
+
+    `ScenesSource` says what the texts of each kind are; those of kind "retrieval" say everything
+    about every object in every language. The relevance of a weak record is the overlap of what its
+    texts say. Records with an image have regions; those of kind region have elements instead.
+    Other kinds, splits and seeds are other scenes; a smaller source is the beginning of a larger
+    one. The language pairs take turns, so that all are equally frequent.
+
+    Args:
+      split: any name, such as "train" or "heldout".
+      feature_size: length of a region's feature vector.
+
+    Raises:
+      ConfigError: unknown languages, languages named twice, or too few for the kind.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        split: str,
+        size: int,
+        seed: int,
+        strict_languages: Sequence[str] = STRICT_LANGUAGES,
+        weak_languages: Sequence[str] = WEAK_LANGUAGES,
+        feature_size: int = 64,
+    ):
+        self._turns = _language_turns(kind, strict_languages, weak_languages)
+        self._kind, self._size, self._seed = kind, size, seed
+        self._key = KINDS.index(kind), zlib.crc32(split.encode())
+        self._projection = scenes.feature_projection(feature_size)
+        self._groups_each = 1 + len(scenes.PLACES) if kind == "region" else 1
+        self.groups = size * self._groups_each
+        self.pairs: Mapping[LanguagePair, Sequence[int]] = {
+            pair: range(turn, size, len(self._turns))
+            for turn, languages in enumerate(self._turns[:size])
+            for pair in row_languages(kind, dict.fromkeys(languages, ("one text",)))
+        }
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Record:
+        scene, facts = self.scene(index), self.facts(index)
+        mentions = {code: scene.mentions(said) for code, said in facts.items()}
+        texts = _captions(self._rng(index, _FRAMES), mentions)
+        where, group = f"scenes/{self._kind}:{index}", index * self._groups_each
+        if self._kind == "parallel":
+            return Record(where, group, texts)
+        image = functools.partial(draw, scene)
+        if self._kind == "region":
+            rng, elements = self._rng(index, _ELEMENTS), []
+            for item in scene.objects:
+                mentions = {code: [item.mention(_SEEN_IN_CROPS)] for code in facts}
+                elements.append(Element(item.box, _captions(rng, mentions)))
+            return Record(where, group, texts, image, elements=tuple(elements))
+        regions = scenes.random_regions(self._rng(index, _REGIONS), scene, self._projection)
+        overlap = scenes.relevance(*facts.values()) if self._kind == "weak" else None
+        return Record(where, group, texts, image, *regions, overlap)
+
+    def scene(self, index: int) -> scenes.Scene:
+        """The scene behind a record."""
+        return scenes.random_scene(self._rng(index, _SCENE))
+
+    def facts(self, index: int) -> dict[str, scenes.Facts]:
+        """What the text of each language of a record says about its scene."""
+        scene, rng = self.scene(index), self._rng(index, _FACTS)
+        languages = self._turns[index % len(self._turns)]
+        if self._kind == "retrieval":
+            return dict.fromkeys(languages, scene.facts())
+        draw_facts = functools.partial(scenes.random_facts, rng, scene)
+        objects = len(scene.objects)
+        if self._kind == "weak":
+            counts = [int(rng.integers(1, objects + 1)) for _ in languages]
+            said = [draw_facts(count, _KEPT_IN_WEAK_TEXT) for count in counts]
+            return dict(zip(languages, said, strict=True))
+        return dict.fromkeys(languages, draw_facts(objects, _KEPT_IN_STRICT_TEXT))
+
+    def _rng(self, index: int, stream: int) -> np.random.Generator:
+        index = operator.index(index)
+        if not 0 <= index < self._size:
+            raise IndexError(f"record {index} of a scene source of {self._size}")
+        return scenes.random_stream(self._seed, *self._key, index, stream)
+
+
+def _captions(
+    rng: np.random.Generator, mentions: Mapping[str, list[scenes.Mention]]
+) -> dict[str, tuple[str]]:
+    """Says the mentions of each language, in random frames."""
+    return {c: (LANGUAGES[c].caption(m, int(rng.integers(FRAMES))),) for c, m in mentions.items()}
+
+
+def _language_turns(kind: str, strict: Sequence[str], weak: Sequence[str]) -> list[LanguagePair]:
+    """The languages of a record, one entry for each turn that records take."""
+    every = (*strict, *weak)
+    named = f"strict_languages={strict}, weak_languages={weak}"
+    for code in every:
+        check_choice("a language of strict_languages or weak_languages", code, LANGUAGES)
+    if len(set(every)) < len(every):
+        raise ConfigError(f"{named}: name each language once")
+    turns: list[LanguagePair] = [every] if every else []
+    if kind == "strict":
+        turns = list(itertools.combinations(strict, 2))
+    elif kind == "weak":
+        pairs = itertools.combinations(every, 2)
+        turns = [pair for pair in pairs if not weak or set(pair) & set(weak)]
+    elif kind == "parallel":
+        turns = [("en", code) for code in every if code != "en"]
+    if not turns:
+        raise ConfigError(f"{named}: too few for {kind} records; name more, or leave both out")
+    return turns

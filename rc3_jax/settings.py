@@ -1,0 +1,152 @@
+"""Typed settings: the base of every tower's, system's, source's and run's settings class.
+
+A class lists its settings with types, defaults and descriptions in one place. `config.py` puts the
+classes together into the configuration of a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+import typing
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Self
+
+import ml_collections
+import pydantic
+from ml_collections import config_dict
+
+
+class ConfigError(ValueError):
+    """An invalid setting; the message names it and says what to do."""
+
+
+def check_choice(setting: str, value: Any, choices: Collection[Any]) -> None:
+    """Raises ConfigError unless a setting is one of the choices."""
+    if value not in choices:
+        names = ", ".join(map(str, choices))
+        raise ConfigError(f"{setting}={value!r}: use one of {names}")
+
+
+class Settings(pydantic.BaseModel):
+    """A group of settings. Subclasses declare fields; a string after a field describes it.
+
+    Instances are immutable. Types are checked strictly: a float setting takes an int, nothing else
+    is converted. A validator of a subclass raises ValueError with a message that names the setting
+    and the remedy.
+    """
+
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+    @classmethod
+    def parse(cls, values: Any, where: str = "") -> Self:
+        """Checks a ConfigDict, or a dict such as one from a JSON file, against the class.
+
+        Args:
+          where: the name of the group, such as `model.patch`; messages begin with it.
+
+        Raises:
+          ConfigError: lists every unknown name, missing setting and value of a wrong type.
+        """
+        if isinstance(values, cls):
+            return values
+        try:
+            return cls.model_validate(plain(values))
+        except pydantic.ValidationError as error:
+            problems = [_problem(cls, where, problem) for problem in error.errors()]
+            raise ConfigError("\n  ".join(problems)) from error
+
+    def config_dict(self) -> ml_collections.ConfigDict:
+        """The settings as a ConfigDict, which a config file changes and the command line overrides.
+
+        A setting that is None becomes a placeholder of its type.
+        """
+        values: dict[str, Any] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if value is None:
+                values[name] = config_dict.placeholder(_optional_type(field.annotation))
+            else:
+                values[name] = _as_config(value)
+        return ml_collections.ConfigDict(values)
+
+
+def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Yields name, value and description of every setting, those of nested groups included."""
+    for name in type(settings).model_fields:
+        path, value = f"{prefix}{name}", getattr(settings, name)
+        if isinstance(value, Settings):
+            yield from describe(value, f"{path}.")
+        elif isinstance(value, Mapping) and any(isinstance(v, Settings) for v in value.values()):
+            for key, item in value.items():
+                yield from describe(item, f"{path}.{key}.")
+        else:
+            yield path, value, description(type(settings), name)
+
+
+def description(cls: type[Settings], name: str) -> str:
+    """What a setting means; a class that only changes its default inherits the description."""
+    fields = (base.model_fields.get(name) for base in cls.__mro__ if issubclass(base, Settings))
+    found = (field.description for field in fields if field is not None and field.description)
+    return " ".join(next(found, "").split())
+
+
+def _as_config(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return value.config_dict()
+    if isinstance(value, Mapping):
+        return ml_collections.ConfigDict({name: _as_config(item) for name, item in value.items()})
+    return value
+
+
+def _optional_type(annotation: Any) -> type:
+    """The type of `T | None`; `object` where there are several."""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        chosen = [part for part in typing.get_args(annotation) if part is not type(None)]
+        origin = typing.get_origin(chosen[0])
+        if origin is typing.Literal:
+            return type(typing.get_args(chosen[0])[0])
+        if len(chosen) == 1:
+            is_group = isinstance(chosen[0], type) and issubclass(chosen[0], Settings)
+            return ml_collections.ConfigDict if is_group else origin or chosen[0]
+    return object
+
+
+def plain(value: Any) -> Any:
+    """Nested dicts, with tuples for lists, which JSON and FrozenConfigDict do not tell apart."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, Settings):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {name: plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return tuple(map(plain, value))
+    return value
+
+
+def _problem(cls: type[Settings], where: str, problem: Any) -> str:
+    """One line about one invalid setting."""
+    path = ".".join(str(part) for part in (where, *problem["loc"]) if part != "")
+    if problem["type"] == "extra_forbidden":
+        name = str(problem["loc"][-1])
+        close = difflib.get_close_matches(name, _all_names(cls), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else "; remove it"
+        return f"{path}: no such setting{hint}"
+    if problem["type"] == "missing":
+        return f"{path} is missing; set it"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{path}: {message}" if path else message
+    return f"{path}={problem['input']!r}: {message}"
+
+
+def _all_names(cls: type[Settings]) -> Iterable[str]:
+    """The names of a class's settings, and of the settings within them."""
+    for name, field in cls.model_fields.items():
+        yield name
+        for part in (field.annotation, *typing.get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, Settings):
+                yield from _all_names(part)

@@ -1,0 +1,117 @@
+"""Configurations in the folders of runs and models: `config.json`, its former names, `--resume`."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax.traverse_util import flatten_dict
+
+from rc3_jax.settings import ConfigError, Settings, plain
+
+CONFIG_FILE = "config.json"
+
+RENAMED: dict[str, str] = {}
+"""Former name of a setting -> its name now; stored configurations may have either."""
+REMOVED = ("data.regions.grid",)
+"""Former settings that are derived from others now."""
+
+MAY_CHANGE = (
+    "name",
+    "init",
+    "microbatches",
+    "mesh.*",
+    "data.threads",
+    "data.workers",
+    "data.prefetch",
+    "data.skip_limit",
+    "data.tokenizer.*",  # the run's folder holds its vocabulary
+    "data.sources.*.captions",
+    "data.sources.*.root",
+    "data.sources.*.path",
+    "data.sources.*.heldout_path",
+    "data.sources.*.files.*",
+    "data.sources.*.data_dir",
+    "model.remat",
+    "model.unroll",
+    "objective.pairs.*",
+    "evaluation.*",
+    "log_every",
+    "watchdog_minutes",
+    "checkpoint.*",
+)
+"""Patterns of the settings that `--resume` accepts with another value: they change neither the rows
+nor what is computed from them. The number of records is compared besides."""
+
+
+def save_config(config: Settings, path: pathlib.Path) -> None:
+    """Writes the settings as JSON."""
+    path.write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads `config.json` of a folder; settings with former names get their present ones.
+
+    Raises:
+      ConfigError: if it is missing, broken or not an object, or its `model` is not one.
+    """
+    file = folder / CONFIG_FILE
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(stored, dict) or not isinstance(stored.get("model", {}), dict):
+            raise TypeError("it must hold an object, and its model must be one")
+        return _with_present_names(plain(stored))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
+
+
+def _with_present_names(stored: dict[str, Any]) -> dict[str, Any]:
+    """Stored settings with the names of today, and without settings that are derived today."""
+    for old in (*RENAMED, *REMOVED):
+        *path, name = old.split(".")
+        group: Any = stored
+        for part in path:
+            group = group.get(part, {}) if isinstance(group, dict) else {}
+        if not isinstance(group, dict) or name not in group:
+            continue
+        value = group.pop(name)
+        if new := RENAMED.get(old):
+            *path, name = new.split(".")
+            target = stored
+            for part in path:
+                target = target.setdefault(part, {})
+            target.setdefault(name, value)
+    if isinstance(patch := stored.get("model", {}).get("patch"), dict) and "data" in stored:
+        patch.setdefault("type", "vit")  # formerly the only one
+    return stored
+
+
+def stored_max_words(stored: Mapping[str, Any]) -> int | None:
+    """The number of words that cleaned captions keep; None where captions stay as they are.
+
+    Args:
+      stored: settings of a run, which has `data`, or of converted or fine-tuned parameters.
+    """
+    if "data" not in stored:
+        return stored.get("max_words")
+    return stored["data"].get("max_words") if stored["data"].get("clean_captions") else None
+
+
+def changed_settings(before: Settings, now: Settings) -> list[str]:
+    """Compares the settings of a stored run with the present ones, for `--resume`.
+
+    Returns:
+      A phrase for each setting with another value that `MAY_CHANGE` does not list.
+    """
+    old, new = (
+        flatten_dict(plain(settings), sep=".", keep_empty_nodes=True) for settings in (before, now)
+    )
+    return [
+        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
+    ]

@@ -1,0 +1,338 @@
+"""Runs all tasks of a folder in every protocol, from one pre-trained model to one report.
+
+Resumable: each fine-tuning and evaluation has a folder of its own. What is done is not done again, and
+what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from jax.experimental.multihost_utils import broadcast_one_to_all
+from rich.console import Console
+
+from rc3_jax.data.record import DataError
+from rc3_jax.observe.log import Say, speaker
+from rc3_jax.settings import ConfigError, check_choice
+from rc3_jax.tasks.base import ENGLISH, TaskData
+from rc3_jax.tasks.benchmarks import TASKS
+from rc3_jax.tasks.config import MINIATURE, finetune_config, miniature_config
+from rc3_jax.tasks.evaluate import data_checksum, evaluate
+from rc3_jax.tasks.finetune import UNFINISHED, finetune
+from rc3_jax.tasks.load import PARTS, available_splits, load_task
+from rc3_jax.tasks.report import summary_table, write_report
+from rc3_jax.tasks.results import SCORES, config_checksum, shots_of_split
+from rc3_jax.training.load import load_model, params_checksum
+from rc3_jax.training.memory import OutOfMemory
+
+PROTOCOLS = ("zero-shot", "translate-test", "few-shot", "translate-train", "languages")
+"""`languages` is fine-tuning in each language that has training data, and in all together."""
+ZERO_SHOT = "zero_shot"
+"""Folder of the model that is fine-tuned in English."""
+
+Splits = Mapping[str, Sequence[str]]
+"""split → languages that the files of a task have."""
+
+
+class Step(NamedTuple):
+    """A fine-tuning or an evaluation.
+
+    Attributes:
+      folder: name of the folder of its results.
+      changes: changes of the task's settings, by dotted names.
+      after: folder of the step whose model it starts from; None for the pre-trained model.
+    """
+
+    folder: str
+    changes: Mapping[str, Any]
+    after: str | None = None
+    trains: bool = True
+
+
+class Options(NamedTuple):
+    """What a suite does.
+
+    Attributes:
+      protocols: some of PROTOCOLS.
+      shots: numbers of few-shot examples, such as "10x2"; () for all that there are.
+      changes: settings of all tasks, by dotted names; `task/name` for those of one.
+      tasks: names of tasks; () for all that there are.
+    """
+
+    protocols: Sequence[str] = ("zero-shot", "translate-test")
+    seeds: Sequence[int] = (0,)
+    shots: Sequence[str] = ()
+    changes: Mapping[str, Any] = {}
+    tasks: Sequence[str] = ()
+
+
+class OtherResult(ConfigError):
+    """A folder holds the result of other settings, other data or another model."""
+
+
+def run_suite(
+    source: pathlib.Path,
+    data: str,
+    images: str,
+    folder: pathlib.Path,
+    options: Options,
+    console: Console | None = None,
+    train: Callable[..., dict[str, Any]] = finetune,
+    score: Callable[..., dict[str, Any]] = evaluate,
+) -> pathlib.Path:
+    """Runs what is not done yet, and writes the report; a task that cannot be run is named in it.
+
+    Args:
+      source: folder of the pre-trained model.
+      data: folder of the tasks' folders, named like `TaskFiles.folder` in any case, or MINIATURE.
+      images: folder of their images, or of a folder for each task; several are joined by ":".
+      folder: to write: `<task>/seed_<n>/<step>/scores.json` and the report.
+      train, score: run a step, as `finetune` and `evaluate` do.
+
+    Raises:
+      ConfigError, DataError: there is no task, none can be run, or a result in the folder is of other
+        settings, other data or another model.
+
+    Returns:
+      The path of the report.
+    """
+    say = speaker(console)
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ConfigError(f"seeds {', '.join(map(str, options.seeds))}: name each once")
+    for protocol in options.protocols:
+        check_choice("protocols", protocol, PROTOCOLS)
+    results: list[dict[str, Any]] = []
+    not_run: dict[str, str] = {}
+    runner = _Runner(source, say, console, train, score)
+    for task, config in task_configs(data, images, options).items():
+        steps: list[Step] = []
+        with _explained(task, not_run, say):
+            steps = plan(config, available_splits(config), options, not_run)
+        for step, seed in itertools.product(steps, options.seeds):
+            name = f"{task}, {step.folder.replace('_', ' ')}, seed {seed}"
+            chosen = config.copy_and_resolve_references()
+            chosen.update_from_flattened_dict({**step.changes, "seed": seed})
+            with _explained(name, not_run, say):
+                seed_folder = folder / task / f"seed_{seed}"
+                results.append(runner.run(name, step, chosen, seed_folder))
+    if not results:
+        reasons = "\n  ".join(f"{what}: {why}" for what, why in not_run.items())
+        raise DataError(f"{data}: no task could be run:\n  {reasons}")
+    report = folder / "report.md"
+    if jax.process_index() == 0:
+        report = write_report(folder, results, not_run)
+        (console or Console()).print(summary_table(results))
+    say(f"report: {report}")
+    return report
+
+
+@contextlib.contextmanager
+def _explained(what: str, not_run: dict[str, str], say: Say) -> Iterator[None]:
+    """Notes why something cannot be run; an error ends the program only if processes share it."""
+    try:
+        yield
+    except OtherResult:
+        raise
+    except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
+        if jax.process_count() > 1:  # the others may wait for this one
+            raise
+        not_run[what] = str(error)
+        say(f"{what}: not run: {error}")
+
+
+@dataclasses.dataclass
+class _Runner:
+    """Runs steps, or reads their results."""
+
+    source: pathlib.Path
+    say: Say
+    console: Console | None
+    train: Callable[..., dict[str, Any]]
+    score: Callable[..., dict[str, Any]]
+    loaded: tuple[tuple, TaskData] | None = None
+
+    def run(
+        self, name: str, step: Step, config: ml_collections.ConfigDict, folder: pathlib.Path
+    ) -> dict[str, Any]:
+        """The result of a step."""
+        place, parts = folder / step.folder, PARTS if step.trains else ("test",)
+        begin = folder / step.after if step.after else self.source
+        if step.after and not _is_there(begin / SCORES):
+            raise DataError(f"{step.after.replace('_', ' ')} was not run")
+        if not _is_there(place / SCORES):
+            self.say(f"{name}: {place}")
+            given = config, self.load(config, parts), begin, place, self.console
+            return (
+                self.train(*given, keep=step.folder == ZERO_SHOT)
+                if step.trains
+                else self.score(*given)
+            )
+        result = json.loads((place / SCORES).read_text(encoding="utf-8"))
+        expected = {"config_sha256": config_checksum(config)}
+        expected |= {} if step.after else {"model_sha256": self.model_sha256}
+        if all(result.get(name) == value for name, value in expected.items()):  # data can be read
+            expected["data_sha256"] = data_checksum(config, self.load(config, parts), parts)
+        if differing := [name for name, value in expected.items() if result.get(name) != value]:
+            raise OtherResult(
+                f"{place / SCORES} has another {', '.join(differing)}: it is of other settings, other "
+                "data or another model; choose another --workdir, or remove it"
+            )
+        if jax.process_index() == 0:
+            shutil.rmtree(place / UNFINISHED, ignore_errors=True)
+        return result
+
+    @functools.cached_property
+    def model_sha256(self) -> str:
+        """The checksum of the pre-trained parameters."""
+        return params_checksum(load_model(self.source).params)
+
+    def load(self, config: ml_collections.ConfigDict, parts: Sequence[str]) -> TaskData:
+        """The examples of some parts; the last ones are kept, as steps in a row share them."""
+        key = config.task, *sorted({config[part].split for part in parts})
+        if self.loaded is None or self.loaded[0] != key:
+            self.loaded = None  # frees their memory first
+            self.loaded = key, load_task(config, self.say, parts)
+        return self.loaded[1]
+
+
+def _is_there(file: pathlib.Path) -> bool:
+    """Whether the first process sees a file; file systems may show processes different things."""
+    return bool(broadcast_one_to_all(file.is_file()))
+
+
+def task_configs(data: str, images: str, options: Options) -> dict[str, ml_collections.ConfigDict]:
+    """Task → its settings, for the tasks that the folder holds.
+
+    Raises:
+      ConfigError: it holds none or lacks one that was asked for, or a setting is unknown.
+    """
+    if data == MINIATURE:
+        configs = {name: miniature_config(name) for name, task in TASKS.items() if task.miniature}
+    else:
+        configs = _configs_of_folder(pathlib.Path(data), images)
+    chosen = list(options.tasks or configs)
+    if lacking := [task for task in chosen if task not in configs]:
+        names = ", ".join(task.files.folder for task in TASKS.values())
+        raise ConfigError(
+            f"{data} has no {', '.join(lacking)}, but {', '.join(configs) or 'no task'}; folders are "
+            f"named {names}"
+        )
+    for name, value in options.changes.items():
+        task, _, setting = name.rpartition("/")
+        if task not in ("", *TASKS) or setting == "seed":
+            raise ConfigError(f"{name}: write NAME or TASK/NAME; seeds have a setting of their own")
+    # What is set for one task overrides what is set for all.
+    changes = sorted(options.changes.items(), key=lambda change: "/" in change[0])
+    for name, value in changes:
+        of_task, _, setting = name.rpartition("/")
+        for task in chosen if not of_task else {of_task} & set(chosen):
+            try:
+                configs[task].lock().update_from_flattened_dict({setting: value})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ConfigError(f"{task}: {error.args[0]}") from error
+    return {task: configs[task] for task in chosen}
+
+
+def _configs_of_folder(data: pathlib.Path, images: str) -> dict[str, ml_collections.ConfigDict]:
+    if not data.is_dir():
+        raise ConfigError(f"{data}: no such folder of tasks")
+    there = _folders(data)
+    configs = {}
+    for name, task in TASKS.items():
+        if task.files.folder in there:
+            files = [task.files, task.english] if task.english else [task.files]
+            configs[name] = config = finetune_config(name)
+            config.annotations = there[task.files.folder]
+            config.english = there.get(task.english.folder, "") if task.english else ""
+            roots = (images or config.annotations).split(os.pathsep)
+            # Folders of images that are named after a task come before those that hold them.
+            own = [
+                folders[f.folder]
+                for folders in map(_folders, roots)
+                for f in files
+                if f.folder in folders
+            ]
+            config.images = os.pathsep.join([*own, *roots])
+    return configs
+
+
+def _folders(root: pathlib.Path | str) -> dict[str, str]:
+    """Name in lower case → path of each folder in a folder."""
+    root = pathlib.Path(root)
+    inside = sorted(root.iterdir()) if root.is_dir() else ()
+    return {path.name.lower(): str(path) for path in inside if path.is_dir()}
+
+
+def plan(
+    config: ml_collections.ConfigDict, splits: Splits, options: Options, not_run: dict[str, str]
+) -> list[Step]:
+    """The steps of a task, in an order in which they can be run.
+
+    Args:
+      splits: split → languages that there are.
+      not_run: is given what cannot be run, and why.
+
+    Raises:
+      DataError: there are no English examples to train and select on, or no test.
+    """
+    lacking = [f"{s} in English" for s in ("train", "dev") if ENGLISH not in splits.get(s, ())]
+    lacking += [] if splits.get("test") else ["test"]
+    if lacking:
+        folders = f"{config.annotations} has no {', no '.join(lacking)}"
+        folders += f" (nor {config.english})" if config.english else ""
+        raise DataError(f"{folders}; it has {', '.join(splits) or 'nothing'}")
+    test_mt = Step("translate_test", {"test.split": "test_mt"}, ZERO_SHOT, trains=False)
+    few_shot, changes = [], config.few_shot.to_dict()
+    for split in splits:
+        number = shots_of_split(split)
+        if number and number in (options.shots or [number]):
+            few_shot += _each_language(f"few_shot_{number}", splits, split, changes, ZERO_SHOT)
+    single = _each_language("single_language", splits, "train")
+    if single:
+        every = (ENGLISH, *(step.changes["train.languages"][0] for step in single))
+        selected = tuple(code for code in every if code in splits["dev"])
+        changed = {"train.languages": every, "select.languages": selected}
+        single.append(Step("all_languages", changed))
+    found = {
+        "zero-shot": [Step(ZERO_SHOT, {})],
+        "translate-test": [test_mt] if "test_mt" in splits else [],
+        "few-shot": few_shot,
+        "translate-train": _each_language("translate_train", splits, "train_mt"),
+        "languages": single,
+    }
+    steps: list[Step] = []
+    for protocol in (name for name in PROTOCOLS if name in options.protocols):
+        steps += found[protocol]
+        if not found[protocol]:
+            shots = f" with {', '.join(options.shots)} shots" if protocol == "few-shot" else ""
+            not_run[f"{config.task}, {protocol}"] = f"no files for it{shots}"
+    if any(step.after for step in steps) and "zero-shot" not in options.protocols:
+        steps.insert(0, Step(ZERO_SHOT, {}))
+    return steps
+
+
+def _each_language(
+    name: str, splits: Splits, split: str, changes: Mapping = {}, after: str | None = None
+) -> list[Step]:
+    """Training in each language but English that has a test, and selection on it where it has dev
+    data; few-shot is selected on English dev, as in IGLUE.
+    """
+    steps = []
+    for code in splits.get(split, ()):
+        if code != ENGLISH and code in splits["test"]:
+            own = {"train.split": split, "train.languages": (code,), "test.languages": (code,)}
+            if after is None and code in splits["dev"]:
+                own["select.languages"] = (code,)
+            steps.append(Step(f"{name}_{code}", {**changes, **own}, after))
+    return steps

@@ -1,0 +1,168 @@
+"""The schema of the configuration: what it refuses, derives, stores and accepts from older runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rc3_jax.config import default_config, validate
+from rc3_jax.config_cclm import MODELS, cclm_config
+from rc3_jax.data.record import DataError
+from rc3_jax.data.sources.folder import FolderSource
+from rc3_jax.settings import ConfigError
+from rc3_jax.stored_config import MAY_CHANGE, changed_settings, read_config, save_config
+from rc3_jax.training.run import prepare_run
+from tests.tiny import ROOT, tiny_cclm, tiny_config
+
+
+@pytest.mark.parametrize("make", [default_config, *(lambda n=n: cclm_config(n) for n in MODELS)])
+def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
+    settings = validate(make())
+    assert validate(settings.config_dict()) == settings
+    save_config(settings, tmp_path / "config.json")
+    assert validate(settings.config_dict()) == type(settings).parse(read_config(tmp_path))
+    assert not changed_settings(type(settings).parse(read_config(tmp_path)), settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "change", "named"),
+    [
+        (tiny_config, {"shares.captioned": 1.0}, "shares.captioned"),
+        (tiny_config, {"data.parallel_max_length": 8}, "data.parallel_max_length"),
+        (tiny_config, {"data.max_length": 31}, "model.text.max_positions"),
+        (tiny_config, {"model.patch.type": "swin"}, "model.patch.swin.mlp_width"),
+        (tiny_config, {"model.patch.depths": (2, 2)}, "model.patch.vit.depths"),
+        (tiny_config, {"model.patch.width": 32}, "patch gives tokens of width 32"),
+        (tiny_config, {"model.patch.image_size": 30}, "image_size=30"),
+        (tiny_config, {"model.text.heads": 3}, "heads=3"),
+        (tiny_config, {"model.dtype": "float16"}, "model.dtype"),
+        (tiny_config, {"objective.regularizer": ("hing",)}, "objective.regularizer"),
+        (tiny_config, {"objective.regularizer": ("none", "mse")}, "objective"),
+        (tiny_config, {"objective.relevance": "mine"}, "objective.relevance"),
+        (tiny_config, {"optimizer.decay": "linaer"}, "optimizer.decay"),
+        (tiny_config, {"optimizer.lr": "much"}, "optimizer.lr"),
+        (tiny_config, {"optimizer.learning_rate": 1e-3}, "optimizer.learning_rate"),
+        (tiny_config, {"evaluation.modes": ("all",)}, "evaluation.modes"),
+        (tiny_config, {"name": ""}, "name"),
+        (tiny_config, {"system": "cclm"}, "objective.regularizer"),
+        (tiny_cclm, {"system": "rc3"}, "objective.negatives"),
+        (tiny_cclm, {"system": "cclm2"}, "system"),
+        (tiny_cclm, {"evaluation.dependence_rows": 8}, "evaluation.dependence_rows"),
+        (tiny_cclm, {"objective.negatives": "near"}, "objective.negatives"),
+        (tiny_cclm, {"model.roi.regions": 4}, "roi.regions"),
+    ],
+)
+def test_invalid_settings_are_named_before_anything_is_opened(make, change, named):
+    config = make()
+    with config.unlocked(), config.ignore_type():
+        config.update_from_flattened_dict(change)
+    nowhere = FolderSource(captions="/no", root="/no", train_split="a", heldout_split="b")
+    config.data.sources = dict(nowhere=nowhere.config_dict())
+    with pytest.raises(ConfigError, match=named):
+        validate(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"batch_size": 2}, "batch_size"),
+        ({"shares.strict": 0.0, "shares.weak": 0.0}, "shares"),
+        ({"mesh.fsdp": 5}, "mesh.fsdp"),
+        ({"optimizer.no_decay": ("nothing",)}, "optimizer.no_decay"),
+    ],
+)
+def test_settings_that_do_not_fit_the_data_or_the_devices_are_named(change, named):
+    config = tiny_config()
+    config.update_from_flattened_dict(change)
+    with pytest.raises((ConfigError, DataError), match=named):
+        prepare_run(config)
+
+
+def test_every_mistake_is_listed_and_close_names_are_offered():
+    config = tiny_config()
+    config.optimizer.learning_rates, config.model.text.widht = 1.0, 8
+    with pytest.raises(ConfigError) as caught:
+        validate(config)
+    assert "optimizer.learning_rates" in str(caught.value)
+    assert "model.text.widht: no such setting; did you mean width" in str(caught.value)
+
+
+def stored(config) -> dict:
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def test_settings_of_older_runs_are_understood(tmp_path):
+    old = stored(tiny_config())
+    del old["system"], old["init"], old["model"]["patch"]["type"], old["data"]["clean_captions"]
+    old["model"]["patch"] |= {"epsilon": None, "activation": None}
+    old["model"]["text"]["epsilon"] = None
+    old["data"]["regions"]["grid"] = 14
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    settings = validate(tiny_config())
+    assert type(settings).parse(read_config(tmp_path)) == settings
+
+
+def test_settings_that_may_change_are_settings():
+    names = {
+        name for make in (tiny_config, tiny_cclm) for name in _flat(validate(make()).model_dump())
+    }
+    sources = ("captions", "root", "path", "heldout_path", "files.*", "data_dir")
+    for pattern in MAY_CHANGE:
+        if pattern not in {f"data.sources.*.{name}" for name in sources}:
+            assert any(name.startswith(pattern.rstrip("*")) for name in names), pattern
+
+
+def _flat(values: dict, prefix: str = ""):
+    for name, value in values.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [("text", "heads", 4), ("patch", "type", "beit")],
+)
+def test_weights_of_another_model_are_refused_by_setting(tmp_path, part, name, value):
+    config = tiny_config()
+    model = stored(config)["model"]
+    (tmp_path / "config.json").write_text(json.dumps({"system": "rc3", "model": model}))
+    config.init = str(tmp_path)
+    config.model.update(dropout=0.3, dtype="bfloat16")  # free to change
+    validate(config)
+    model[part][name] = value
+    (tmp_path / "config.json").write_text(json.dumps({"system": "rc3", "model": model}))
+    with pytest.raises(ConfigError, match=f"model.{part}"):
+        validate(config)
+    (tmp_path / "config.json").write_text(json.dumps({"system": "cclm", "model": model}))
+    with pytest.raises(ConfigError, match="cclm"):
+        validate(config)
+
+
+def test_sizes_left_at_their_defaults_come_from_the_folder_to_start_from(tmp_path):
+    tower = {"type": "clip", "width": 64, "heads": 4, "depth": 2, "mlp_width": 96, "patch": 8}
+    tower |= {"image_size": 32}
+    model = {"patch": tower, "text": {"width": 64, "heads": 4, "depth": 3}}
+    (tmp_path / "config.json").write_text(json.dumps({"system": "rc3", "model": model}))
+    config = default_config()
+    config.init = str(tmp_path)
+    settings = validate(config)
+    assert (settings.model.patch.type, settings.model.patch.grid) == ("clip", 4)
+    assert (settings.model.text.depth, settings.model.text.mlp_width) == (3, 3072)
+    assert settings.model.fusion.depth == default_config().model.fusion.depth
+
+
+def test_the_documentation_lists_every_setting():
+    written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "launch" / "settings.py")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+        check=True,
+    )
+    assert done.stdout == written, "run: python launch/settings.py > docs/settings.md"
