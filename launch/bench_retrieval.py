@@ -48,8 +48,7 @@ def measure() -> None:
     from rc3_jax.evaluation.ranking import rank_recalls
     from rc3_jax.evaluation.rerank import retrieve
     from rc3_jax.parallel.mesh import make_mesh
-    from rc3_jax.systems import SYSTEMS
-    from rc3_jax.tasks.config import TASKS
+    from rc3_jax.tasks.benchmarks import TASKS
     from rc3_jax.training.load import load_model
 
     pretrained = load_model(named_folder(FROM, "runs/demo"), LENGTH)
@@ -58,9 +57,7 @@ def measure() -> None:
     data = captioned_scenes(pretrained)
     pairs = len(data.ids) * len(data.image_ids)
     mesh = make_mesh(default_config().mesh)
-    model = SYSTEMS[pretrained.system].build(
-        pretrained.settings, pretrained.tokenizer.vocab_size, mesh
-    )
+    model = pretrained.build(mesh)
     with Progress(disable=jax.process_index() > 0) as bars:
         encoder = PairEncoder(model, mesh, progress=functools.partial(report, bars, {}))
         params = encoder.place(pretrained.params)

@@ -93,17 +93,17 @@ def compile_and_report() -> bool:
     vocabulary = VOCABULARY.value or vocabulary
     devices = aot.topology_devices(topology) if topology else jax.devices()
     run = aot.abstract_run(config, devices, rows, vocabulary)
-    state = run.abstract_state()
     if RULES.value:
-        print(rules_table(state))
+        print(rules_table(run))
         return False
     compiled = aot.compile_ahead(run, rows)
     work = aot.count_work(run, rows)
     chip = find_chip(topology) if topology else None
-    text = heading() + aot_report(run, state, rows, compiled, work, chip)
+    text = heading() + aot_report(run, rows, compiled, work, chip)
     print(text)
     store(OUT.value, text)
-    store(HLO.value, compiled.as_text())
+    if HLO.value:
+        store(HLO.value, compiled.as_text())
     return bool(work.quadratic)
 
 

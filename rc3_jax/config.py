@@ -1,4 +1,4 @@
-"""The configuration of a pre-training run: its schema, its defaults, its one check, its storage.
+"""The configuration of a pre-training run: its schema, its defaults and its one check.
 
 A file in `configs/` starts from `default_config()` (RC³-base) or `cclm_config()` and changes what
 differs. `validate` turns it into typed settings before anything is opened.
@@ -18,7 +18,7 @@ from rc3_jax.data.settings import DataSettings
 from rc3_jax.models.cclm import CCLMModelSettings
 from rc3_jax.models.rc3 import RC3ModelSettings
 from rc3_jax.objectives.cclm import CCLMObjective
-from rc3_jax.objectives.rc3 import RC3Objective
+from rc3_jax.objectives.rc3 import KINDS, RC3Objective
 from rc3_jax.parallel.mesh import MeshSettings
 from rc3_jax.settings import ConfigError, Settings, check_choice, plain
 from rc3_jax.stored_config import CONFIG_FILE, read_config
@@ -130,8 +130,8 @@ class RC3Settings(PretrainSettings):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        for kind in ("captioned", "region"):
-            if share := getattr(self.shares, kind):
+        for kind, share in self.shares:
+            if share and kind not in KINDS:
                 raise ValueError(
                     f"shares.{kind}={share}: rc3 has no use for {kind} rows; set it to 0"
                 )

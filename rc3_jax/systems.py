@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from rc3_jax.data.example import example_batch
 from rc3_jax.data.kinds import KINDS
-from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.base import PairModel
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.compute import Compute
@@ -40,7 +39,6 @@ class System(NamedTuple):
     """A system as functions of the configuration.
 
     Attributes:
-      kinds: the kinds of rows that it can train on.
       image_text: its pair of images and texts.
       build: `(config.model, vocabulary size, mesh, temperatures, has_bias)` to a model; see
         `RC3ModelSettings.build`, and `build_model` for that of a run.
@@ -50,7 +48,6 @@ class System(NamedTuple):
         single group None takes all.
     """
 
-    kinds: tuple[str, ...]
     image_text: Pair
     build: Callable[..., PairModel]
     terms: Callable[[Any], tuple[Term, ...]]
@@ -160,10 +157,10 @@ def relevance_encoder(
             "--languages"
         )
     text = TextSettings.parse(settings["text"], "model.text")
-    if config.data.max_length > text.max_positions - PAD_ID - 1:
+    if config.data.max_length > text.room:
         raise ConfigError(
-            f"{config.objective.relevance_encoder} reads {text.max_positions - PAD_ID - 1} tokens at "
-            f"most, and texts have data.max_length={config.data.max_length}; change it or the encoder"
+            f"{config.objective.relevance_encoder} reads {text.room} tokens at most, and texts have "
+            f"data.max_length={config.data.max_length}; change it or the encoder"
         )
     check_choice("pooling of the sentence encoder", settings["pooling"], ("mean", "cls"))
     fixed = Compute(dtype=jnp.dtype(config.model.dtype), unroll=config.model.unroll, mesh=mesh)
@@ -227,7 +224,6 @@ def _cclm_updates(config) -> tuple[tuple[str, ...] | None, ...]:
 
 SYSTEMS = {
     "rc3": System(
-        kinds=rc3.KINDS,
         image_text=rc3.IMAGE_TEXT,
         build=build_rc3,
         terms=rc3_terms,
@@ -235,7 +231,6 @@ SYSTEMS = {
         updates=lambda config: (None,),
     ),
     "cclm": System(
-        kinds=tuple(KINDS),
         image_text=cclm.IMAGE_TEXT,
         build=build_cclm,
         terms=cclm_terms,

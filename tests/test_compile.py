@@ -1,28 +1,16 @@
 """The ahead-of-time compiler as a user meets it, on simulated devices."""
 
+import functools
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.processes import FAST_COMPILATION, ROOT
+from tests import processes
 
-TINY = ROOT / "tests" / "compile_config.py"
+TINY = processes.ROOT / "tests" / "compile_config.py"
 
 
-def launch(*arguments, timeout=600):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILATION}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "compile.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=timeout,
-        check=False,
-    )
+launch = functools.partial(processes.launch, "compile.py")
 
 
 @pytest.mark.slow

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -16,6 +13,7 @@ from rc3_jax.data.sources.folder import FolderSource
 from rc3_jax.settings import ConfigError
 from rc3_jax.stored_config import MAY_CHANGE, changed_settings, read_config, save_config
 from rc3_jax.training.run import prepare_run
+from tests.processes import launch
 from tests.tiny import ROOT, tiny_cclm, tiny_config
 
 
@@ -158,11 +156,6 @@ def test_sizes_left_at_their_defaults_come_from_the_folder_to_start_from(tmp_pat
 
 def test_the_documentation_lists_every_setting():
     written = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "settings.py")],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
-        check=True,
-    )
+    done = launch("settings.py")
+    assert done.returncode == 0, done.stderr
     assert done.stdout == written, "run: python launch/settings.py > docs/settings.md"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import pathlib
 import shutil
@@ -11,17 +10,12 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.pretrain import train
 from tests.data.files import captioned, regions, write
-from tests.tiny import load_config, shrink, tiny_cclm, tiny_config
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=200)
+from tests.tiny import load_config, quiet, shrink, tiny_cclm, tiny_config
 
 
 @pytest.fixture(scope="module")

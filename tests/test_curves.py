@@ -1,15 +1,12 @@
 """The loss of a run does not depend on how many devices and processes compute it."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
-from tests.processes import FAST_COMPILATION, ROOT, free_port
+from tests.processes import ended, in_cluster, launched
 
 STEPS = 20
 LAYOUTS = {
@@ -23,29 +20,18 @@ def start(tmp_path, name, devices, axes, *arguments):
     settings = dict(steps=STEPS, batch_size=64, log_every=1)
     settings |= {"mesh.fsdp_threshold": 64, "checkpoint.every": 0}
     settings |= {f"mesh.{axis}": size for axis, size in axes.items()}
-    environment = os.environ | {
-        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "NPROC": "32",
-        "PYTHONPATH": str(ROOT),
-    }
-    command = [
-        sys.executable,
-        str(ROOT / "launch" / "train.py"),
+    return launched(
+        "train.py",
         "--config=tests/tiny_run.py:rc3_demo",
         f"--workdir={tmp_path / name}",
         *(f"--config.{key}={value}" for key, value in settings.items()),
         *arguments,
-    ]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, cwd=ROOT
+        devices=devices,
     )
 
 
 def curve(folder: pathlib.Path, *processes) -> np.ndarray:
-    outputs = [process.communicate(timeout=600)[0].decode() for process in processes]
-    assert all(process.returncode == 0 for process in processes), outputs
+    ended(*processes)
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     assert len(losses) == STEPS
@@ -76,19 +62,8 @@ def test_devices(tmp_path, of_one_device, layout):
 
 @pytest.mark.slow
 def test_two_processes_with_four_devices_each(tmp_path, of_one_device):
-    port = free_port()
-    both = [
-        start(
-            tmp_path,
-            "run",
-            4,
-            dict(replica=2, data=2, fsdp=2),
-            f"--coordinator=localhost:{port}",
-            "--processes=2",
-            f"--process={number}",
-        )
-        for number in range(2)
-    ]
+    axes = dict(replica=2, data=2, fsdp=2)
+    both = [start(tmp_path, "run", 4, axes, *flags) for flags in in_cluster(2)]
     losses = curve(tmp_path / "run", *both)
     difference = np.abs(losses / of_one_device[0] - 1).max()
     print(f"two processes: the loss of {STEPS} steps differs by {difference:.1e} of it")

@@ -1,30 +1,13 @@
 """The command line as a user meets it: it trains, and mistakes end in one line."""
 
+import functools
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests.processes import FAST_COMPILATION, ROOT
+from tests import processes
 
-
-def launch(*arguments, timeout=300):
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": FAST_COMPILATION,
-    }
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "train.py"), *arguments],
-        capture_output=True,
-        text=True,
-        env=environment,
-        cwd=ROOT,
-        timeout=timeout,
-        check=False,
-    )
+launch = functools.partial(processes.launch, "train.py")
 
 
 def test_a_run_from_the_command_line(tmp_path):

@@ -1,9 +1,11 @@
 """The demo's configuration and other files of configs/, shrunk until a step takes milliseconds."""
 
 import importlib.util
+import io
 import pathlib
 
 import jax
+from rich.console import Console
 
 from rc3_jax.models.towers import visual_settings
 from rc3_jax.stored_config import save_config
@@ -12,6 +14,11 @@ from rc3_jax.training.run import prepare_run
 from rc3_jax.training.state import initial_params
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+
+def quiet() -> Console:
+    """A console whose output nobody sees."""
+    return Console(file=io.StringIO(), width=200)
 
 
 def load_config(name: str, argument: str = ""):

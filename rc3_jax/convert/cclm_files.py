@@ -12,6 +12,7 @@ from rc3_jax.config_cclm import cclm_model
 from rc3_jax.convert import cclm, cclm_sizes
 from rc3_jax.convert.output import (
     OWN_FILES,
+    WORDS,
     add_source_to_errors,
     atomic_write,
     check_target,
@@ -36,6 +37,7 @@ from rc3_jax.training.checkpoint import (
     shapes_of,
     stored_shapes,
 )
+from rc3_jax.training.state import count_parameters
 
 CAPTION_WORDS = 40
 """Captions of the published pre-training are cleaned and keep so many words (CCLM.md section 3.4)."""
@@ -73,7 +75,7 @@ def cclm_to_flax(
         params = layout.names.to_ours(tensors, abstract_params("cclm", model, vocab_size))
     del tensors
     leaves = jax.tree.leaves(params)
-    say(f"{_description(model)}: {sum(leaf.size for leaf in leaves):,} parameters")
+    say(f"{_description(model)}: {count_parameters(params):,} parameters")
     with atomic_write(target, sum(leaf.nbytes for leaf in leaves)) as folder:
         folder.mkdir()
         save_params(folder, params)
@@ -106,12 +108,12 @@ def flax_to_cclm(
     check_target(target, overwrite, None)
     shapes = stored_shapes(source, step)
     model = model_settings(source, "cclm")
-    vocab_size = shapes.get("text/word_embedding/embedding", (XLM_R_VOCABULARY,))[0]
+    vocab_size = shapes.get(WORDS, (XLM_R_VOCABULARY,))[0]
     with add_source_to_errors(source):
         layout = cclm.layout_of(model)
         check_shapes(source, shapes, shapes_of(abstract_params("cclm", model, vocab_size)))
     params = unflatten_dict(read_params(source, list(shapes), step), sep="/")
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = count_parameters(params)
     say(f"{source}: {_description(model)}, {count:,} parameters")
     for difference in cclm_sizes.differences_from_published(model):
         say(f"note: {difference}")

@@ -18,19 +18,19 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from rich.table import Table
 
-from rc3_jax.convert.output import SETTINGS, add_source_to_errors, import_extra
+from rc3_jax.convert.huggingface import MODEL_TYPES
+from rc3_jax.convert.output import WORDS, add_source_to_errors, import_extra
 from rc3_jax.data.tokenizer import BOS_ID, PAD_ID, SPECIAL_TOKENS
 from rc3_jax.models.base import normalise_pixels
 from rc3_jax.models.compute import Compute
 from rc3_jax.models.rc3 import RC3ModelSettings
 from rc3_jax.models.text import TextSettings
-from rc3_jax.models.towers import TOWERS, visual_settings
+from rc3_jax.models.towers import visual_settings
 from rc3_jax.models.visual import VisualTowerSettings
 from rc3_jax.settings import ConfigError, check_choice
-from rc3_jax.stored_config import read_config
+from rc3_jax.stored_config import CONFIG_FILE, read_config
 from rc3_jax.systems import abstract_params
 from rc3_jax.training.checkpoint import PARAMS, check_shapes, read_params, shapes_of, stored_shapes
-from rc3_jax.training.warm_start import warm_start_parts
 
 Outputs = dict[str, Any]
 """Arrays by name: `text.layers.0` for a layer's states, `text` for the tower's, `image_vector`."""
@@ -48,12 +48,10 @@ READS: dict[str, Any] = dict(
 """Settings that decide about a model's inputs, with the values where neither of two has any."""
 LAYER = re.compile(r"(text|patch|roi|fusion)\.(?:encoder\.)?layers?\.(\d+)(?:\.blocks\.(\d+))?")
 """A layer's name in a PyTorch model."""
-WORDS = "text/word_embedding/embedding"
-HUGGING_FACE: dict[str, tuple[str, type[TextSettings | VisualTowerSettings]]] = {
-    kind: (part, settings)
-    for part, types in (("text", [TextSettings]), ("patch", TOWERS.values()))
-    for settings in types
-    for kind in settings.hugging_face.model_types
+HUGGING_FACE = {
+    name: (part, settings)
+    for part, types in MODEL_TYPES.items()
+    for name, settings in types.items()
 }
 """model_type of `config.json` → the tower that it is, and our settings of it."""
 
@@ -145,10 +143,10 @@ def _config(folder: pathlib.Path) -> dict[str, Any]:
     """`config.json` of a folder; `model_type` is `ours` in folders of ours."""
     config = read_config(folder)
     if "system" in config:
-        check_choice(f"{folder / SETTINGS}: system", config["system"], ("rc3",))
+        check_choice(f"{folder / CONFIG_FILE}: system", config["system"], ("rc3",))
         return config | {"model_type": "ours"}
     kinds = ("rc3", *HUGGING_FACE)
-    check_choice(f"{folder / SETTINGS}: model_type", config.get("model_type"), kinds)
+    check_choice(f"{folder / CONFIG_FILE}: model_type", config.get("model_type"), kinds)
     return config
 
 
@@ -157,7 +155,7 @@ def _reads(folder: pathlib.Path, config: Mapping[str, Any], step: int | None) ->
     model = config.get("model", {})
     groups = [config, model, *(model.get(part, {}) for part in ("text", "patch", "roi"))]
     if not all(isinstance(group, dict) for group in groups):
-        raise ConfigError(f"{folder / SETTINGS} cannot be read as settings of a model")
+        raise ConfigError(f"{folder / CONFIG_FILE} cannot be read as settings of a model")
     found = {name: group[name] for group in groups for name in READS if name in group}
     if config["model_type"] == "ours" and (words := stored_shapes(folder, step).get(WORDS)):
         found["vocab_size"] = words[0]
@@ -170,7 +168,7 @@ def _outputs(
     """A model's outputs, without those of padding."""
     with add_source_to_errors(folder):
         if config["model_type"] == "ours":
-            found = _flax_outputs(folder, config["model"], step, inputs)
+            found = _flax_outputs(folder, config, step, inputs)
         else:
             found = _torch_outputs(folder, config["model_type"], inputs)
     known = inputs.ids != PAD_ID
@@ -189,9 +187,10 @@ class _Towers(nn.Module):
 
 
 def _flax_outputs(
-    folder: pathlib.Path, model: Mapping[str, Any], step: int | None, inputs: Inputs
+    folder: pathlib.Path, config: Mapping[str, Any], step: int | None, inputs: Inputs
 ) -> Outputs:
-    shapes, whole = stored_shapes(folder, step), warm_start_parts(folder) is None
+    model, whole = config["model"], "parts" not in config
+    shapes = stored_shapes(folder, step)
     vocab_size = shapes.get(WORDS, (0,))[0]
     if whole:
         settings = RC3ModelSettings.parse({**model, "dtype": "float32", "dropout": 0.0}, "model")

@@ -34,7 +34,16 @@ from rc3_jax.models.visual import VisualTowerSettings
 from rc3_jax.settings import ConfigError, check_choice
 from rc3_jax.training.checkpoint import check_shapes, shapes_of
 
-PARTS = ("text", "patch")
+TOWERS_OF_PART: dict[str, list[type[TextSettings | VisualTowerSettings]]] = {
+    "text": [TextSettings],
+    "patch": list(TOWERS.values()),
+}
+MODEL_TYPES = {
+    part: {name: kind for kind in kinds for name in kind.hugging_face.model_types}
+    for part, kinds in TOWERS_OF_PART.items()
+}
+"""Part → `model_type` of `config.json` → our settings of that tower."""
+PARTS = tuple(MODEL_TYPES)
 WORDS = "embeddings.word_embeddings.weight"
 HEAD = "lm_head."
 DECODER = "lm_head.decoder."
@@ -175,9 +184,7 @@ def _config(folder: pathlib.Path, part: str) -> tuple[Any, Any]:
     """The class of a tower's settings, and its config of transformers."""
     from transformers import AutoConfig
 
-    path = folder / CONFIG
-    kinds = [TextSettings] if part == "text" else TOWERS.values()
-    known = {name: kind for kind in kinds for name in kind.hugging_face.model_types}
+    path, known = folder / CONFIG, MODEL_TYPES[part]
     name = read_json(path).get("model_type")
     if not isinstance(name, str) or name not in known:
         raise ConfigError(

@@ -18,11 +18,12 @@ import ml_collections
 from safetensors import SafetensorError
 
 from rc3_jax.settings import ConfigError
-from rc3_jax.stored_config import read_config
+from rc3_jax.stored_config import CONFIG_FILE, read_config
 from rc3_jax.training.checkpoint import PARAMS
 
-SETTINGS = "config.json"
-OWN_FILES = (PARAMS, SETTINGS, "tokenizer.json")
+WORDS = "text/word_embedding/embedding"
+"""Path of the table of word embeddings."""
+OWN_FILES = (PARAMS, CONFIG_FILE, "tokenizer.json")
 """What a folder of our parameters holds."""
 PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
 BEGAN = time.monotonic()
@@ -98,7 +99,7 @@ def add_source_to_errors(source: pathlib.Path | str) -> Iterator[None]:
 def write_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     """Writes `config.json` of a folder of our parameters, with the versions of the libraries."""
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    write_json(folder / SETTINGS, settings | {"versions": versions})
+    write_json(folder / CONFIG_FILE, settings | {"versions": versions})
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
@@ -118,7 +119,7 @@ def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDi
     stored = read_config(folder)
     if "system" not in stored or "model" not in stored:
         raise ConfigError(
-            f"{folder / SETTINGS} cannot be read as settings of a model: it lacks system or model"
+            f"{folder / CONFIG_FILE} cannot be read as settings of a model: it lacks system or model"
         )
     if stored["system"] != system:
         raise ConfigError(f"{folder} holds a model of {stored['system']}; this is for {system}")

@@ -24,7 +24,7 @@ from rc3_jax.convert.onnx_export import FOLDER as ONNX
 from rc3_jax.convert.onnx_export import export_onnx
 from rc3_jax.convert.output import (
     OWN_FILES,
-    SETTINGS,
+    WORDS,
     add_source_to_errors,
     atomic_write,
     check_target,
@@ -38,9 +38,10 @@ from rc3_jax.convert.torch_file import check_floats, read_folder, read_json
 from rc3_jax.convert.torch_names import exported_names, exported_towers
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from rc3_jax.models.text import TextSettings
 from rc3_jax.param_map import ParamMap
 from rc3_jax.settings import ConfigError, check_choice
-from rc3_jax.stored_config import read_config, stored_max_words
+from rc3_jax.stored_config import CONFIG_FILE, read_config, stored_max_words
 from rc3_jax.systems import abstract_params
 from rc3_jax.training.checkpoint import (
     check_shapes,
@@ -50,14 +51,12 @@ from rc3_jax.training.checkpoint import (
     stored_shapes,
     stored_step,
 )
-from rc3_jax.training.warm_start import warm_start_parts
 
 CODE = tuple(sorted((pathlib.Path(__file__).parent / "torch_model").glob("*_rc3.py")))
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 PROCESSOR, TOKENIZER_SETTINGS = "processor_config.json", "tokenizer_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
-WORDS = "text/word_embedding/embedding"
 
 
 def to_torch(
@@ -91,7 +90,8 @@ def to_torch(
     step = stored_step(source, step)
     shapes = stored_shapes(source, step)
     model = model_settings(source, "rc3")
-    if parts := warm_start_parts(source):
+    stored = read_config(source)
+    if parts := stored.get("parts"):
         raise ConfigError(f"{source} holds {', '.join(parts)} alone; train a model from it first")
     tokenizer = source / TOKENIZER
     if not tokenizer.is_file():
@@ -100,9 +100,9 @@ def to_torch(
     with add_source_to_errors(source):
         check_shapes(source, shapes, shapes_of(abstract_params("rc3", model, vocab_size)))
         config = _config(model, vocab_size, dtype)
-    stored = read_config(source)
-    room = model.text.max_positions - 2
-    config["max_length"] = stored.get("data", stored).get("max_length", room)
+    config["max_length"] = stored.get("data", stored).get(
+        "max_length", TextSettings.parse(model.text).room
+    )
     pieces = load_tokenizer(str(tokenizer), config["max_length"]).vocab_size
     if pieces != vocab_size:
         raise ConfigError(
@@ -115,7 +115,7 @@ def to_torch(
     with atomic_write(target, size) as folder:
         folder.mkdir()
         _write_weights(folder, source, step, DTYPES[dtype], shard_bytes, exported_names(model))
-        write_json(folder / SETTINGS, config)
+        write_json(folder / CONFIG_FILE, config)
         _write_processor(folder, model, config["max_length"], stored_max_words(stored))
         for path in (*CODE, tokenizer):
             shutil.copy(path, folder / path.name)
@@ -245,7 +245,7 @@ def _write_processor(
 
 def _exported_settings(source: pathlib.Path) -> dict[str, Any]:
     """`config.json` of an exported folder."""
-    path, settings = source / SETTINGS, read_config(source)
+    path, settings = source / CONFIG_FILE, read_config(source)
     if settings.get("model_type") != "rc3":
         raise ConfigError(f"{path} is of model_type {settings.get('model_type')!r}, not of rc3")
     if "model" not in settings or not isinstance(settings.get("vocab_size"), int):
@@ -256,5 +256,5 @@ def _exported_settings(source: pathlib.Path) -> dict[str, Any]:
 def _names(folder: pathlib.Path) -> set[str]:
     """Names of the files that the exporter may have written there."""
     shards = {path.name for path in folder.glob("model-*.safetensors")}
-    own = {SETTINGS, PROCESSOR, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS, INDEX, CARD, ONNX}
+    own = {CONFIG_FILE, PROCESSOR, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS, INDEX, CARD, ONNX}
     return own | {path.name for path in CODE} | shards

@@ -1,6 +1,6 @@
 """Files of named tensors: PyTorch's, read without running code in them, and safetensors.
 
-PyTorch is imported here alone, and only where a file needs it.
+PyTorch is imported only where a file needs it.
 """
 
 from __future__ import annotations

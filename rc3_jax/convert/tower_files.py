@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,6 @@ from rc3_jax.convert.huggingface import PARTS, read_tower, tower_files
 from rc3_jax.convert.huggingface_source import Normalisation, locate, sentence_encoder
 from rc3_jax.convert.output import (
     OWN_FILES,
-    SETTINGS,
     add_source_to_errors,
     atomic_write,
     check_target,
@@ -28,14 +27,16 @@ from rc3_jax.convert.output import (
     write_settings,
 )
 from rc3_jax.convert.torch_file import WEIGHTS
-from rc3_jax.convert.vocabulary import cut_vocabulary, describe
+from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rc3_jax.models.text import TextSettings
 from rc3_jax.models.towers import visual_settings
 from rc3_jax.settings import ConfigError, check_choice
+from rc3_jax.stored_config import CONFIG_FILE
 from rc3_jax.training.checkpoint import read_params, save_params, stored_shapes
+from rc3_jax.training.state import count_parameters
 
 VISUAL = {"rc3": "patch", "cclm": "vision"}
 """What each system calls its visual tower."""
@@ -91,11 +92,12 @@ def from_hf(
         params |= {"text": tower.params, **tower.heads}
         tokenizer = _tokenizer(text, len(_words(params)))
         if tokenizer is not None:  # rows beyond its pieces fill a table up to a round number
-            _select_rows(params, np.arange(tokenizer.vocab_size))
+            pieces = tokenizer.vocab_size
+            _change_rows(params, lambda table: table[:pieces])
             if corpus:
                 cut = cut_vocabulary(tokenizer, corpus_texts(corpus, languages or None), min_count)
                 say(describe(cut, tower.settings.width))
-                _select_rows(params, cut.kept)
+                _change_rows(params, lambda table: cut_rows(table, cut.kept))
                 tokenizer = cut.tokenizer
         elif corpus:
             raise ConfigError(f"{text} has no vocabulary that could be cut")
@@ -109,7 +111,7 @@ def from_hf(
         settings["model"] |= tower.normalisation | {"patch": tower.settings.model_dump()}
         settings["source"]["patch"] = str(patch)
     leaves = jax.tree.leaves(params)
-    say(f"{', '.join(params)}: {sum(leaf.size for leaf in leaves):,} parameters")
+    say(f"{', '.join(params)}: {count_parameters(params):,} parameters")
     settings["parts"] = sorted(params)
     with atomic_write(target, sum(leaf.nbytes for leaf in leaves)) as folder:
         folder.mkdir()
@@ -137,7 +139,7 @@ def to_hf(
       ConfigError: with the reason; then nothing was written.
     """
     check_choice("part", part, PARTS)
-    check_target(target, overwrite, (SETTINGS, WEIGHTS[0], *VOCABULARIES, PREPROCESSOR))
+    check_target(target, overwrite, (CONFIG_FILE, WEIGHTS[0], *VOCABULARIES, PREPROCESSOR))
     model = model_settings(source, "rc3")
     heads = ("masked_lm_head", "word_bias") if part == "text" else ()
     paths = [path for path in stored_shapes(source, step) if path.split("/")[0] in (part, *heads)]
@@ -153,7 +155,7 @@ def to_hf(
     with atomic_write(target, size) as folder:
         folder.mkdir()
         save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
-        write_json(folder / SETTINGS, config)
+        write_json(folder / CONFIG_FILE, config)
         if part == "text" and (source / TOKENIZER).is_file():
             shutil.copy(source / TOKENIZER, folder / TOKENIZER)
         if part == "patch" and all(name in model for name in Normalisation.model_fields):
@@ -175,7 +177,7 @@ def _preprocessor(model: Any) -> dict[str, Any]:
 
 
 def _say(source: str, params: dict[str, Any], notes: list[str]) -> None:
-    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    count = count_parameters(params)
     for line in (f"{source}: {count:,} parameters", *(f"note: {note}" for note in notes)):
         say(line)
 
@@ -184,11 +186,11 @@ def _words(params: dict[str, Any]) -> np.ndarray:
     return params["text"]["word_embedding"]["embedding"]
 
 
-def _select_rows(params: dict[str, Any], rows: np.ndarray) -> None:
-    """Keeps the given rows of everything that has a row for each piece of the vocabulary."""
-    params["text"]["word_embedding"] = {"embedding": _words(params)[rows]}
+def _change_rows(params: dict[str, Any], change: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Changes everything that has a row for each piece of the vocabulary."""
+    params["text"]["word_embedding"] = {"embedding": change(_words(params))}
     if "word_bias" in params:
-        params["word_bias"] = params["word_bias"][rows]
+        params["word_bias"] = change(params["word_bias"])
 
 
 def _tokenizer(source: str, rows: int) -> Tokenizer | None:

@@ -53,10 +53,10 @@ def training_row(
     drawn = draw_texts(record, pair, rng)
     ids = encode_texts(drawn, tokenizer, record.where)
     row = dict(zip(("ids_a", "ids_b"), ids, strict=False))
-    kind = "parallel" if record.image is None else "captioned"
-    row |= masked_fields(ids[0], tokenizer, config, rng, kind)
+    has_image = record.image is not None
+    row |= masked_fields(ids[0], tokenizer, config, rng, has_image)
     row["groups"] = np.asarray(group, np.int32)
-    if record.image is None:
+    if not has_image:
         return row
     pixels, boxes, visible = augment(
         decode(record.image, record.where),
@@ -134,7 +134,7 @@ def region_row(
         "image": image,
         "use_patches": np.asarray(True),
         "ids_a": ids,
-        **stacked([masked_fields(text, tokenizer, config, rng, "region") for text in ids]),
+        **stacked([masked_fields(text, tokenizer, config, rng, True) for text in ids]),
         "groups": group + caption_groups(captions, tokenizer)[slots],
         "region_tokens": tokens_inside(corners, config.model.patch.grid),
         "boxes": np.concatenate([(low + high) / 2, high - low], axis=1),
@@ -240,19 +240,19 @@ def masked_fields(
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
     rng: np.random.Generator,
-    kind: str,
+    has_image: bool,
 ) -> Row:
     """`masked_ids`, `masked_positions` and `masked_labels` of a text, see `mask_tokens`."""
-    share, most = config.data.mask_share, text_sizes(config, kind)[1]
+    share, most = config.data.mask_share, text_sizes(config, has_image)[1]
     options = dict(share=share, most=most, mask_eos=config.data.mask_eos)
     fields = mask_tokens(ids, tokenizer.vocab_size, rng, **options)
     return dict(zip(("masked_ids", "masked_positions", "masked_labels"), fields, strict=True))
 
 
-def text_sizes(config: ml_collections.ConfigDict, kind: str) -> tuple[int, int]:
-    """Tokens of a text in rows of a kind, and how many of them are masked at most."""
+def text_sizes(config: ml_collections.ConfigDict, has_image: bool) -> tuple[int, int]:
+    """Tokens of a text in rows with or without an image, and how many are masked at most."""
     data = config.data
-    if KINDS[kind].image:
+    if has_image:
         return data.max_length, data.most_masked
     return (
         data.parallel_max_length or data.max_length,
@@ -313,7 +313,7 @@ def abstract_batch(config: ml_collections.ConfigDict, rows: Mapping[str, int]) -
 
     def fields(kind: str) -> FieldShapes:
         of = KINDS[kind]
-        length, most = text_sizes(config, kind)
+        length, most = text_sizes(config, of.image)
         texts: tuple[int, ...] = (config.data.regions.per_image,) if of.regions else ()
         found: FieldShapes = {
             name: ((*texts, length), np.int32) for name in ("ids_a", "masked_ids")

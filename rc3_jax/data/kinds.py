@@ -25,20 +25,18 @@ class Kind:
     Attributes:
       image: an image.
       texts: number of texts, which are drawn from one record.
-      aligned: these are translations of one another.
       regions: `data.regions.per_image` texts instead, each about a part of the image.
     """
 
     image: bool = True
     texts: int = 1
-    aligned: bool = False
     regions: bool = False
 
 
 KINDS = {
-    "strict": Kind(texts=2, aligned=True),
+    "strict": Kind(texts=2),
     "weak": Kind(texts=2),
-    "parallel": Kind(image=False, texts=2, aligned=True),
+    "parallel": Kind(image=False, texts=2),
     "captioned": Kind(),
     "region": Kind(regions=True),
 }

@@ -182,7 +182,7 @@ def make_batches(
                 f"{count} {kind} rows a batch cannot be shared by {process_count} processes; "
                 "make them a multiple with batch_size or shares"
             )
-        adapted = tokenizer.with_length(text_sizes(config, kind)[0])
+        adapted = tokenizer.with_length(text_sizes(config, KINDS[kind].image)[0])
         rows = RowMaker(pools[kind], kind, adapted, config, skips, Skips(skips.limit))
         numbered = mixed_pairs(rows).map_with_index(rows)
         local = count // process_count

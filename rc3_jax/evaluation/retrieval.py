@@ -21,18 +21,23 @@ def visual_rows(records: Sequence[Record], config) -> dict[str, np.ndarray]:
     return stacked([evaluation_row(record, config) for record in records])
 
 
+def shown(rows: Mapping[str, np.ndarray], mode: str) -> dict[str, np.ndarray]:
+    """Visual fields, of one image or stacked, as `mode` shows them."""
+    found = dict(rows)
+    for name, used in zip(("use_patches", "use_regions"), MODES[mode], strict=True):
+        if name in rows:
+            found[name] = np.full_like(rows[name], used)
+    return found
+
+
 def seen(rows: Mapping[str, np.ndarray], mode: str) -> Callable[[np.ndarray], dict]:
     """A function from places to the visual fields of those images, as `mode` shows them.
 
     Args:
       rows: `visual_rows` of all images.
     """
-    patches, regions = MODES[mode]
-    count = len(rows["image"])
-    shown = {**rows, "use_patches": np.full(count, patches)}
-    if "use_regions" in rows:
-        shown["use_regions"] = np.full(count, regions)
-    return lambda places: {name: field[places] for name, field in shown.items()}
+    fields = shown(rows, mode)
+    return lambda places: {name: field[places] for name, field in fields.items()}
 
 
 def evaluate_retrieval(

@@ -1,6 +1,6 @@
 """Downstream models with the encoders of CCLM: one or two images and a text to a class.
 
-Image-text retrieval uses `CCLM` itself, question answering is in `decoder.py`. The models are those
+Image-text retrieval uses `CCLM` itself, question answering is in `answer_decoder.py`. The models are those
 of the published code of 2022 (CCLM.md section 5).
 """
 

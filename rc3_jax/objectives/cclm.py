@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rc3_jax.models.base import PairModel
 from rc3_jax.objectives.boxes import box_losses
+from rc3_jax.objectives.contrastive import ContrastSettings
 from rc3_jax.objectives.encoding import Batch
 from rc3_jax.objectives.pair_terms import (
     contrast_term,
@@ -31,7 +32,7 @@ from rc3_jax.objectives.terms import (
     Term,
     term_losses,
 )
-from rc3_jax.objectives.tiles import PairSettings, Tiling
+from rc3_jax.objectives.tiles import Tiling
 from rc3_jax.settings import Settings
 
 TEMPERATURE = "temperature"
@@ -83,7 +84,7 @@ class CCLMWeights(Settings):
     """Weights on region rows."""
 
 
-class CCLMObjective(Settings):
+class CCLMObjective(ContrastSettings):
     """`config.objective` of CCLM."""
 
     weights: CCLMWeights = CCLMWeights()
@@ -96,12 +97,8 @@ class CCLMObjective(Settings):
     """Added to the probability of each negative (published: 1e-5)."""
     group_positives: bool = True
     """Rows about the same image or sentence are positives; False: negatives (published)."""
-    contrast: Literal["softmax", "sigmoid"] = "softmax"
-    """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
     itc_grad_scale: float = 1.0
     """Factor of the gradient that the contrasts give to the towers (published: 1 / GPUs)."""
-    pairs: PairSettings = PairSettings()
-    """How all pairs of a batch are compared."""
 
 
 def cclm_losses(

@@ -5,13 +5,32 @@ Each is a mean of statistics of the similarity matrix, which `tiles` computes wi
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from rc3_jax.objectives.tiles import Matrices, Softmax, Tiling, pair_statistics, similarities
+from rc3_jax.objectives.tiles import (
+    Matrices,
+    PairSettings,
+    Softmax,
+    Tiling,
+    pair_statistics,
+    similarities,
+)
+from rc3_jax.settings import Settings
 
 DENSE = Tiling()
+
+
+class ContrastSettings(Settings):
+    """The settings of `config.objective` that all systems have."""
+
+    contrast: Literal["softmax", "sigmoid"] = "softmax"
+    """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
+    pairs: PairSettings = PairSettings()
+    """How all pairs of a batch are compared."""
 
 
 def info_nce(

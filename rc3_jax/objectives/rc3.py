@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from rc3_jax.models.base import PairModel
+from rc3_jax.objectives.contrastive import ContrastSettings
 from rc3_jax.objectives.encoding import Batch
 from rc3_jax.objectives.pair_terms import (
     contrast_term,
@@ -30,7 +31,7 @@ from rc3_jax.objectives.terms import (
     Term,
     term_losses,
 )
-from rc3_jax.objectives.tiles import PairSettings, Tiling
+from rc3_jax.objectives.tiles import Tiling
 from rc3_jax.settings import Settings
 
 KINDS = ("strict", "weak", "parallel")
@@ -58,7 +59,7 @@ class RC3Weights(Settings):
     """Masked conditional language modelling."""
 
 
-class RC3Objective(Settings):
+class RC3Objective(ContrastSettings):
     """`config.objective` of RC³."""
 
     weights: RC3Weights = RC3Weights()
@@ -77,12 +78,8 @@ class RC3Objective(Settings):
     """Decay of the moving average, per step."""
     ramp: float = pydantic.Field(0.1, ge=0, le=1)
     """Share of the run in which the weight of `xvtcl_weak` rises from 0."""
-    contrast: Literal["softmax", "sigmoid"] = "softmax"
-    """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
     same_image_negatives: bool = True
     """Adds the same image with a wrong text as one more negative of the visio-textual contrast."""
-    pairs: PairSettings = PairSettings()
-    """How all pairs of a batch are compared."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:

@@ -10,9 +10,10 @@ import jax
 
 from rc3_jax.observe.chips import Chip
 from rc3_jax.observe.collectives import Collective, collectives
-from rc3_jax.parallel.mesh import batch_devices
-from rc3_jax.parallel.rules import path_name
+from rc3_jax.parallel.mesh import rows_of_a_device
+from rc3_jax.parallel.rules import bytes_on_device, path_name
 from rc3_jax.settings import ConfigError
+from rc3_jax.training.state import count_parameters
 
 if TYPE_CHECKING:
     from rc3_jax.training.run import RunModel
@@ -41,7 +42,6 @@ class Work(NamedTuple):
 
 def aot_report(
     run: RunModel,
-    state: Any,
     rows: Mapping[str, int],
     compiled: jax.stages.Compiled,
     work: Work,
@@ -50,7 +50,7 @@ def aot_report(
     """Everything that is known of a step before it runs, in Markdown.
 
     Args:
-      run, state: abstract, see `training.aot`.
+      run: see `training.aot.abstract_run`.
       rows: rows of each kind in a global batch.
       chip: None for devices without a table of figures; leaves times out.
 
@@ -62,7 +62,7 @@ def aot_report(
         raise ConfigError("this kind of device does not say what a compiled step is made of")
     sent = collectives(text, run.mesh.size)
     sections = [
-        _settings(run, state, rows),
+        _settings(run, rows),
         _memory(memory, chip),
         _flops(work, run.mesh.size),
         _collectives(sent),
@@ -76,34 +76,34 @@ def aot_report(
     return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
 
-def rules_table(state: Any) -> str:
-    """Path, shape, partition and bytes on each device of every parameter of an abstract state."""
+def rules_table(run: RunModel) -> str:
+    """Path, shape, partition and bytes on each device of every parameter of a run."""
+    params = run.abstract_state.params
     lines = []
     total = 0
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state.params):
-        held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        held = bytes_on_device(leaf)
         total += held
         spec = "(" + ", ".join(map(str, leaf.sharding.spec)) + ")"
         lines.append((path_name(path), str(list(leaf.shape)), spec, f"{held:,}"))
-    lines.append(("all", f"{_count(state.params):,} numbers", "", f"{total:,}"))
+    lines.append(("all", f"{count_parameters(params):,} numbers", "", f"{total:,}"))
     return "\n".join(_table(("parameter", "shape", "partition", "bytes a device"), lines))
 
 
-def _settings(run: RunModel, state: Any, rows: Mapping[str, int]) -> list[str]:
+def _settings(run: RunModel, rows: Mapping[str, int]) -> list[str]:
     config, mesh, pairs = run.config, run.mesh, run.config.objective.pairs
-    own = {kind: count // batch_devices(mesh) for kind, count in rows.items()}
     settings = {
         "configuration": config.name,
         "devices": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
         "mesh": ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items()),
         "global batch": f"{sum(rows.values()):,} rows: {_rows(rows)}",
-        "rows a device": _rows(own),
+        "rows a device": _rows(rows_of_a_device(rows, mesh)),
         "microbatches": str(config.microbatches),
         "model.remat": config.model.remat,
         "model.dtype": config.model.dtype,
         "objective.pairs": f"{pairs.transport}, tile {pairs.tile}",
         "vocabulary": f"{run.model.text.vocab_size:,}",
-        "parameters": f"{_count(state.params):,}",
+        "parameters": f"{count_parameters(run.abstract_state.params):,}",
     }
     return ["## Step", "", *_table(("what", "value"), settings.items())]
 
@@ -213,10 +213,6 @@ def _times(chip: Chip, rows: int, model: float, used: tuple[float, float, float]
 
 def _rows(rows: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {kind}" for kind, count in rows.items())
-
-
-def _count(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

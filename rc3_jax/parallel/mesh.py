@@ -101,6 +101,11 @@ def batch_devices(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def rows_of_a_device(rows: Mapping[str, int], mesh: Mesh) -> dict[str, int]:
+    """The rows of each kind that a device holds, of the rows of a global batch."""
+    return {kind: count // batch_devices(mesh) for kind, count in rows.items()}
+
+
 def check_batch(rows: Mapping[str, int], mesh: Mesh, microbatches: int = 1) -> None:
     """Raises ConfigError unless every kind's rows divide evenly among devices, and on each among
     its micro-batches.

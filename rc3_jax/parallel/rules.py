@@ -79,3 +79,8 @@ def with_shardings(abstract: Any, mesh: Mesh, config: ml_collections.ConfigDict)
         abstract,
         shardings(abstract, mesh, config),
     )
+
+
+def bytes_on_device(leaf: Any) -> int:
+    """What an array, or the shape, type and sharding of one, takes of each device."""
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,13 +115,19 @@ def random_facts(rng: np.random.Generator, scene: Scene, mentioned: int, keep: f
     names = tuple(ATTRIBUTES)
     kept: dict[int, set[str]] = {}
     for i in sorted(rng.permutation(len(scene.objects))[:mentioned].tolist()):
-        lots = rng.random(len(names))
-        kept[i] = {names[n] for n in np.flatnonzero((lots < keep) | (lots == lots.min()))}
+        kept[i] = set(random_names(rng, names, keep))
     values = {i: {getattr(scene.objects[i], name) for name in kept[i]} for i in kept}
     for i, j in itertools.permutations(kept, 2):
         if values[i] <= values[j]:
             kept[i].add("place")
     return kept
+
+
+def random_names(rng: np.random.Generator, names: Sequence[str], keep: float) -> list[str]:
+    """Keeps each name with probability `keep`, and one at least; in the order given."""
+    lots = rng.random(len(names))
+    kept = (lots < keep) | (lots == lots.min())
+    return [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
 
 
 def relevance(facts: Facts, others: Facts) -> float:

@@ -130,7 +130,8 @@ class SceneRecords:
         return self._size
 
     def __getitem__(self, index: int) -> Record:
-        scene, facts = self.scene(index), self.facts(index)
+        scene = self.scene(index)
+        facts = self._facts(index, scene)
         mentions = {code: scene.mentions(said) for code, said in facts.items()}
         texts = _captions(self._rng(index, _FRAMES), mentions)
         where, group = f"scenes/{self._kind}:{index}", index * self._groups_each
@@ -153,7 +154,10 @@ class SceneRecords:
 
     def facts(self, index: int) -> dict[str, scenes.Facts]:
         """What the text of each language of a record says about its scene."""
-        scene, rng = self.scene(index), self._rng(index, _FACTS)
+        return self._facts(index, self.scene(index))
+
+    def _facts(self, index: int, scene: scenes.Scene) -> dict[str, scenes.Facts]:
+        rng = self._rng(index, _FACTS)
         languages = self._turns[index % len(self._turns)]
         if self._kind == "retrieval":
             return dict.fromkeys(languages, scene.facts())

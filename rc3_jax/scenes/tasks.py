@@ -19,7 +19,14 @@ from rc3_jax.scenes import scene as scenes
 from rc3_jax.scenes.draw import draw
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.scenes.languages.base import FRAMES, PLAIN_FRAMES, QUESTIONS, STATEMENTS
-from rc3_jax.scenes.scene import ATTRIBUTES, Mention, Scene, SceneObject, random_scene
+from rc3_jax.scenes.scene import (
+    ATTRIBUTES,
+    Mention,
+    Scene,
+    SceneObject,
+    random_names,
+    random_scene,
+)
 from rc3_jax.tasks.base import Example, Picture, TaskData
 
 VERDICTS = ("contradiction", "neutral", "entailment")
@@ -102,8 +109,7 @@ def _xvnli(streams: _Streams, index: int) -> _Item:
     chosen = _one_of(rng, scene.visible())
     place: str | None = chosen.place
     values = {name: getattr(chosen, name) for name in _NAMED}
-    lots = rng.random(len(_NAMED))
-    kept = [_NAMED[i] for i in np.flatnonzero((lots < _KEPT) | (lots == lots.min()))]
+    kept = random_names(rng, _NAMED, _KEPT)
     if VERDICTS[label] == "neutral":
         place = scene.screen
         values = {name: _one_of(rng, ATTRIBUTES[name]) for name in _NAMED}

@@ -14,7 +14,7 @@ from jaxtyping import Array
 from rc3_jax.data.example import Row, evaluation_row, stacked
 from rc3_jax.data.record import Record
 from rc3_jax.data.tokenizer import Tokenizer
-from rc3_jax.evaluation.retrieval import MODES
+from rc3_jax.evaluation.retrieval import shown
 from rc3_jax.parallel.mesh import from_rows
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.base import Example, Picture
@@ -102,18 +102,14 @@ def picture_fields(picture: Picture, config: ml_collections.ConfigDict, mode: st
 
     Args:
       config: `model` has the settings of the model.
-      mode: the parts that are not masked, one of `MODES`.
+      mode: the parts that are not masked, one of `evaluation.retrieval.MODES`.
 
     Raises:
       ConfigError: if regions alone are to be read and the picture has none.
     """
-    patches, regions = MODES[mode]
     record = Record(picture.name, 0, {}, picture.image, picture.boxes, picture.features)
-    row = evaluation_row(record, config)
-    row["use_patches"] = np.asarray(patches)
-    if "use_regions" in row:
-        row["use_regions"] = np.asarray(regions)
-    if not patches and not ("region_mask" in row and row["region_mask"].any()):
+    row = shown(evaluation_row(record, config), mode)
+    if not row["use_patches"] and not ("region_mask" in row and row["region_mask"].any()):
         raise ConfigError(
             f"{picture.name} has no regions to be read alone; give region features, or another mode"
         )

@@ -19,7 +19,7 @@ from rc3_jax.observe.log import speaker
 from rc3_jax.parallel.mesh import batch_devices, make_mesh
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.base import Example, TaskData, checksum
-from rc3_jax.tasks.config import TASKS
+from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.evaluate import SMALLER_BATCH, check_settings, examples_of, score_languages
 from rc3_jax.tasks.make_head import make_head
 from rc3_jax.tasks.results import APART, SCORES, result_of, write_result
@@ -52,7 +52,7 @@ def finetune(
 
     Writes `params`, `config.json`, the vocabulary, `predictions` and last `scores.json` into
     `folder`, which may be the `source` of another fine-tuning, few-shot for instance. Called again
-    for the folder of one that was interrupted, it goes on from the last epoch that ended.
+    for the folder of one that was interrupted, it continues from its last checkpoint.
 
     Args:
       config: see `finetune_config`.
@@ -60,8 +60,8 @@ def finetune(
       keep: False writes scores and predictions only.
 
     Raises:
-      ConfigError, DataError: for settings or data that cannot be; nothing is written then.
-      FloatingPointError: if the loss is no number.
+      ConfigError, DataError: for invalid settings or data; nothing is written then.
+      FloatingPointError: if the loss is no longer finite.
       OutOfMemory: if a device's memory does not suffice.
 
     Returns:

@@ -13,8 +13,8 @@ from rc3_jax.data.tokenizer import PAD_ID, Tokenizer
 from rc3_jax.settings import ConfigError, check_choice
 from rc3_jax.tasks.base import Example, TaskData
 from rc3_jax.tasks.batches import Batches, MakeBatches, picture_fields
+from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.classification import answer_head, class_head
-from rc3_jax.tasks.config import TASKS
 from rc3_jax.tasks.head import TaskHead
 from rc3_jax.tasks.retrieval import retrieval_head
 from rc3_jax.training.load import LoadedModel

@@ -33,7 +33,8 @@ from rc3_jax.tasks.finetune import UNFINISHED, finetune
 from rc3_jax.tasks.load import PARTS, available_splits, load_task
 from rc3_jax.tasks.report import summary_table, write_report
 from rc3_jax.tasks.results import SCORES, config_checksum, shots_of_split
-from rc3_jax.training.load import load_model, params_checksum
+from rc3_jax.training.checkpoint import read_params
+from rc3_jax.training.load import params_checksum
 from rc3_jax.training.memory import OutOfMemory
 
 PROTOCOLS = ("zero-shot", "translate-test", "few-shot", "translate-train", "languages")
@@ -195,7 +196,7 @@ class _Runner:
     @functools.cached_property
     def model_sha256(self) -> str:
         """The checksum of the pre-trained parameters."""
-        return params_checksum(load_model(self.source).params)
+        return params_checksum(read_params(self.source))
 
     def load(self, config: ml_collections.ConfigDict, parts: Sequence[str]) -> TaskData:
         """The examples of some parts; the last ones are kept, as steps in a row share them."""

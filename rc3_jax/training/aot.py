@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -25,7 +24,8 @@ from rc3_jax.objectives.masked_lm import TILE
 from rc3_jax.observe.aot_report import Work
 from rc3_jax.observe.chips import find_chip
 from rc3_jax.observe.counting import model_flops, peak_bytes, products, quadratic_arrays
-from rc3_jax.parallel.mesh import batch_devices, check_batch, make_mesh
+from rc3_jax.parallel.mesh import batch_devices, check_batch, make_mesh, rows_of_a_device
+from rc3_jax.parallel.rules import bytes_on_device
 from rc3_jax.settings import ConfigError, plain
 from rc3_jax.systems import build_model, system_of
 from rc3_jax.training.memory import explain_out_of_memory, in_gib
@@ -131,7 +131,7 @@ def activation_bytes(
     Args:
       rows: rows of each kind in a global batch.
     """
-    traced = loss_jaxprs(run, _rows_of_a_device(run, rows), changes)
+    traced = loss_jaxprs(run, rows_of_a_device(rows, run.mesh), changes)
     return max(map(peak_bytes, traced)) / run.mesh.shape["tensor"]
 
 
@@ -145,11 +145,11 @@ def count_work(run: RunModel, rows: Mapping[str, int]) -> Work:
     model = model_flops(
         loss_jaxprs(run, rows, once, gradient=False),
         loss_jaxprs(run, rows, once),
-        names=run.abstract_state().params,
+        names=run.abstract_state.params,
     )
     shared = loss_jaxprs(run, rows, mesh=run.mesh)
     flops = sum(one.flops for jaxpr in shared for one in products(jaxpr))
-    local = loss_jaxprs(run, _rows_of_a_device(run, rows))
+    local = loss_jaxprs(run, rows_of_a_device(rows, run.mesh))
     touched = sum(one.touched for jaxpr in local for one in products(jaxpr))
     # More than a tile of each kind and of the words, so that tiles do not grow with them.
     many = 2 * run.config.objective.pairs.tile * batch_devices(run.mesh) * run.config.microbatches
@@ -190,7 +190,7 @@ def loss_jaxprs(
     function = system_of(config).loss(model, config, mesh)
     if gradient:
         function = jax.value_and_grad(function, has_aux=True)
-    state = dataclasses.replace(run, config=config, model=model).abstract_state()
+    state = dataclasses.replace(run, config=config, model=model).abstract_state
     params, ema, step = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         (state.params, state.ema, state.step),
@@ -199,16 +199,9 @@ def loss_jaxprs(
     return [jax.make_jaxpr(function)(params, ema, step, batch).jaxpr for batch in batches]
 
 
-def _rows_of_a_device(run: RunModel, rows: Mapping[str, int]) -> dict[str, int]:
-    return {kind: count // batch_devices(run.mesh) for kind, count in rows.items()}
-
-
 def _state_bytes(run: RunModel) -> int:
     """What the state takes of a device."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(run.abstract_state())
-    )
+    return sum(map(bytes_on_device, jax.tree.leaves(run.abstract_state)))
 
 
 def _changed(config: PretrainSettings, changes: Changes | None) -> PretrainSettings:

@@ -94,16 +94,16 @@ def load_model(
     words = stored_max_words(stored) if max_words is None else max_words or None
     room = settings.text.room
     tokenizer = _tokenizer(folder, min(max_length or room, room), words)
-    params = read_params(folder, step=step)
+    params = unflatten_dict(read_params(folder, step=step), sep="/")
     classes = tuple(stored.get("classes") or ())
     if not classes:  # tasks with classes have heads of their own, which they check themselves
         wanted = abstract_params(system, settings, tokenizer.vocab_size, **learned_scalars(params))
-        check_shapes(folder, shapes_of(unflatten_dict(params, sep="/")), shapes_of(wanted))
+        check_shapes(folder, shapes_of(params), shapes_of(wanted))
     return LoadedModel(
         system,
         settings,
         tokenizer,
-        unflatten_dict(params, sep="/"),
+        params,
         stored.get("task"),
         classes,
         words,

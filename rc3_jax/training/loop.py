@@ -82,11 +82,10 @@ def fit(
         return scores
 
     scores: Mapping[str, Any] = {}
-    missing = broadcast_one_to_all(not log.has_evaluation(start))
-    if start >= intervals.steps or (start and intervals.evaluates(start) and missing):
-        scores = score(start, state.params)
     if start >= intervals.steps:
-        return state, scores
+        return state, score(start, state.params)
+    if start and intervals.evaluates(start) and broadcast_one_to_all(not log.has_evaluation(start)):
+        score(start, state.params)  # the run was interrupted between saving and scoring
     stream = batches(start)
     batch = next(stream)
     watchdog.beat("compiling")

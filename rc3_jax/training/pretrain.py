@@ -125,7 +125,7 @@ def _first_state(run: Run, folder: pathlib.Path, checkpoints: Checkpoints, log: 
     if newest is not None:
         log.say(f"resuming after step {newest}")
         log.rewind(newest)
-        return checkpoints.restore(run.abstract_state())
+        return checkpoints.restore(run.abstract_state)
     log.rewind(0)
     state = run.create_state()
     if run.config.init is not None:

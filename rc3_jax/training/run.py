@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -48,15 +49,11 @@ class RunModel:
         """
         params = initial_params(self.model, self.config) | (given or {})
         ema = encoder
-        if getattr(self.config.objective, "relevance", None) == "ema":
+        if self._average is not None:
             ema = jax.tree.map(jnp.copy, {part: params[part] for part in EMA_PARTS})
         return TrainState(jnp.zeros((), jnp.int32), params, self.optimizer.init(params), ema)
 
-    def abstract_params(self) -> Any:
-        """Shapes, dtypes and shardings of the parameters; nothing is computed."""
-        shapes = jax.eval_shape(lambda: initial_params(self.model, self.config))
-        return with_shardings(shapes, self.mesh, self.config.mesh)
-
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Shapes, dtypes and shardings of the state; nothing is computed."""
         encoder = abstract_encoder(self.config, self.model.text.vocab_size)
@@ -65,18 +62,23 @@ class RunModel:
 
     def train_step(self) -> TrainStep:
         """The step; all objectives see the rows of all devices."""
-        system, objective = system_of(self.config), self.config.objective
-        average = None
-        if isinstance(objective, RC3Objective) and objective.relevance == "ema":
-            average = ema_update(objective.ema_decay)
+        system = system_of(self.config)
         return TrainStep(
             system.loss(self.model, self.config, self.mesh),
             self.optimizer,
-            self.abstract_state(),
+            self.abstract_state,
             self.mesh,
             system.updates(self.config),
-            average,
+            self._average,
         )
+
+    @property
+    def _average(self) -> Callable[[Any, Any, jax.Array], Any] | None:
+        """The new average of the parameters, see `ema_update`; None where none is kept."""
+        objective = self.config.objective
+        if isinstance(objective, RC3Objective) and objective.relevance == "ema":
+            return ema_update(objective.ema_decay)
+        return None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,7 +97,7 @@ class Run(RunModel):
         Raises:
           ConfigError: if a folder holds no parameters, or those of another model.
         """
-        abstract = self.abstract_state()
+        abstract = self.abstract_state
         target = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         given = None if self.config.init is None else load_warm_start(self.config, abstract.params)
         encoder = None

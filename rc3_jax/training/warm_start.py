@@ -9,7 +9,7 @@ from typing import Any
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
 from rc3_jax.settings import ConfigError
 from rc3_jax.stored_config import CONFIG_FILE, read_config
-from rc3_jax.training.checkpoint import load_params, stored_shapes
+from rc3_jax.training.checkpoint import load_params
 
 
 def load_warm_start(config: Any, abstract: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,9 +37,10 @@ def load_warm_start(config: Any, abstract: Mapping[str, Any]) -> dict[str, Any]:
 
 def warm_start_parts(folder: pathlib.Path) -> list[str] | None:
     """The parts that a folder of pre-trained towers holds; None where it holds a whole model."""
-    if not (folder / CONFIG_FILE).is_file() or "parts" not in read_config(folder):
+    if not (folder / CONFIG_FILE).is_file():
         return None
-    return sorted({path.split("/")[0] for path in stored_shapes(folder)})
+    parts = read_config(folder).get("parts")
+    return None if parts is None else list(parts)
 
 
 def check_vocabulary(folder: pathlib.Path, tokenizer: Tokenizer) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -26,8 +25,8 @@ from rc3_jax.systems import abstract_params
 from rc3_jax.training.load import load_model
 from rc3_jax.training.pretrain import train
 from rc3_jax.training.run import prepare_run
+from tests import processes
 from tests.parity.recordings import PRETRAINING, folders, read, require_folder
-from tests.processes import FAST_COMPILATION, ROOT
 from tests.tiny import tiny_cclm
 from tests.vision_reference import require
 
@@ -241,16 +240,7 @@ def test_images_of_another_size(tmp_path, recording):
     assert back["vision_encoder.blocks.0.attn.relative_position_index"].shape == (37, 37)
 
 
-def launch(*arguments):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_COMPILATION}
-    return subprocess.run(
-        [sys.executable, str(ROOT / "launch" / "convert.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=300,
-        check=False,
-    )
+launch = functools.partial(processes.launch, "convert.py")
 
 
 def assert_reason(done, named):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -19,7 +18,7 @@ from rc3_jax.evaluation.rerank import retrieve
 from rc3_jax.parallel.mesh import one_device_mesh
 from tests.evaluation.ranking import UNSCORED, exact_scores, matcher, rescore, sorted_ranks
 from tests.evaluation.search_process import Search
-from tests.processes import FAST_COMPILATION, ROOT, free_port
+from tests.processes import environment, free_port
 
 
 @pytest.fixture(scope="module", params=["rc3", "cclm"])
@@ -124,13 +123,9 @@ def test_what_cannot_be_searched_is_refused(search, encoder):
 
 def run_processes(count: int, devices: int = 1) -> list[dict]:
     """What each of several processes found."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "NPROC": "32",  # see `run_python`
-        "PYTHONPATH": str(ROOT),
-    }
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    pipes = dict(
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(devices)
+    )
     command = [
         sys.executable,
         "-m",

@@ -8,13 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rc3_jax.objectives.contrastive import info_nce, sigmoid_loss, soft_cross_entropy
+from tests.objectives.tile_cases import unit_rows
 
 SHAPES = st.sampled_from([(1, 3), (2, 1), (5, 4), (7, 5)])  # rows, size; each compiles
-
-
-def unit_rows(rng, rows, size):
-    x = rng.normal(size=(rows, size))
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
 def brute_force_nce(x, y, temperature, groups, weights=None, extra_x=None, extra_y=None):

@@ -118,7 +118,7 @@ def cclm(config, rows, words):
         (objective.weights.text, parallel, "parallel", None, parallel),
         (objective.weights.region, parts, "region", 1 + side**2, 0),
     ):
-        length, most = text_sizes(config, kind)
+        length, most = text_sizes(config, kind != "parallel")
         masked, matched = bool(weights.masked_lm), bool(weights.matching)
         boxes = kind == "region" and bool(weights.box or weights.giou)
         total += (count * (1 + masked) + others) * text(model, length)

@@ -63,7 +63,7 @@ def test_every_objective_takes_the_flops_of_the_formulas(system, settings, rows)
 def test_a_step_takes_three_times_the_forward_pass_except_for_pixels():
     run = abstract_run(tiny_config(), jax.devices()[:1], RC3_ROWS, WORDS)
     traced = [loss_jaxprs(run, RC3_ROWS, gradient=gradient) for gradient in (False, True)]
-    parts = model_flops(*traced, names=run.abstract_state().params)
+    parts = model_flops(*traced, names=run.abstract_state.params)
     assert parts.keys() >= {"text", "patch", "roi", "fusion", "losses"}
     for name, (forward, step) in parts.items():
         # Pixels and features get no gradient; draws of hard negatives have none.
@@ -118,7 +118,7 @@ def test_the_estimate_is_close_to_what_the_compiler_reserves(changes):
     rows = {kind: 4 * count for kind, count in RC3_ROWS.items()}
     run = abstract_run(changed(config, changes), jax.devices()[:1], rows, WORDS)
     loss = jax.value_and_grad(system_of(config).loss(run.model, run.config, None), has_aux=True)
-    state, batch = run.abstract_state(), abstract_batch(run.config, rows)
+    state, batch = run.abstract_state, abstract_batch(run.config, rows)
     compiled = jax.jit(loss).lower(state.params, state.ema, state.step, batch).compile()
     reserved = compiled.memory_analysis().temp_size_in_bytes
     assert activation_bytes(run, rows) == pytest.approx(reserved, rel=0.35)

@@ -21,11 +21,12 @@ from rc3_jax.tasks.config import task_config
 from rc3_jax.tasks.evaluate import evaluate
 from rc3_jax.tasks.finetune import finetune
 from rc3_jax.tasks.load import load_task
+from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.load import load_model
 from rc3_jax.training.memory import OutOfMemory
 from tests.tasks.colours import colour_task
-from tests.tasks.tuning import params_of, quiet, tuning
-from tests.tiny import tiny_config, write_pretrained
+from tests.tasks.tuning import tuning
+from tests.tiny import quiet, tiny_config, write_pretrained
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,8 @@ def test_a_simple_task_is_learned(pretrained, tmp_path, pictures, task):
     assert kept["scores"] == result["scores"]
     jax.tree.map(
         np.testing.assert_array_equal,
-        params_of(tmp_path / "tuned"),
-        params_of(tmp_path / "again"),
+        read_params(tmp_path / "tuned"),
+        read_params(tmp_path / "again"),
     )
 
 
@@ -97,7 +98,7 @@ def test_recomputing_changes_nothing_that_is_learned(pretrained, tmp_path):
     assert recomputed["config_sha256"] == kept["config_sha256"]
     for one, other in zip(kept["dev"], recomputed["dev"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
-    with pytest.raises(ConfigError, match="remat='some': use one of none, full, dots"):
+    with pytest.raises(ConfigError, match="remat=.some."):
         tuned("some")
 
 

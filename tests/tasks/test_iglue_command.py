@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import ended, in_cluster, launched
 from tests.tasks import task_files
-from tests.tasks.tuned import ended, in_cluster, launched, pretrain
+from tests.tasks.tuned import pretrain
 
 SETTINGS = ("batch_size=4", "threads=2", "max_length=24", "epochs=5", "xvnli/epochs=1")
 

@@ -10,9 +10,12 @@ import pytest
 
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.finetune import finetune
+from rc3_jax.training.checkpoint import read_params
+from tests.processes import ended, in_cluster
 from tests.tasks.colours import colour_task
-from tests.tasks.tuned import ended, in_cluster, pretrain, start
-from tests.tasks.tuning import params_of, quiet, tuning
+from tests.tasks.tuned import pretrain, start
+from tests.tasks.tuning import tuning
+from tests.tiny import quiet
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def read(folder):
 
 
 def assert_same_parameters(one, other, tolerance=0.0):
-    expected, found = params_of(one), params_of(other)
+    expected, found = read_params(one), read_params(other)
     assert expected.keys() == found.keys()
     for path, value in expected.items():
         np.testing.assert_allclose(found[path], value, rtol=0, atol=tolerance)

@@ -19,8 +19,7 @@ from rc3_jax.tasks.suite import Options, OtherResult, plan, run_suite, task_conf
 from rc3_jax.training.load import load_model, params_checksum
 from tests.tasks import task_files
 from tests.tasks.tuned import pretrain
-from tests.tasks.tuning import quiet
-from tests.tiny import tiny_config
+from tests.tiny import quiet, tiny_config
 
 SMALL = {"batch_size": 8, "threads": 2, "max_length": 24, "epochs": 1}
 FULL = {

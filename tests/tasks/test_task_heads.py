@@ -29,8 +29,8 @@ from rc3_jax.tasks.scoring import expected_calibration_error
 from rc3_jax.training.load import load_model
 from tests.processes import run_python
 from tests.tasks.colours import COLOURS, picture
-from tests.tasks.tuning import CONFIGS, quiet, tuning
-from tests.tiny import write_pretrained
+from tests.tasks.tuning import CONFIGS, tuning
+from tests.tiny import quiet, write_pretrained
 
 ANSWERS = ("red", "a circle", "a square")
 """To red, blue and green pictures; two begin alike."""

@@ -1,13 +1,10 @@
-"""A tiny pre-trained model, and programs of launch/ in processes of their own."""
+"""A tiny pre-trained model, and its fine-tuning in processes of their own."""
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
-import sys
 
-from tests.processes import FAST_COMPILATION, ROOT, free_port
+from tests.processes import ROOT, launched
 from tests.tiny import tiny_config, write_pretrained
 
 SETTINGS = {
@@ -39,32 +36,3 @@ def start(task: str, source, folder, *arguments: str, devices: int = 1, **change
         *arguments,
         devices=devices,
     )
-
-
-def launched(program: str, *arguments: str, devices: int = 1) -> subprocess.Popen:
-    """A process of a program in launch/, its output in a pipe."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"{FAST_COMPILATION} --xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-        "NPROC": "32",
-        "PYTHONPATH": str(ROOT),
-        "PYTHONUNBUFFERED": "1",
-    }
-    command = [sys.executable, str(ROOT / "launch" / program), *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, stdout=pipe, stderr=subprocess.STDOUT, env=environment, text=True
-    )
-
-
-def in_cluster(count: int) -> list[tuple[str, ...]]:
-    """The flags of each of so many processes that work together."""
-    common = f"--coordinator=localhost:{free_port()}", f"--processes={count}"
-    return [(*common, f"--process={number}") for number in range(count)]
-
-
-def ended(*processes: subprocess.Popen) -> list[str]:
-    """What processes printed that must end well."""
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), outputs
-    return outputs

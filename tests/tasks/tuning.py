@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import pathlib
-
 import ml_collections
-import numpy as np
-from rich.console import Console
 
 from rc3_jax.tasks.config import finetune_config
-from rc3_jax.training.checkpoint import read_params
 from tests.tiny import tiny_cclm, tiny_config
 
 CONFIGS = {"rc3": tiny_config, "cclm": tiny_cclm}
-
-
-def params_of(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All that a folder holds, by their paths."""
-    return read_params(folder)
 
 
 def tuning(task: str, epochs: int = 12, **changes) -> ml_collections.ConfigDict:
@@ -27,7 +16,3 @@ def tuning(task: str, epochs: int = 12, **changes) -> ml_collections.ConfigDict:
     config.optimizer.lr = 3e-3
     config.update(changes)
     return config
-
-
-def quiet() -> Console:
-    return Console(file=io.StringIO(), width=100)

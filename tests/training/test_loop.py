@@ -16,11 +16,7 @@ from rc3_jax.settings import ConfigError
 from rc3_jax.training.load import load_model
 from rc3_jax.training.pretrain import train
 from rc3_jax.training.run import prepare_run
-from tests.tiny import tiny_config
-
-
-def quiet():
-    return Console(file=io.StringIO(), width=200)
+from tests.tiny import quiet, tiny_config
 
 
 def lines(folder):

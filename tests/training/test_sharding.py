@@ -55,7 +55,7 @@ def functions(mesh):
         params = optax.apply_updates(state.params, updates)
         return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, here.abstract_state())
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, here.abstract_state)
     state = here.create_state()
     if config.system == "cclm":
         # The texts of a fresh tower have nearly one vector, and the contrast's gradient is then a

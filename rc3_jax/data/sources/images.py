@@ -75,8 +75,8 @@ class ImageTextSource:
 
 def image_text_kinds(rows: Sequence[ImageRow], kinds: Iterable[str]) -> Kinds:
     """Those of the kinds that some row offers."""
-    offered = [kind for kind in kinds if any(row.texts(kind) for row in rows)]
-    return {kind: (ImageTextSource(rows, kind), 0) for kind in offered}
+    sources = {kind: ImageTextSource(rows, kind) for kind in kinds}
+    return {kind: (source, 0) for kind, source in sources.items() if len(source)}
 
 
 def heldout_kinds(rows: Sequence[ImageRow]) -> Kinds:
