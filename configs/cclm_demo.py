@@ -30,7 +30,7 @@ def get_config(argument: str = ""):
     if chosen.regions and chosen.root:
         raise ConfigError("regions=1: the photographs have no regions with captions; leave it out")
     if chosen.regions:
-        config.shares = dict(config.shares, captioned=2.0, region=1.0)
+        config.batch_mix = dict(config.batch_mix, captioned=2.0, region=1.0)
     config.model.text.position_offset = 2
     config.model.fusion.depth = 1
     config.model.update(dtype="float32", dropout=0.0)
@@ -38,9 +38,9 @@ def get_config(argument: str = ""):
     config.model.update(image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5))
     config.objective.weights.image.contrast = 5.0  # images and words are to meet early
     # At such rates the temperature would fall to its floor.
-    rates = config.optimizer.rates
-    rates.new.parameters = tuple(p for p in rates.new.parameters if p != "temperature")
-    rates.temperature = dict(factor=0.05, parameters=("temperature",))
+    groups = config.optimizer.lr_multipliers
+    groups.new.parameters = tuple(p for p in groups.new.parameters if p != "temperature")
+    groups.temperature = dict(factor=0.05, parameters=("temperature",))
     config.optimizer.no_decay = (*config.optimizer.no_decay, "temperature")
     config.optimizer.warmup = 0.05
     config.log_every = 20
@@ -49,7 +49,7 @@ def get_config(argument: str = ""):
 
 def _scenes(config) -> None:
     config.steps, config.batch_size = 1000, 64
-    config.shares = dict(config.shares, captioned=3.0, parallel=1.0)
+    config.batch_mix = dict(config.batch_mix, captioned=3.0, parallel=1.0)
     scenes = ScenesSource(captioned=200_000, region=200_000, parallel=1000)
     config.data.sources = dict(scenes=scenes.config_dict())
     config.data.max_length = 44
@@ -68,7 +68,7 @@ def _scenes(config) -> None:
 
 def _photographs(config, root: pathlib.Path, parallel: pathlib.Path) -> None:
     config.steps, config.batch_size = 400, 256
-    config.shares = dict(config.shares, captioned=3.0, parallel=1.0)
+    config.batch_mix = dict(config.batch_mix, captioned=3.0, parallel=1.0)
     config.data.sources = dict(
         flickr=dict(
             type="folder",
@@ -82,7 +82,7 @@ def _photographs(config, root: pathlib.Path, parallel: pathlib.Path) -> None:
             files={code: str(parallel / f"train.{code}.gz") for code in ("en", "de", "fr", "cs")},
         ),
     )
-    config.data.max_length, config.data.most_masked = 24, 5
+    config.data.max_length, config.data.max_masked = 24, 5
     config.data.image.crop_scale = (0.6, 1.0)
     config.data.tokenizer.update(vocab_size=5000, texts=120_000)
     config.model.text.update(width=128, depth=2, heads=4, mlp_width=512, max_positions=32)

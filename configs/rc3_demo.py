@@ -52,7 +52,9 @@ def get_config(argument: str = ""):
     # nothing holds z back from copying the image that the weak texts share.
     config.objective.scales.hinge = 10.0
     config.optimizer.lr = 2e-3
-    config.optimizer.rates.temperature.factor = 0.05  # at such rates it would fall to its floor
+    config.optimizer.lr_multipliers.temperature.factor = (
+        0.05  # at such rates it would fall to its floor
+    )
     config.evaluation.update(every=250, batch_size=64, images=256)
     config.checkpoint.every = 1000
     config.log_every = 20

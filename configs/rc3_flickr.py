@@ -40,7 +40,7 @@ def get_config(argument: str = ""):
         ),
     )
     config.data.max_length = 24
-    config.data.most_masked = 5
+    config.data.max_masked = 5
     config.data.image.crop_scale = (0.6, 1.0)
     config.data.tokenizer.update(vocab_size=5000, texts=120_000)
     tower = dict(width=128, heads=4, mlp_width=512)
@@ -53,7 +53,7 @@ def get_config(argument: str = ""):
     config.model.update(dtype="float32", unroll=4)
     config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
     config.optimizer.lr = 1e-3
-    config.optimizer.rates.temperature.factor = 0.1
+    config.optimizer.lr_multipliers.temperature.factor = 0.1
     config.optimizer.weight_decay = 0.1
     config.evaluation.update(every=100, batch_size=64, modes=("patches",))
     config.checkpoint.every = 500

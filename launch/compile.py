@@ -83,11 +83,11 @@ def compile_and_report() -> bool:
     from rc3_jax.training import aot
 
     config, topology = CONFIG.value, TOPOLOGY.value
-    kinds = KINDS.value or [kind for kind, share in config.shares.items() if share]
+    kinds = KINDS.value or [kind for kind, share in config.batch_mix.items() if share]
     unknown = [kind for kind in kinds if kind not in ALL_KINDS]
     if unknown:
         raise ConfigError(f"--kinds: {', '.join(unknown)} unknown; use {', '.join(ALL_KINDS)}")
-    rows = batch_rows(config.batch_size, config.shares, kinds)
+    rows = batch_rows(config.batch_size, config.batch_mix, kinds)
     has_path = config.data.tokenizer.path is not None
     vocabulary = XLM_R_VOCABULARY if has_path else config.data.tokenizer.vocab_size
     vocabulary = VOCABULARY.value or vocabulary

@@ -22,7 +22,7 @@ from rc3_jax.objectives.rc3 import KINDS, RC3Objective
 from rc3_jax.parallel.mesh import MeshSettings
 from rc3_jax.settings import ConfigError, Settings, check_choice, plain
 from rc3_jax.stored_config import CONFIG_FILE, read_config
-from rc3_jax.training.optimizer import OptimizerSettings, RateSettings
+from rc3_jax.training.optimizer import LrMultiplier, OptimizerSettings
 
 
 class BatchMix(Settings):
@@ -81,7 +81,7 @@ class PretrainSettings(Settings):
     """Length of the run; schedule and ramp are shares of it."""
     batch_size: int = pydantic.Field(1024, ge=1)
     """Rows of a global batch, all kinds and devices together."""
-    shares: BatchMix = BatchMix()
+    batch_mix: BatchMix = BatchMix()
     microbatches: int = pydantic.Field(1, ge=1)
     """Parts of a device's rows that go through the network in turn; the gradient stays the same."""
     mesh: MeshSettings = MeshSettings()
@@ -89,8 +89,8 @@ class PretrainSettings(Settings):
     model: RC3ModelSettings | CCLMModelSettings = RC3ModelSettings()
     objective: RC3Objective | CCLMObjective = RC3Objective()
     optimizer: OptimizerSettings = OptimizerSettings(
-        rates={
-            "new": RateSettings(  # what pre-trained towers do not bring
+        lr_multipliers={
+            "new": LrMultiplier(  # what pre-trained towers do not bring
                 factor=2.0,
                 parameters=(
                     r"fusion/.*cross_attention.*",
@@ -99,7 +99,7 @@ class PretrainSettings(Settings):
                     r"matching_head/.*",
                 ),
             ),
-            "temperature": RateSettings(factor=2.0, parameters=(r"temperature.*",)),
+            "temperature": LrMultiplier(factor=2.0, parameters=(r"temperature.*",)),
         }
     )
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -130,14 +130,14 @@ class RC3Settings(PretrainSettings):
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
-        for kind, share in self.shares:
+        for kind, share in self.batch_mix:
             if share and kind not in KINDS:
                 raise ValueError(
-                    f"shares.{kind}={share}: rc3 has no use for {kind} rows; set it to 0"
+                    f"batch_mix.{kind}={share}: rc3 has no use for {kind} rows; set it to 0"
                 )
         for name, same in (
             ("parallel_max_length", "max_length"),
-            ("parallel_most_masked", "most_masked"),
+            ("parallel_max_masked", "max_masked"),
         ):
             if (value := getattr(self.data, name)) not in (None, getattr(self.data, same)):
                 raise ValueError(
@@ -151,14 +151,14 @@ class CCLMSettings(PretrainSettings):
 
     name: str = pydantic.Field("cclm_3m", min_length=1)
     system: Literal["cclm"] = "cclm"
-    shares: BatchMix = BatchMix(strict=0.0, weak=0.0, parallel=1.0, captioned=1.0)
+    batch_mix: BatchMix = BatchMix(strict=0.0, weak=0.0, parallel=1.0, captioned=1.0)
     model: CCLMModelSettings = CCLMModelSettings()
     objective: CCLMObjective = CCLMObjective()
     optimizer: OptimizerSettings = OptimizerSettings(
         warmup=0.03,
         decay="linear",
-        rates={
-            "new": RateSettings(
+        lr_multipliers={
+            "new": LrMultiplier(
                 factor=2.0,
                 parameters=(
                     r"temperature",

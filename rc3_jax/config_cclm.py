@@ -92,14 +92,14 @@ def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
     config = cclm_config(name)
     config.batch_size, config.steps, config.mesh.fsdp = chosen.batch, chosen.steps, chosen.fsdp
     # As many images with regions as published; each brings data.regions.per_image pairs.
-    config.shares.update(captioned=8.0, parallel=8.0, region=3.0 * regions)
+    config.batch_mix.update(captioned=8.0, parallel=8.0, region=3.0 * regions)
     config.data.tokenizer.path = chosen.vocabulary
     config.data.update(
         clean_captions=True,
         max_length=30 if x2vlm else 40,
-        most_masked=10 if x2vlm else 12,
+        max_masked=10 if x2vlm else 12,
         parallel_max_length=64,
-        parallel_most_masked=16 if x2vlm else 20,
+        parallel_max_masked=16 if x2vlm else 20,
         language_exponent=1.0,
     )
     config.data.image.update(crop_scale=(0.2, 1.0), jitter=0.0, rand_augment=(2, 7))
@@ -114,8 +114,10 @@ def published_config(name: str, argument: str) -> ml_collections.ConfigDict:
         rates = {"cclm_x2vlm_base": (2e-5, 8e-5, 4e-5), "cclm_x2vlm_large": (1e-5, 6e-5, 3e-5)}
         vision, text, rest = rates[name]
         config.optimizer.update(lr=rest, warmup=min(0.5, 1000 / chosen.steps))
-        config.optimizer.rates.vision = dict(factor=vision / rest, parameters=(r"vision/.*",))
-        config.optimizer.rates.text = dict(factor=text / rest, parameters=(r"text/.*",))
+        config.optimizer.lr_multipliers.vision = dict(
+            factor=vision / rest, parameters=(r"vision/.*",)
+        )
+        config.optimizer.lr_multipliers.text = dict(factor=text / rest, parameters=(r"text/.*",))
     else:
         config.optimizer.warmup = min(0.5, 2500 / chosen.steps)
     return config

@@ -14,7 +14,13 @@ from rc3_jax.settings import ConfigError, Settings, plain
 
 CONFIG_FILE = "config.json"
 
-RENAMED: dict[str, str] = {}
+RENAMED = {
+    "shares": "batch_mix",
+    "data.mask_share": "data.mask_ratio",
+    "data.most_masked": "data.max_masked",
+    "data.parallel_most_masked": "data.parallel_max_masked",
+    "optimizer.rates": "optimizer.lr_multipliers",
+}
 """Former name of a setting -> its name now; stored configurations may have either."""
 REMOVED = ("data.regions.grid",)
 """Former settings that are derived from others now."""

@@ -11,7 +11,7 @@ from rc3_jax.config_cclm import MODELS, cclm_config
 from rc3_jax.data.record import DataError
 from rc3_jax.data.sources.folder import FolderSource
 from rc3_jax.settings import ConfigError
-from rc3_jax.stored_config import MAY_CHANGE, changed_settings, read_config, save_config
+from rc3_jax.stored_config import MAY_CHANGE, RENAMED, changed_settings, read_config, save_config
 from rc3_jax.training.run import prepare_run
 from tests.processes import launch
 from tests.tiny import ROOT, tiny_cclm, tiny_config
@@ -29,7 +29,7 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
 @pytest.mark.parametrize(
     ("make", "change", "named"),
     [
-        (tiny_config, {"shares.captioned": 1.0}, "shares.captioned"),
+        (tiny_config, {"batch_mix.captioned": 1.0}, "batch_mix.captioned"),
         (tiny_config, {"data.parallel_max_length": 8}, "data.parallel_max_length"),
         (tiny_config, {"data.max_length": 31}, "model.text.max_positions"),
         (tiny_config, {"model.patch.type": "swin"}, "model.patch.swin.mlp_width"),
@@ -68,7 +68,7 @@ def test_invalid_settings_are_named_before_anything_is_opened(make, change, name
     ("change", "named"),
     [
         ({"batch_size": 2}, "batch_size"),
-        ({"shares.strict": 0.0, "shares.weak": 0.0}, "shares"),
+        ({"batch_mix.strict": 0.0, "batch_mix.weak": 0.0}, "batch_mix"),
         ({"mesh.fsdp": 5}, "mesh.fsdp"),
         ({"optimizer.no_decay": ("nothing",)}, "optimizer.no_decay"),
     ],
@@ -99,6 +99,10 @@ def test_settings_of_older_runs_are_understood(tmp_path):
     old["model"]["patch"] |= {"epsilon": None, "activation": None}
     old["model"]["text"]["epsilon"] = None
     old["data"]["regions"]["grid"] = 14
+    old["shares"] = old.pop("batch_mix")
+    old["optimizer"]["rates"] = old["optimizer"].pop("lr_multipliers")
+    for name in ("mask_share", "most_masked", "parallel_most_masked"):
+        old["data"][name] = old["data"].pop(RENAMED[f"data.{name}"].removeprefix("data."))
     (tmp_path / "config.json").write_text(json.dumps(old))
     settings = validate(tiny_config())
     assert type(settings).parse(read_config(tmp_path)) == settings

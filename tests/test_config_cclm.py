@@ -54,7 +54,7 @@ def test_every_parameter_is_in_its_published_group():
         image_size=32, width=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=2
     )
     template = template_of(build_cclm(config.model, 11), config)
-    (rate,) = config.optimizer.rates.values()
+    (rate,) = config.optimizer.lr_multipliers.values()
 
     def group(path) -> tuple[float, float]:
         name = "/".join(key.key for key in path)

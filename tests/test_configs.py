@@ -102,7 +102,7 @@ def config(request):
     if name == "rc3_base":
         return request.param, shrink(load_config(name, f"root={request.getfixturevalue('pairs')}"))
     config = shrink(load_config(name, f"root={request.getfixturevalue('cclm_files')},vocabulary="))
-    config.shares.update(captioned=2.0, parallel=1.0, region=float(name != "cclm_3m"))
+    config.batch_mix.update(captioned=2.0, parallel=1.0, region=float(name != "cclm_3m"))
     if name == "cclm_4m":
         config.update_from_flattened_dict(PUBLISHED)
     return request.param, config

@@ -61,7 +61,7 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
         if not train:
             raise DataError(
                 f"data.sources.{name} offers nothing to train on: images with two texts each, "
-                "parallel sentences or, where shares want them, captioned images and regions; add "
+                "parallel sentences or, where batch_mix wants them, captioned images and regions; add "
                 "them, or leave the source out"
             )
         for kind, (part, offset) in train.items():

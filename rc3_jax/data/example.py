@@ -243,7 +243,7 @@ def masked_fields(
     has_image: bool,
 ) -> Row:
     """`masked_ids`, `masked_positions` and `masked_labels` of a text, see `mask_tokens`."""
-    share, most = config.data.mask_share, text_sizes(config, has_image)[1]
+    share, most = config.data.mask_ratio, text_sizes(config, has_image)[1]
     options = dict(share=share, most=most, mask_eos=config.data.mask_eos)
     fields = mask_tokens(ids, tokenizer.vocab_size, rng, **options)
     return dict(zip(("masked_ids", "masked_positions", "masked_labels"), fields, strict=True))
@@ -253,10 +253,10 @@ def text_sizes(config: ml_collections.ConfigDict, has_image: bool) -> tuple[int,
     """Tokens of a text in rows with or without an image, and how many are masked at most."""
     data = config.data
     if has_image:
-        return data.max_length, data.most_masked
+        return data.max_length, data.max_masked
     return (
         data.parallel_max_length or data.max_length,
-        data.parallel_most_masked or data.most_masked,
+        data.parallel_max_masked or data.max_masked,
     )
 
 

@@ -1,6 +1,6 @@
 """The kinds of training rows: what each kind has, and which texts of a record it takes.
 
-METHOD.md sections 0, 3 and 4. Names of kinds are the keys of batches and of `config.shares`.
+METHOD.md sections 0, 3 and 4. Names of kinds are the keys of batches and of `config.batch_mix`.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ RETRIEVAL = "retrieval"
 """Records for evaluation: an image with every text that describes it."""
 
 
-def wanted(kinds: Iterable[str], shares: Any) -> list[str]:
-    """The kinds that have a part of each batch by `config.shares`."""
-    return [kind for kind in kinds if getattr(shares, kind, 0) > 0]
+def wanted(kinds: Iterable[str], batch_mix: Any) -> list[str]:
+    """The kinds that have a part of each batch by `config.batch_mix`."""
+    return [kind for kind in kinds if getattr(batch_mix, kind, 0) > 0]
 
 
 def texts_of_kind(kind: str, translations: Texts, captions: Texts) -> Texts | None:

@@ -53,16 +53,16 @@ class DataSettings(Settings):
     """Name → source; docs/data.md describes each type."""
     max_length: int = Field(40, ge=3)
     """Tokens of a text, with `<s>` and `</s>`."""
-    mask_share: float = Field(0.4, gt=0, le=1)
+    mask_ratio: float = Field(0.4, gt=0, le=1)
     """Share of a text's tokens that are masked."""
-    most_masked: int = Field(12, gt=0)
+    max_masked: int = Field(12, gt=0)
     """Tokens of a text that are masked, at most."""
     mask_eos: bool = False
     """Masks as published for CCLM, see `mask_tokens`."""
     parallel_max_length: int | None = Field(None, ge=3)
     """Tokens of a text in parallel rows; None: as max_length."""
-    parallel_most_masked: int | None = Field(None, gt=0)
-    """Masked tokens of a text in parallel rows, at most; None: as most_masked."""
+    parallel_max_masked: int | None = Field(None, gt=0)
+    """Masked tokens of a text in parallel rows, at most; None: as max_masked."""
     clean_captions: bool = False
     """Texts in lower case, without punctuation, of at most max_words words."""
     max_words: int = Field(40, gt=0)

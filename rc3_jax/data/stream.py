@@ -57,7 +57,7 @@ class ConcatSource:
         return record, offset + record.group
 
 
-def batch_rows(batch_size: int, shares: Any, kinds: Sequence[str]) -> dict[str, int]:
+def batch_rows(batch_size: int, batch_mix: Any, kinds: Sequence[str]) -> dict[str, int]:
     """How many rows of each kind a global batch holds.
 
     Shares that give whole rows are kept exactly. Others are rounded, by largest remainders, to
@@ -66,17 +66,17 @@ def batch_rows(batch_size: int, shares: Any, kinds: Sequence[str]) -> dict[str, 
     say, so that it may change where a run resumes.
 
     Args:
-      shares: has an attribute for each kind; only their proportions count.
+      batch_mix: has an attribute for each kind; only their proportions count.
       kinds: those that there are records of.
 
     Raises:
       DataError: if no kind is left, or one gets no row.
     """
-    given = {kind: getattr(shares, kind) for kind in wanted(KINDS, shares)}
+    given = {kind: getattr(batch_mix, kind) for kind in wanted(KINDS, batch_mix)}
     present = {kind: share for kind, share in given.items() if kind in kinds}
     if not any(KINDS[kind].image for kind in present):
         raise DataError(
-            f"data.sources offer {sorted(kinds) or 'nothing'} with shares {given}: training "
+            f"data.sources offer {sorted(kinds) or 'nothing'} with batch_mix {given}: training "
             "needs strict or weak rows, that is images with two texts each, or for CCLM captioned "
             "or region rows"
         )
@@ -180,7 +180,7 @@ def make_batches(
         if count % process_count:
             raise DataError(
                 f"{count} {kind} rows a batch cannot be shared by {process_count} processes; "
-                "make them a multiple with batch_size or shares"
+                "make them a multiple with batch_size or batch_mix"
             )
         adapted = tokenizer.with_length(text_sizes(config, KINDS[kind].image)[0])
         rows = RowMaker(pools[kind], kind, adapted, config, skips, Skips(skips.limit))
@@ -190,7 +190,7 @@ def make_batches(
         mine = grain.MapDataset.range(sys.maxsize // count * local)
         return mine.map(lambda i: numbered[i // local * count + first + i % local]).batch(local)
 
-    counts = batch_rows(config.batch_size, config.shares, list(pools))
+    counts = batch_rows(config.batch_size, config.batch_mix, list(pools))
     parts = {kind: of_kind(kind, count) for kind, count in counts.items()}
     return grain.MapDataset.range(config.steps).map(
         lambda step: {kind: batches[step] for kind, batches in parts.items()}

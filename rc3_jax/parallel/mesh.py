@@ -116,7 +116,7 @@ def check_batch(rows: Mapping[str, int], mesh: Mesh, microbatches: int = 1) -> N
         raise ConfigError(
             f"the batch holds {rows} rows, which {batch_devices(mesh)} devices with "
             f"microbatches={microbatches} cannot share evenly: {', '.join(uneven)} must be a "
-            f"multiple of {parts}; change batch_size, shares or microbatches"
+            f"multiple of {parts}; change batch_size, batch_mix or microbatches"
         )
 
 

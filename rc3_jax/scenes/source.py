@@ -70,13 +70,13 @@ class ScenesSource(Settings):
     def open(self, config: ml_collections.ConfigDict, skips: Skips) -> tuple[Kinds, Kinds]:
         """Returns the kinds of records to train on, and those held out.
 
-        Captioned and region records are offered where `config.shares` has them.
+        Captioned and region records are offered where `config.batch_mix` has them.
         """
         languages = self.strict_languages, self.weak_languages
         options = (self.seed, *languages, config.model.roi.feature_size)
         train: Kinds = {}
         groups = 0
-        kinds = ("strict", "weak", "parallel", *wanted(("captioned", "region"), config.shares))
+        kinds = ("strict", "weak", "parallel", *wanted(("captioned", "region"), config.batch_mix))
         for kind, size in self._sizes().items():
             if kind in kinds:
                 source = SceneRecords(kind, "train", size, *options)

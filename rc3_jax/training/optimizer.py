@@ -13,7 +13,7 @@ from rc3_jax.parallel.rules import matches, path_name
 from rc3_jax.settings import ConfigError, Settings
 
 
-class RateSettings(Settings):
+class LrMultiplier(Settings):
     """The learning rate of some parameters."""
 
     factor: float
@@ -45,7 +45,7 @@ class OptimizerSettings(Settings):
     """Greatest global norm of the gradient."""
     mu_dtype: str | None = None
     """Type of the first moment, such as `bfloat16`; None: float32."""
-    rates: dict[str, RateSettings] = pydantic.Field({})
+    lr_multipliers: dict[str, LrMultiplier] = pydantic.Field({})
     """Name -> parameters with a rate of their own; names may be added."""
     no_decay: tuple[str, ...] = (r".*/bias", r".*norm/scale", r"temperature.*")
     """Regular expressions of the paths of parameters without weight decay."""
@@ -87,7 +87,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Clips by global norm, then AdamW; `params` may be abstract.
 
-    The weights that `config.no_decay` names do not decay; those that an entry of `config.rates`
+    The weights that `config.no_decay` names do not decay; those that an entry of `config.lr_multipliers`
     names learn, and decay, at its factor times the rate.
 
     Args:
@@ -98,11 +98,12 @@ def make_optimizer(
     """
     rate_of = schedule(config, steps)
     no_decay = mask(params, config.no_decay, "optimizer.no_decay")
-    rates = [
+    multipliers = [
         optax.masked(
-            optax.scale(rate.factor), mask(params, rate.parameters, f"optimizer.rates.{name}")
+            optax.scale(group.factor),
+            mask(params, group.parameters, f"optimizer.lr_multipliers.{name}"),
         )
-        for name, rate in config.rates.items()
+        for name, group in config.lr_multipliers.items()
     ]
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -111,5 +112,5 @@ def make_optimizer(
             config.weight_decay, mask=jax.tree.map(lambda skip: not skip, no_decay)
         ),
         optax.scale_by_learning_rate(lambda count: rate_of(count // updates)),
-        *rates,
+        *multipliers,
     )

@@ -77,7 +77,7 @@ def train(
 def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
     """From the first state, or the newest checkpoint, to the final scores."""
     config = run.config
-    rows = batch_rows(config.batch_size, config.shares, list(run.corpus.pools))
+    rows = batch_rows(config.batch_size, config.batch_mix, list(run.corpus.pools))
     with (
         explain_out_of_memory(lambda: advice(run, rows)),
         Watchdog(config.watchdog_minutes) as watchdog,

@@ -123,7 +123,7 @@ def prepare_run(
     mesh = make_mesh(config.mesh)
     skips = Skips(config.data.skip_limit)
     corpus = open_corpus(config, skips)
-    rows = batch_rows(config.batch_size, config.shares, list(corpus.pools))
+    rows = batch_rows(config.batch_size, config.batch_mix, list(corpus.pools))
     check_batch(rows, mesh, config.microbatches)
     tokenizer = run_tokenizer(config, corpus, folder)
     model, optimizer = model_and_optimizer(config, tokenizer.vocab_size, mesh, rows)

@@ -31,7 +31,7 @@ def cclm(tmp_path):
     write(tmp_path / "heldout", captioned(99, caption=texts))
     config = tiny_config()
     config.batch_size = 8
-    config.shares.update(SHARES)
+    config.batch_mix.update(SHARES)
     config.data.regions.update(per_image=3)
     config.data.sources = {}
     for name, lines in sources.items():
@@ -69,8 +69,8 @@ def test_the_published_formats_become_batches(cclm):
 
 
 def test_sources_without_a_share_are_passed_over(cclm, tmp_path):
-    cclm.shares.update(region=0.0, parallel=0.0)
+    cclm.batch_mix.update(region=0.0, parallel=0.0)
     (tmp_path / "regions" / "part-0").write_text("not a line")
     assert list(open_corpus(cclm, Skips()).pools) == ["captioned"]
-    cclm.shares.update(strict=1.0, captioned=0.0)  # for RC³ the same lines are translations
+    cclm.batch_mix.update(strict=1.0, captioned=0.0)  # for RC³ the same lines are translations
     assert list(open_corpus(cclm, Skips()).pools) == ["strict"]

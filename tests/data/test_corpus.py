@@ -127,7 +127,7 @@ def test_kinds_are_opened_as_configured_and_joined(folder, parallel, tfds_source
 def test_captioned_and_region_records_are_there_where_shares_want_them(folder):
     config = _config(a=folder, b=_scenes(captioned=3, region=2))
     assert list(open_corpus(config, Skips()).pools) == ["strict", "weak", "parallel"]
-    config.shares.update(captioned=1.0)
+    config.batch_mix.update(captioned=1.0)
     pools = open_corpus(config, Skips()).pools
     assert len(pools["captioned"]) == TRAIN + 1 + 3 and "region" not in pools
     assert pools["captioned"][0][0].texts == {
@@ -150,7 +150,7 @@ def test_groups_tell_images_apart_across_sources_and_join_rows_of_one(
     config = _config(
         a=folder, b=twice, c=parallel, d=tfds_source, e=_scenes(region=3), f=_scenes(seed=1)
     )
-    config.shares.region = 1.0
+    config.batch_mix.region = 1.0
     group_of, kinds_of = {}, {}
     taken: set[int] = set()
     for kind, record, group in _rows(open_corpus(config, Skips())):

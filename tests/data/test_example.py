@@ -159,7 +159,7 @@ def test_rows_without_regions_keep_their_patches(tokenizer):
 
 
 def test_texts_are_encoded_and_the_first_is_masked(tokenizer):
-    config = _config(**{"data.mask_share": 0.5, "data.most_masked": 4})
+    config = _config(**{"data.mask_ratio": 0.5, "data.max_masked": 4})
     encoded = [ids.tolist() for [text] in NEUTRAL.values() for ids in tokenizer.encode([text])]
     firsts = set()
     for number in range(20):

@@ -27,7 +27,7 @@ RECORDS = 200  # of the folder in which some images are damaged
 def _config(**changes) -> ml_collections.ConfigDict:
     """20 rows, as many of each kind."""
     config = tiny_config()
-    config.shares.update(dict.fromkeys(KINDS, 1.0))
+    config.batch_mix.update(dict.fromkeys(KINDS, 1.0))
     config.batch_size = 20
     config.data.regions.update(per_image=3)
     config.data.sources.scenes.update(captioned=50, region=40)
@@ -53,7 +53,7 @@ def _assert_equal(one: dict, other: dict) -> None:
 
 
 def test_every_kind_has_the_rows_and_fields_that_are_promised(corpus, tokenizer):
-    config = _config(**{"data.parallel_max_length": 40, "data.parallel_most_masked": 20})
+    config = _config(**{"data.parallel_max_length": 40, "data.parallel_max_masked": 20})
     batches = make_batches(corpus.pools, tokenizer, config, Skips())
     assert len(batches) == config.steps
     for step in (0, 3):  # alike, so that the step compiles once
@@ -105,7 +105,7 @@ def test_another_seed_gives_other_rows(corpus, tokenizer):
 
 
 def test_other_kinds_of_rows_leave_those_of_rc3_as_they_are(corpus, tokenizer):
-    alone = _config(**{"shares.captioned": 0.0, "shares.region": 0.0, "batch_size": 12})
+    alone = _config(**{"batch_mix.captioned": 0.0, "batch_mix.region": 0.0, "batch_size": 12})
     pools = open_corpus(alone, Skips()).pools
     assert list(pools) == ["strict", "weak", "parallel"]
     together = make_batches(corpus.pools, tokenizer, _config(), Skips())[2]

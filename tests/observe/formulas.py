@@ -89,7 +89,7 @@ def rc3(config, rows, words):
     if weights.mclm:
         total += images * fusion(model, length, tokens)
         total += rows.get("parallel", 0) * fusion(model, length, length)
-        total += sum(rows.values()) * config.data.most_masked * 2 * width * (width + words)
+        total += sum(rows.values()) * config.data.max_masked * 2 * width * (width + words)
     return total
 
 

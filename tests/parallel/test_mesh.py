@@ -83,7 +83,7 @@ print(json.dumps({
 """
     found = json.loads(run_python(code, 8).splitlines()[-1])
     assert found["shape"] == {"replica": 1, "data": 2, "fsdp": 4, "tensor": 1}
-    assert "weak must be a multiple of 8; change batch_size, shares" in found["refused"]
+    assert "weak must be a multiple of 8; change batch_size, batch_mix" in found["refused"]
     assert "strict," not in found["refused"]
     assert found["spec"] == ["fsdp"]
     assert found["rows"] == [[2 * i, 2 * i + 1] for i in range(8)]

@@ -45,7 +45,7 @@ def temporaries(microbatches: int) -> int:
     for part in (config.model.text, config.model.patch):
         part.update(width=512, mlp_width=2048, heads=8)
     config.microbatches = microbatches
-    rows = batch_rows(config.batch_size, config.shares, KINDS)
+    rows = batch_rows(config.batch_size, config.batch_mix, KINDS)
     run = abstract_run(config, jax.devices()[:1], rows, config.data.tokenizer.vocab_size)
     compiled = compile_ahead(run, rows)
     found = compiled.memory_analysis().temp_size_in_bytes

@@ -20,7 +20,7 @@ PARAMS = {
 def settings(**changes):
     config = default_config().optimizer
     config.no_decay = (".*/bias", "temperature_.*")
-    config.rates = ml_collections.ConfigDict(
+    config.lr_multipliers = ml_collections.ConfigDict(
         dict(
             new=dict(factor=2.0, parameters=("matching_head/.*",)),
             temperature=dict(factor=0.1, parameters=("temperature_.*",)),
@@ -74,7 +74,9 @@ def test_schedule_rises_linearly_then_falls():
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"optimizer.rates.new: 'fusio/\.\*' matches no parameter"):
-        mask(PARAMS, ("fusio/.*",), "optimizer.rates.new")
+    with pytest.raises(
+        ValueError, match=r"optimizer.lr_multipliers.new: 'fusio/\.\*' matches no parameter"
+    ):
+        mask(PARAMS, ("fusio/.*",), "optimizer.lr_multipliers.new")
     chosen = mask(PARAMS, (".*/kernel",), "x")
     assert chosen["text"] == {"kernel": True, "bias": False}

@@ -31,7 +31,7 @@ config = tiny_cclm() if sys.argv[1] == "cclm" else tiny_config()
 config.steps, config.batch_size = 400, 32  # the first steps of a run: rates still rise
 config.mesh.fsdp_threshold = 64  # every matrix of the tiny model is sharded
 if sys.argv[1] == "cclm":
-    config.shares.captioned = 0.0  # whole images go the way of their regions
+    config.batch_mix.captioned = 0.0  # whole images go the way of their regions
 else:
     config.objective.update(relevance="ema" if sys.argv[1] == "ema" else "own", ramp=0.0)
 if sys.argv[1] in WEAK:

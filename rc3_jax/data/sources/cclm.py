@@ -98,7 +98,7 @@ class CCLMSource(Settings):
         if self.root and not os.path.isdir(self.root):
             raise DataError(f"{self.root}: no such folder of images; correct root in the config")
         kinds = {"parallel": ("parallel",), "regions": ("region",)}
-        chosen = wanted(kinds.get(self.format, ("strict", "weak", "captioned")), config.shares)
+        chosen = wanted(kinds.get(self.format, ("strict", "weak", "captioned")), config.batch_mix)
         if not chosen:
             return None
         if self.format == "parallel":

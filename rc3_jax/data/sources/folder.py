@@ -35,7 +35,7 @@ class FolderSource(Settings):
 
     def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
         """Returns the kinds of records to train on, and those held out."""
-        return split_kinds(lambda split: self.read(split, skips), self, config.shares)
+        return split_kinds(lambda split: self.read(split, skips), self, config.batch_mix)
 
     def read(self, split: str | None, skips: Skips) -> list[ImageRow]:
         """Reads the lines of a split, and the header of each image.

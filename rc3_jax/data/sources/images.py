@@ -85,9 +85,9 @@ def heldout_kinds(rows: Sequence[ImageRow]) -> Kinds:
 
 
 def split_kinds(
-    read: Callable[[Any], Sequence[ImageRow]], source: Any, shares: Any
+    read: Callable[[Any], Sequence[ImageRow]], source: Any, batch_mix: Any
 ) -> tuple[Kinds, Kinds]:
     """The kinds in a source's `train_split` and `heldout_split`, given what reads a split."""
-    kinds = ("strict", "weak", *wanted(("captioned",), shares))
+    kinds = ("strict", "weak", *wanted(("captioned",), batch_mix))
     train = image_text_kinds(read(source.train_split), kinds)
     return train, heldout_kinds(read(source.heldout_split))

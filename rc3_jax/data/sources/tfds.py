@@ -68,7 +68,7 @@ class TFDSSource(Settings):
 
     def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
         """Returns the kinds of records to train on, and those held out."""
-        return split_kinds(lambda split: self.read(split, skips), self, config.shares)
+        return split_kinds(lambda split: self.read(split, skips), self, config.batch_mix)
 
     def read(self, split: str, skips: Skips) -> list[ImageRow]:
         """Reads the texts and boxes of a split once; images are fetched when they are decoded.

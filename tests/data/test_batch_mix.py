@@ -54,7 +54,7 @@ def test_rounded_rows_are_near_their_shares(size, shares):
 @pytest.mark.parametrize("batch", [1024, 4096])
 def test_the_base_configuration_trains_on_any_kinds_and_up_to_64_devices(tmp_path, kinds, batch):
     config = load_config("rc3_base", f"root={tmp_path},batch={batch}")
-    rows = batch_rows(config.batch_size, config.shares, kinds)
+    rows = batch_rows(config.batch_size, config.batch_mix, kinds)
     assert set(rows) == set(kinds) and sum(rows.values()) == batch
     assert all(count % 64 == 0 for count in rows.values())
 
@@ -65,7 +65,7 @@ def test_the_base_configuration_trains_on_any_kinds_and_up_to_64_devices(tmp_pat
         (2, SHARES, RC3, "batch_size=2 .* parallel;"),
         (16, SHARES, ("parallel",), r"\['parallel'\]"),
         (16, SHARES, (), "data.sources offer nothing"),
-        (16, SHARES | {"strict": 0.0}, ("strict", "parallel"), "shares"),
+        (16, SHARES | {"strict": 0.0}, ("strict", "parallel"), "batch_mix"),
     ],
 )
 def test_shares_that_leave_no_rows_are_named(size, shares, kinds, named):
