@@ -22,6 +22,7 @@ from typing import Annotated, Any, Self
 import pydantic
 
 from rc3_jax.data.record import BadRecord, DataError, checked_language
+from rc3_jax.data.text import usable_text
 
 MAX_LINE_BYTES = 2**20
 MAX_JSON_BYTES = 2**31
@@ -251,12 +252,11 @@ def preview(value: object) -> str:
     return f"{type(value).__name__} {repr(value)[:40]}"
 
 
-def _with_words(text: str) -> str:
-    text = text.strip()
-    if not text:
-        raise ValueError("an empty text; write it, or remove it")
-    text.encode()  # half of a surrogate pair is a ValueError
-    return text
+def _not_blank(name: str) -> str:
+    name.encode()  # half of a surrogate pair is a ValueError
+    if not (name := name.strip()):
+        raise ValueError("empty; write it, or remove the row")
+    return name
 
 
 def _tuples(given: object) -> object:
@@ -277,12 +277,14 @@ def _one_each(texts: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     return texts
 
 
-Text = Annotated[str, pydantic.AfterValidator(_with_words)]
-"""A text with at least one word, stripped."""
+Text = Annotated[str, pydantic.AfterValidator(usable_text)]
+"""A text with at least one word; see `usable_text`."""
+Name = Annotated[str, pydantic.AfterValidator(_not_blank)]
+"""What names something, such as a path or an id: not empty, stripped, otherwise as it is."""
 Identity = Annotated[
-    Text, pydantic.BeforeValidator(lambda given: str(given) if type(given) is int else given)
+    Name, pydantic.BeforeValidator(lambda given: str(given) if type(given) is int else given)
 ]
-"""A text or a whole number, as a text."""
+"""A name or a whole number, as a name."""
 Language = Annotated[str, pydantic.AfterValidator(checked_language)]
 """A BCP 47 tag in standard form."""
 Captions = Annotated[

@@ -1,8 +1,9 @@
-"""One row's texts: which are drawn, how they are cleaned, and which of their tokens are masked."""
+"""Texts: which are usable, which are drawn, how they are cleaned, and which tokens are masked."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,34 @@ from rc3_jax.data.tokenizer import BOS_ID, FRAME_IDS, PAD_ID, SPECIAL_TOKENS
 
 IGNORED = -1
 """Label of a position that pads a row's list of masked positions."""
+MAX_CHARACTERS = 2000
+"""Longer texts are refused: they are no captions or sentences, and slow to tokenize."""
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+
+
+def usable_text(text: str) -> str:
+    """A text as every reader takes it in: NFC, stripped, without invisible control characters.
+
+    Control characters that are white space become spaces; others, marks and overrides of the
+    writing direction and byte order marks are removed.
+
+    Raises:
+      ValueError: for a text without a letter, a digit or a picture character, for one longer than
+        `MAX_CHARACTERS`, and for half of a surrogate pair.
+    """
+    text.encode()  # raises UnicodeEncodeError, which is a ValueError
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"a text of {len(text)} characters, more than {MAX_CHARACTERS}; shorten or split it"
+        )
+    text = _INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", text)
+    text = unicodedata.normalize("NFC", text).strip()
+    if not any(unicodedata.category(character) in _WORDS for character in text):
+        raise ValueError(f"an empty text ({text[:20]!r} has no words); write it, or remove it")
+    return text
+
+
+_WORDS = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "So"))
 
 
 def draw_texts(

@@ -14,9 +14,11 @@ from rc3_jax.data.kinds import language_pairs, row_languages
 from rc3_jax.data.record import Record
 from rc3_jax.data.text import (
     IGNORED,
+    MAX_CHARACTERS,
     clean_caption,
     draw_texts,
     mask_tokens,
+    usable_text,
 )
 from rc3_jax.data.tokenizer import FRAME_IDS, SPECIAL_TOKENS
 
@@ -185,3 +187,43 @@ def test_the_published_masking_may_replace_by_any_id_and_takes_the_end_of_a_text
         seen |= set(masked[picked].tolist())
         ends += 4 in picked
     assert seen == set(range(9)) and ends > 500
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        ("  ein Hund \n", "ein Hund"),
+        ("a\tb\nc", "a b c"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("\u202ereversed\u202c \u2066a\u2069\u200f", "reversed a"),
+        ("nu\x00ll\x1b\x9c\ufeff", "null"),
+        ("می\u200cخواهم", "می\u200cخواهم"),  # a non-joiner is spelling
+        ("क्\u200dष", "क्\u200dष"),
+        ("👩\u200d🚀", "👩\u200d🚀"),
+        ("5", "5"),
+        ("犬", "犬"),
+        ("x" * MAX_CHARACTERS, "x" * MAX_CHARACTERS),
+    ],
+)
+def test_texts_are_normalized_when_they_are_read(given, read):
+    assert usable_text(given) == read
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " \n", ".", "...", "?!", "。", "…", "~", "\u200b", "\u200b\u2060\u00ad", "\x00\x1b"]
+    + ["\u202e\u202c", "\u0301", "\ud800", "x" * (MAX_CHARACTERS + 1)],
+)
+def test_texts_without_words_and_endless_ones_are_refused(text):
+    with pytest.raises(ValueError):
+        usable_text(text)
+
+
+@given(text=st.text(max_size=60))
+def test_usable_texts_stay_as_they_are_and_outlive_cleaning(text):
+    try:
+        read = usable_text(text)
+    except ValueError:
+        return
+    assert usable_text(read) == read
+    assert clean_caption(read, 40)

@@ -40,7 +40,7 @@ from rc3_jax.data.record import (
     Skips,
 )
 from rc3_jax.data.sources.images import ImageRow, heldout_kinds, image_text_kinds
-from rc3_jax.data.sources.parallel import MAX_CHARACTERS, Sentences
+from rc3_jax.data.sources.parallel import Sentences
 from rc3_jax.settings import Settings
 
 T = TypeVar("T")
@@ -209,7 +209,6 @@ Alternatives = Annotated[tuple[Captions, ...], BeforeValidator(_list), Field(def
 """A mapping language → texts, or a list of such."""
 Optional = Annotated[Alternatives, BeforeValidator(_without_blank)]
 """Removes texts that are left blank."""
-Sentence = Annotated[Text, Field(max_length=MAX_CHARACTERS)]
 Pixels = Annotated[float, Field(gt=-1e6, lt=1e6)]
 
 
@@ -228,8 +227,8 @@ class CaptionsRow(Row):
 class ParallelRow(Row):
     """A line of parallel text."""
 
-    source: Sentence
-    target: Sentence
+    source: Text
+    target: Text
 
 
 class RegionsRow(Row):

@@ -11,10 +11,8 @@ from pydantic import Field
 from rc3_jax.data.jsonl import Language, read_lines
 from rc3_jax.data.kinds import LanguagePair
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Record, Skips
+from rc3_jax.data.text import usable_text
 from rc3_jax.settings import Settings
-
-MAX_CHARACTERS = 2000
-"""Longer sentences are refused."""
 
 
 class ParallelSource(Settings):
@@ -97,8 +95,7 @@ def read_parallel(files: Mapping[str, str], skips: Skips) -> Sentences:
 def _sentence(line: str | BadRecord, where: object) -> str:
     if isinstance(line, BadRecord):
         raise line
-    text = line.strip()
-    if not 0 < len(text) <= MAX_CHARACTERS:
-        problem = f"{len(text)} characters; a sentence has 1 to {MAX_CHARACTERS}"
-        raise BadRecord(where, f"{problem}. Mend the line, or remove it in all languages' files")
-    return text
+    try:
+        return usable_text(line)
+    except ValueError as error:
+        raise BadRecord(where, f"{error}, in all languages' files") from error

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Row, Text
+from rc3_jax.data.jsonl import Name, Row, Text
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, ImageRef, RowContext, Task, TaskFiles
 
@@ -28,11 +28,11 @@ Truth = bool | Literal["True", "False"]
 class MaRVLRow(Row):
     """A statement in another language than English."""
 
-    concept: Text
+    concept: Name
     caption: Text
-    left_img: Text
-    right_img: Text
-    id: Text
+    left_img: Name
+    right_img: Name
+    id: Name
     label: Truth
 
 

@@ -19,7 +19,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Row, Text
+from rc3_jax.data.jsonl import Name, Row, Text
 from rc3_jax.data.record import BadRecord
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, ImageRef, RowContext, Task, TaskFiles
@@ -29,7 +29,7 @@ from rc3_jax.tasks.images import flickr_image
 class FlickrRow(Row):
     """An image and its captions in the language of the file."""
 
-    img_path: Text
+    img_path: Name
     sentences: Annotated[list[Text], Field(min_length=1)]
 
 
