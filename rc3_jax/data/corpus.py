@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from rc3_jax.data.example import record_captions
+from rc3_jax.data.groups import link_groups
 from rc3_jax.data.image import decode
 from rc3_jax.data.kinds import KINDS, RETRIEVAL
 from rc3_jax.data.record import BadRecord, DataError, Record, Skips, Source
@@ -70,8 +71,10 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
         heldout += _first(held.get(RETRIEVAL), config.evaluation.images - len(heldout), skips)
         rows = config.evaluation.dependence_rows - len(heldout_weak)
         heldout_weak += _first(held.get("weak") or held.get("strict"), rows, skips)
-    ordered = {kind: ConcatSource(parts[kind]) for kind in KINDS if kind in parts}
-    return Corpus(ordered, heldout, heldout_weak)
+    keys = [(part.keys(), offset) for of_kind in parts.values() for part, offset in of_kind]
+    linked = link_groups(keys, groups)
+    pools = {kind: ConcatSource(parts[kind], linked) for kind in KINDS if kind in parts}
+    return Corpus(pools, heldout, heldout_weak)
 
 
 def _first(part: tuple[Source, int] | None, count: int, skips: Skips) -> list[Record]:

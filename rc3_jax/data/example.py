@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import ml_collections
 import numpy as np
+from jaxtyping import Int
 
 from rc3_jax.data.image import augment, crop_boxes, decode, resize
 from rc3_jax.data.kinds import KINDS, LanguagePair
@@ -35,7 +36,7 @@ _TOLERANCE = 1e-5  # of a cell, by which float32 may err
 
 def training_row(
     record: Record,
-    group: int,
+    groups: Int[np.ndarray, " groups"],
     pair: LanguagePair,
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
@@ -44,6 +45,9 @@ def training_row(
     """A row of a training batch, with texts of a pair that the record offers.
 
     All of its randomness comes from `rng`.
+
+    Args:
+      groups: that of the image or sentence.
 
     Returns:
       `ids_a`, `masked_ids` and, where the pair is of two, `ids_b` int32 `[length]`;
@@ -55,7 +59,7 @@ def training_row(
     row = dict(zip(("ids_a", "ids_b"), ids, strict=False))
     has_image = record.image is not None
     row |= masked_fields(ids[0], tokenizer, config, rng, has_image)
-    row["groups"] = np.asarray(group, np.int32)
+    row["groups"] = np.asarray(groups[_WHOLE], np.int32)
     if not has_image:
         return row
     pixels, boxes, visible = augment(
@@ -80,7 +84,7 @@ def training_row(
 
 def region_row(
     record: Record,
-    group: int,
+    groups: Int[np.ndarray, " groups"],
     pair: LanguagePair,
     tokenizer: Tokenizer,
     config: ml_collections.ConfigDict,
@@ -92,7 +96,7 @@ def region_row(
     elements in random order, which are repeated where there are too few.
 
     Args:
-      group: that of the whole image; those of the elements follow.
+      groups: those of the whole image and of each element.
       pair: not used, for each text draws its own language.
 
     Returns:
@@ -135,7 +139,7 @@ def region_row(
         "use_patches": np.asarray(True),
         "ids_a": ids,
         **stacked([masked_fields(text, tokenizer, config, rng, True) for text in ids]),
-        "groups": group + caption_groups(captions, tokenizer)[slots],
+        "groups": groups[caption_groups(captions, tokenizer)[slots]],
         "region_tokens": tokens_inside(corners, config.model.patch.grid),
         "boxes": np.concatenate([(low + high) / 2, high - low], axis=1),
         "is_image": np.array(slots) == _WHOLE,

@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeVar
 import langcodes
 import numpy as np
 
+from rc3_jax.data.groups import GroupKeys
 from rc3_jax.data.kinds import LanguagePair, Texts
 
 T = TypeVar("T")
@@ -64,9 +65,7 @@ class Record:
 
     Attributes:
       where: file and line (or record) for error messages, such as `captions.jsonl:17`.
-      group: identity of the image (or sentence) within its source. Rows of one group are
-        never each other's negatives. Of a region record: that of the whole image, which the
-        next `len(elements)` numbers follow, one for each element.
+      group: identity of the image (or sentence) within its source; see `groups.py`.
       texts: language code → its texts. Strict and parallel records have one text a
         language, all translations of one another; weak records may have several.
       image: the picture; None for parallel text.
@@ -76,6 +75,7 @@ class Record:
         knows it. For measuring only.
       elements: of a region record, whose `texts` are about the whole image and may be absent;
         empty in others.
+      element_group: the group of the first element; those of the others follow.
     """
 
     where: str
@@ -86,6 +86,7 @@ class Record:
     features: np.ndarray | None = None
     relevance: float | None = None
     elements: tuple[Element, ...] = ()
+    element_group: int = 0
 
 
 class Source(Protocol):
@@ -101,6 +102,10 @@ class Source(Protocol):
 
     @property
     def pairs(self) -> Mapping[LanguagePair, Sequence[int] | np.ndarray]: ...
+
+    def keys(self) -> GroupKeys:
+        """What its groups are about, by which they are joined with those of other sources."""
+        ...
 
     def __len__(self) -> int: ...
 

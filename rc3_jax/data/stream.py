@@ -19,6 +19,7 @@ import grain
 import ml_collections
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
 from rc3_jax.data.example import Row, region_row, text_sizes, training_row
 from rc3_jax.data.kinds import KINDS, LanguagePair, wanted
@@ -30,14 +31,22 @@ class ConcatSource:
     """All sources of one kind, one after the other.
 
     Args:
-      sources: (source, group offset) pairs; offsets keep groups of different images apart.
+      sources: (source, group offset) pairs.
+      groups: int32, the group in the whole run of each source's group, at its number and offset;
+        None keeps groups of different sources apart.
 
     Attributes:
       pairs: language pair → numbers of the records that offer it, computed when asked for.
     """
 
-    def __init__(self, sources: Sequence[tuple[Source, int]]):
+    def __init__(
+        self,
+        sources: Sequence[tuple[Source, int]],
+        groups: Int[np.ndarray, " groups"] | None = None,
+    ):
         self._sources = sources
+        end = max((offset + source.groups for source, offset in sources), default=0)
+        self._groups = np.arange(end, dtype=np.int32) if groups is None else groups
         self._ends = np.cumsum([len(source) for source, _ in sources])
         parts = collections.defaultdict(list)
         for (source, _), end in zip(sources, self._ends.tolist(), strict=True):
@@ -49,12 +58,13 @@ class ConcatSource:
     def __len__(self) -> int:
         return int(self._ends[-1])
 
-    def __getitem__(self, index: int) -> tuple[Record, int]:
-        """The record and its group among all sources."""
+    def __getitem__(self, index: int) -> tuple[Record, Int[np.ndarray, " groups"]]:
+        """The record, and the groups of its image or sentence and of each element."""
         place = int(np.searchsorted(self._ends, index, side="right"))
         source, offset = self._sources[place]
         record = source[int(index - (self._ends[place - 1] if place else 0))]
-        return record, offset + record.group
+        elements = record.element_group + np.arange(len(record.elements))
+        return record, self._groups[offset + np.append(record.group, elements)]
 
 
 def batch_rows(batch_size: int, batch_mix: Any, kinds: Sequence[str]) -> dict[str, int]:
@@ -133,8 +143,8 @@ class RowMaker:
         for attempt in range(len(numbers)):
             rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
             try:
-                record, group = self.pool[numbers[(place + attempt) % len(numbers)]]
-                return make_row(record, group, pair, self.tokenizer, self.config, rng)
+                record, groups = self.pool[numbers[(place + attempt) % len(numbers)]]
+                return make_row(record, groups, pair, self.tokenizer, self.config, rng)
             except BadRecord as error:
                 self.skips.add(error)
                 self.damaged.add(error)

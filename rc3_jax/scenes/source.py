@@ -17,6 +17,7 @@ import ml_collections
 import numpy as np
 import pydantic
 
+from rc3_jax.data.groups import GroupKeys, KeyLists
 from rc3_jax.data.kinds import LanguagePair, row_languages, wanted
 from rc3_jax.data.record import Element, Kinds, Record, Skips
 from rc3_jax.scenes import scene as scenes
@@ -143,10 +144,16 @@ class SceneRecords:
             for item in scene.objects:
                 mentions = {code: [item.mention(_SEEN_IN_CROPS)] for code in facts}
                 elements.append(Element(item.box, _captions(rng, mentions)))
-            return Record(where, group, texts, image, elements=tuple(elements))
+            return Record(
+                where, group, texts, image, elements=tuple(elements), element_group=group + 1
+            )
         regions = scenes.random_regions(self._rng(index, _REGIONS), scene, self._projection)
         overlap = scenes.relevance(*facts.values()) if self._kind == "weak" else None
         return Record(where, group, texts, image, *regions, overlap)
+
+    def keys(self) -> GroupKeys:
+        """None: every scene is another one, and its texts are about it alone."""
+        return KeyLists().keys()
 
     def scene(self, index: int) -> scenes.Scene:
         """The scene behind a record."""

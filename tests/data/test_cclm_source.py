@@ -57,8 +57,8 @@ def test_captions_of_a_folder_of_files_whatever_they_are_called(tmp_path):
     rows = read(tmp_path)
     assert [row.where.rsplit("/")[-1] for row in rows] == ["a:1", "b.jsonl:1", "b.jsonl:3"]
     assert [colour(row) for row in rows] == [3, 1, 3]
-    assert [row.group for row in rows] == [0, 1, 0]  # lines with the same image are one group
     source = ImageTextSource(rows, "captioned")
+    assert [record.group for record in source] == [0, 1, 0]  # lines with the same image
     assert source[0].texts == {"en": ("A dog.",), "de": ("Ein Hund.",)}
     assert pairs(source) == {("de",): [0, 1], ("en",): [0, 1], ("fr",): [2]}
     # One mapping translates itself; strict rows need two languages.
@@ -100,9 +100,11 @@ def test_images_as_paths_plain_and_gzipped(tmp_path):
     for name in ("x.jsonl", "x.jsonl.gz"):
         file = write(tmp_path / name, line, line)
         rows = read(file, root=root)
-        assert [colour(row) for row in rows] == [9, 9] and [row.group for row in rows] == [0, 0]
+        assert [colour(row) for row in rows] == [9, 9] and ImageTextSource(
+            rows, "strict"
+        ).groups == 1
         source = read(file, "regions", root=root)
-        assert [colour(record) for record in source] == [9, 9] and source.groups == 4
+        assert [colour(record) for record in source] == [9, 9] and source.groups == 3
     skips = Skips(limit=1.0)
     names = ("../x.jsonl", "b.png", 3, "/etc/passwd", "")
     file = write(tmp_path / "y", line, *(line | {"binary": name} for name in names))
@@ -137,7 +139,7 @@ def test_parallel_text_without_and_with_languages(tmp_path):
         ("Stop.", "Halt."),
     ]
     assert source.pairs == {("und", "und"): range(3)}
-    assert [record.group for record in source] == [0, 0, 1] and source.groups == 2
+    assert [record.group for record in source] == [0, 0, 2]
     assert source[2].where.endswith("b.jsonl.gz:1") and source[2].image is None
     source = read(tmp_path, "parallel", source_language="en", target_language="de")
     assert source[0].texts == {"en": ("Go.",), "de": ("Geh.",)}
@@ -180,7 +182,8 @@ def test_regions_and_their_boxes(tmp_path):
     expected = [(0.25, 0.25, 0.75, 0.75), (0, 0, 0.25, 1), (0, 0, 1, 1)]
     np.testing.assert_allclose([e.box for e in first.elements], expected)
     # A group for the image and for each element.
-    assert [record.group for record in source] == [0, 4, 6] and source.groups == 8
+    assert [record.group for record in source] == [0, 1, 2] and source.groups == 8
+    assert [record.element_group for record in source] == [3, 6, 7]
     assert source.pairs == {(): range(3)} and source[1].where == f"{tmp_path / 'x'}:2"
     again = pickle.loads(pickle.dumps(source))[0]
     assert again.elements == first.elements and again.image == first.image

@@ -53,7 +53,8 @@ def _line(i: int, split: str) -> dict:
     """An image with captions and, for even numbers, translations."""
     captions = {"en": [f"one {i}", f"two {i}"], "zh": f"图 {i}"}
     line = {"image": f"{split}{i}.png", "split": split, "captions": captions}
-    return line | ({} if i % 2 else {"translations": {"en": f"star {i}", "de": f"Stern {i}"}})
+    name = str(i) if split == "train" else split + str(i)
+    return line | ({} if i % 2 else {"translations": {"en": f"star {name}", "de": f"Stern {name}"}})
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def _open(**sources) -> Corpus:
 
 def _rows(corpus: Corpus) -> list[tuple[str, object, int]]:
     """(kind, record, group) of all training rows."""
-    return [(kind, *pool[i]) for kind, pool in corpus.pools.items() for i in range(len(pool))]
+    rows = [(kind, *pool[i]) for kind, pool in corpus.pools.items() for i in range(len(pool))]
+    return [(kind, record, int(groups[0])) for kind, record, groups in rows]
 
 
 def _source_of(record) -> str:

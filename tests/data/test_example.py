@@ -65,12 +65,15 @@ def _rng(number: int) -> np.random.Generator:
 
 def _row(record: Record, tokenizer, config=None, number: int = 0) -> dict:
     [pair] = language_pairs(record.texts)
-    return training_row(record, BASE, pair, tokenizer, config or _config(), _rng(number))
+    return training_row(
+        record, np.array([BASE]), pair, tokenizer, config or _config(), _rng(number)
+    )
 
 
 def _region_row(elements, tokenizer, number=0, whole=None, config=None, pixels=PIXELS) -> dict:
     record = Record("file:3", 7, whole or {}, lambda: pixels, elements=tuple(elements))
-    return region_row(record, BASE, (), tokenizer, config or _config(), _rng(number))
+    groups = BASE + np.arange(1 + len(elements))
+    return region_row(record, groups, (), tokenizer, config or _config(), _rng(number))
 
 
 def _texts(row, tokenizer) -> list[str]:

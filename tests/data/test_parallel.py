@@ -38,9 +38,10 @@ def test_lines_are_aligned_whatever_the_line_ends(files, tmp_path):
 
 
 def test_rows_that_share_a_sentence_are_one_group(files):
-    paths = files(en=["Go.", "Stop.", "Go.", "Halt."], de=["Geh.", "Halt.", "Los.", "Halt."])
+    english = ["Go.", "Stop.", "go", "A", "B", "A"]
+    paths = files(en=english, de=["Geh.", "Halt.", "Los!", "x", "y", "y"])
     source = read_parallel(paths, Skips())
-    assert [record.group for record in source] == [0, 1, 0, 1] and source.groups == 2
+    assert [record.group for record in source] == [0, 1, 0, 3, 3, 3]
 
 
 @pytest.mark.parametrize("line", [b"", b" \t", b"x" * 2001, b"x" * 2**21, b"\xff\xfe"])

@@ -143,7 +143,7 @@ def test_captioned_rows_show_an_image_with_one_of_its_captions(corpus, tokenizer
     config = _config(batch_size=120, steps=5)
     said = {}
     for index in range(50):
-        record, group = corpus.pools["captioned"][index]
+        record, [group] = corpus.pools["captioned"][index]
         for code, [text] in record.texts.items():
             said[group, tuple(tokenizer.encode([text])[0])] = code
     counts = collections.Counter()
@@ -180,7 +180,7 @@ def test_sources_stand_one_after_the_other_with_groups_of_their_own():
     read = [pool[i] for i in range(len(pool))]
     wheres = ["de en:0", "de en:1", "en fr:0", "cs en:0", "cs en:1", "cs en:2"]
     assert [record.where for record, _ in read] == wheres
-    assert [group for _, group in read] == [0, 1, 10, 20, 21, 22]
+    assert [group for _, [group] in read] == [0, 1, 10, 20, 21, 22]
     numbers = {pair: list(of_pair) for pair, of_pair in pool.pairs.items()}
     assert numbers == {("de", "en"): [0, 1], ("en", "fr"): [2], ("cs", "en"): [3, 4, 5]}
 
@@ -246,7 +246,7 @@ def _damaged_folder(root, damaged: list[int]) -> ml_collections.ConfigDict:
             file.write_bytes(file.read_bytes()[:-400])
         lines.append(
             f'{{"image": "{i}.jpg", "split": "train", "translations": '
-            f'{{"en": "a star", "{("de", "fr")[i % 2]}": "x"}}}}'
+            f'{{"en": "star {i}", "{("de", "fr")[i % 2]}": "x {i}"}}}}'
         )
     lines.append(lines[0].replace("train", "val"))
     captions = root / "captions.jsonl"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import hashlib
+import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +19,7 @@ import numpy as np
 import pydantic
 from pydantic import BeforeValidator, Field
 
+from rc3_jax.data.groups import GroupKeys, KeyLists, image_key
 from rc3_jax.data.image import image_size
 from rc3_jax.data.jsonl import (
     Captions,
@@ -118,7 +119,6 @@ class CCLMSource(Settings):
         """
         is_captions = self.format == "captions"
         key = self.keys.caption if is_captions else self.keys.description
-        groups: dict[str | bytes, int] = {}
 
         def use(place: Place, fields: Mapping[str, Any]) -> ImageRow | None:
             if not is_captions and fields.get(key) is not None:
@@ -131,16 +131,11 @@ class CCLMSource(Settings):
                 return None
             given = self.image(fields, place)
             image_size(given, str(place))
-            image: ImageLike = given
-            identity: str | bytes = str(given)
-            if isinstance(given, bytes):
-                identity = hashlib.blake2b(given, digest_size=16).digest()
-                image = _InlineImage(place, self)
-            group = groups.setdefault(identity, len(groups))
+            image: ImageLike = _InlineImage(place, self) if isinstance(given, bytes) else given
             aligned = is_captions and len(said) == 1
             aligned = aligned and all(len(texts) == 1 for texts in captions.values())
             texts = (captions, {}) if aligned else ({}, captions)
-            return ImageRow(str(place), group, image, *texts)
+            return ImageRow(str(place), _key(given), image, *texts)
 
         return list(self.lines(path, skips, use))
 
@@ -265,16 +260,22 @@ class RegionSource:
 
     def __init__(self, source: CCLMSource, skips: Skips):
         self._source = source
-        self._rows: list[tuple[Place, int, dict | None]] = []  # with its fields where gzipped
-        self.groups = 0
+        self._rows: list[tuple[Place, int, int, dict | None]] = []  # with fields where gzipped
+        self._elements = 0
+        self._images: dict[int, int] = {}
+        self._lists = KeyLists()
 
-        def use(place: Place, fields: dict) -> tuple[Place, int, dict | None]:
-            record = region_record(place, fields, source, 0)
-            return place, 1 + len(record.elements), fields if place.offset is None else None
+        def use(place: Place, fields: dict) -> tuple[Place, int, int, dict | None]:
+            image = source.image(fields, place)
+            record = region_record(place, fields, source, image)
+            group = self._images.setdefault(key := _key(image), len(self._images))
+            texts = itertools.chain(*record.texts.values())
+            self._lists.add(group, key, captions=texts)
+            first, self._elements = self._elements, self._elements + len(record.elements)
+            return place, group, first, fields if place.offset is None else None
 
-        for place, groups, fields in source.lines(source.path, skips, use):
-            self._rows.append((place, self.groups, fields))
-            self.groups += groups
+        self._rows.extend(source.lines(source.path, skips, use))
+        self.groups = len(self._images) + self._elements
         # Each text of a row draws a language of its own.
         self.pairs: dict[LanguagePair, range] = {(): range(len(self._rows))}
 
@@ -282,16 +283,25 @@ class RegionSource:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        place, group, fields = self._rows[index]
+        place, group, first, fields = self._rows[index]
         if fields is None:
             fields = place.read_object()
-        return region_record(place, fields, self._source, group)
+        record = region_record(place, fields, self._source, self._source.image(fields, place))
+        return dataclasses.replace(record, group=group, element_group=len(self._images) + first)
+
+    def keys(self) -> GroupKeys:
+        """Images by their paths or contents, and the captions about them as a whole."""
+        return self._lists.keys()
+
+
+def _key(image: pathlib.Path | bytes) -> int:
+    return image_key(image if isinstance(image, bytes) else str(image))
 
 
 def region_record(
-    place: Place, fields: Mapping[str, Any], source: CCLMSource, group: int
+    place: Place, fields: Mapping[str, Any], source: CCLMSource, image: pathlib.Path | bytes
 ) -> Record:
-    """The record of a line, with those of its regions that can be used.
+    """The record of a line, in group 0, with those of its regions that can be used.
 
     Regions without a caption, without area, or with half of their box or more outside of the image
     are left out.
@@ -299,7 +309,6 @@ def region_record(
     Raises:
       BadRecord: no region is left, or something is not what the format says.
     """
-    image = source.image(fields, place)
     size = image_size(image, str(place))
     names = dict(source.keys)
     row = RegionsRow.parse(fields, place, names)
@@ -317,7 +326,7 @@ def region_record(
             f"inside of the image ({size[0]} x {size[1]}); mend them, or remove the line",
         )
     texts = joined(row.caption, source.languages)
-    return Record(str(place), group, texts, image, elements=tuple(elements))
+    return Record(str(place), 0, texts, image, elements=tuple(elements))
 
 
 def _visible_box(

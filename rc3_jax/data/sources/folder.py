@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
+from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_size
 from rc3_jax.data.jsonl import Captions, Row, Translations, path_inside, read_objects
 from rc3_jax.data.record import DataError, Kinds, Skips
@@ -46,12 +47,11 @@ class FolderSource(Settings):
         root = os.path.realpath(self.root)
         if not os.path.isdir(root):
             raise DataError(f"{self.root}: no such folder of images; correct root in the config")
-        groups: dict[str, int] = {}
 
         def use(place: object, fields: dict) -> ImageRow | None:
             if split is not None and _SplitRow.parse(fields, place).split != split:
                 return None
-            return _image_row(FolderRow.parse(fields, place), str(place), root, groups)
+            return _image_row(FolderRow.parse(fields, place), str(place), root)
 
         rows = list(skips.usable(read_objects(self.captions), use, self.captions))
         if not rows:
@@ -91,7 +91,7 @@ class FolderRow(Row):
         return self
 
 
-def _image_row(row: FolderRow, where: str, root: str, groups: dict[str, int]) -> ImageRow:
+def _image_row(row: FolderRow, where: str, root: str) -> ImageRow:
     image = path_inside(root, "image", row.image, where)
     size: tuple[float, float] = image_size(image, where)
     if row.width is not None and row.height is not None:
@@ -102,5 +102,5 @@ def _image_row(row: FolderRow, where: str, root: str, groups: dict[str, int]) ->
         load_regions = functools.partial(load_region_file, path, where, size)
     elif given := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
         boxes = boxes_as_fractions(given, *size, where)
-    group = groups.setdefault(str(image), len(groups))
-    return ImageRow(where, group, image, row.translations, row.captions, boxes, load_regions)
+    key = image_key(str(image))
+    return ImageRow(where, key, image, row.translations, row.captions, boxes, load_regions)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import array
 import collections
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from rc3_jax.data.groups import GroupKeys, KeyLists
 from rc3_jax.data.kinds import (
     RETRIEVAL,
     LanguagePair,
@@ -26,6 +28,7 @@ class ImageRow:
     """All that a file says about one image; records of several kinds are made from it.
 
     Attributes:
+      image_key: see `groups.image_key`.
       translations: language → texts; all translate one another.
       captions: language → texts about the image, written independently.
       load_regions: returns boxes and features of a detector; called when a record is asked for.
@@ -33,7 +36,7 @@ class ImageRow:
     """
 
     where: str
-    group: int
+    image_key: int
     image: ImageLike
     translations: Texts
     captions: Texts
@@ -48,14 +51,15 @@ class ImageRow:
 class ImageTextSource:
     """The records of one kind that rows offer (a `Source`). Sources may share their rows.
 
-    Groups are numbered alike for all kinds made from the same rows. A record may raise BadRecord
-    when it is asked for, if its region file cannot be used.
+    Groups are images, numbered alike for all kinds made from the same rows. A record may raise
+    BadRecord when it is asked for, if its region file cannot be used.
     """
 
     def __init__(self, rows: Sequence[ImageRow], kind: str):
         self._kind = kind
         self._rows = [row for row in rows if row.texts(kind)]
-        self.groups = 1 + max((row.group for row in rows), default=-1)
+        self._group_of = {key: n for n, key in enumerate(dict.fromkeys(r.image_key for r in rows))}
+        self.groups = len(self._group_of)
         found: dict[LanguagePair, array.array[int]] = collections.defaultdict(
             lambda: array.array("i")
         )
@@ -70,7 +74,18 @@ class ImageTextSource:
     def __getitem__(self, index: int) -> Record:
         row = self._rows[index]
         boxes, features = row.load_regions() if row.load_regions else (row.boxes, None)
-        return Record(row.where, row.group, row.texts(self._kind) or {}, row.image, boxes, features)
+        group, texts = self._group_of[row.image_key], row.texts(self._kind) or {}
+        return Record(row.where, group, texts, row.image, boxes, features)
+
+    def keys(self) -> GroupKeys:
+        """Images by their paths or contents; all texts of their rows."""
+        lists = KeyLists()
+        for row in self._rows:
+            sentences, captions = (
+                itertools.chain(*texts.values()) for texts in (row.translations, row.captions)
+            )
+            lists.add(self._group_of[row.image_key], row.image_key, sentences, captions)
+        return lists.keys()
 
 
 def image_text_kinds(rows: Sequence[ImageRow], kinds: Iterable[str]) -> Kinds:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rc3_jax.data.groups import GroupKeys, KeyLists, link_groups
 from rc3_jax.data.jsonl import Language, read_lines
 from rc3_jax.data.kinds import LanguagePair
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Record, Skips
@@ -30,8 +31,8 @@ class ParallelSource(Settings):
 class Sentences:
     """Sentences and their translations (a `Source` of kind parallel).
 
-    A row joins the group of the first earlier row that has a sentence in common with it: where a
-    sentence is translated several times, these translations must not be each other's negatives.
+    Rows that have a sentence in common, be it through others, are one group: where a sentence is
+    translated several times, these translations must not be each other's negatives.
 
     Args:
       languages: two or more, or twice the same one where it is not known which they are.
@@ -40,28 +41,29 @@ class Sentences:
 
     def __init__(self, languages: Sequence[str], rows: Iterator[tuple[str, tuple[str, ...]]]):
         self._languages = tuple(languages)
-        self._rows: list[tuple[str, int, tuple[str, ...]]] = []
-        self.groups = 0
-        group_of: dict[tuple[str, str], int] = {}
-        for where, texts in rows:
-            sentences = list(zip(self._languages, texts, strict=True))
-            group = next((group_of[s] for s in sentences if s in group_of), self.groups)
-            self.groups = max(self.groups, group + 1)
-            for sentence in sentences:
-                group_of.setdefault(sentence, group)
-            self._rows.append((where, group, texts))
+        self._rows: list[tuple[str, tuple[str, ...]]] = []
+        lists = KeyLists()
+        for group, row in enumerate(rows):
+            self._rows.append(row)
+            lists.add(group, sentences=row[1])
+        self._keys, self.groups = lists.keys(), len(self._rows)
+        self._group_of = link_groups([(self._keys, 0)], self.groups)
         pairs = itertools.combinations(sorted(self._languages), 2)
         self.pairs: dict[LanguagePair, range] = dict.fromkeys(pairs, range(len(self._rows)))
+
+    def keys(self) -> GroupKeys:
+        """All texts."""
+        return self._keys
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> Record:
-        where, group, in_row = self._rows[index]
+        where, in_row = self._rows[index]
         texts: dict[str, tuple[str, ...]] = {}
         for language, text in zip(self._languages, in_row, strict=True):
             texts[language] = (*texts.get(language, ()), text)
-        return Record(where, group, texts)
+        return Record(where, int(self._group_of[index]), texts)
 
 
 def read_parallel(files: Mapping[str, str], skips: Skips) -> Sentences:

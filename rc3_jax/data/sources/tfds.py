@@ -15,6 +15,7 @@ import numpy as np
 import pydantic
 from pydantic import Field
 
+from rc3_jax.data.groups import image_key
 from rc3_jax.data.jsonl import Captions, Row
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.regions import boxes_as_fractions
@@ -90,8 +91,9 @@ class TFDSSource(Settings):
             texts = TFDSRow.parse(given, where)
             field = self.fields.boxes
             boxes = _boxes(_values(example, field), where) if field else None
+            key = image_key(_values(example, self.fields.image)[0])
             image = _Fetch(examples, index, self.fields.image)
-            return ImageRow(where, index, image, texts.translations, texts.captions, boxes)
+            return ImageRow(where, key, image, texts.translations, texts.captions, boxes)
 
         places = ((f"{what}:{index}", index) for index in range(len(examples)))
         rows = list(skips.usable(places, use, what))
