@@ -8,6 +8,7 @@ import math
 import pathlib
 import struct
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -62,15 +63,23 @@ def decode(image: ImageLike | None, where: str, min_side: int | None = None) -> 
         return np.array(rgb if transpose is None else rgb.transpose(transpose))
 
 
-def image_size(image: pathlib.Path | bytes, where: str) -> tuple[int, int]:
-    """Returns (width, height) in upright position, reading only the header.
+class Frame(NamedTuple):
+    """Attributes: width, height: of the upright image, in pixels; orientation: EXIF, 1 to 8."""
+
+    width: float
+    height: float
+    orientation: int = 1
+
+
+def image_frame(image: pathlib.Path | bytes, where: str) -> Frame:
+    """The frame of an image, from its header alone.
 
     Raises:
       BadRecord: missing, undecodable or too large.
     """
     with _opened(image, where) as opened:
-        width, height = opened.size
-        return (height, width) if _orientation(opened) >= 5 else (width, height)
+        orientation = _orientation(opened)
+        return Frame(*(opened.size[::-1] if orientation >= 5 else opened.size), orientation)
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -172,14 +181,25 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Converts grey, 16-bit, palette, CMYK and transparent images."""
-    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip, not scale
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(grey.astype(np.uint8))
+    """Converts grey, deep, palette, CMYK and transparent images."""
+    if image.mode[0] in "IF":  # 16 or 32 bits a pixel: convert() would clip, not scale
+        image = Image.fromarray(_as_bytes(np.asarray(image), image.mode))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
+    """Brightness as uint8, from 16 bits, 0…1 or 0…255; raises ValueError for another range."""
+    low, high = float(grey.min()), float(grey.max())
+    deep = mode != "F" and (high > 255 or mode != "I")
+    white = 65535 if deep else 1 if mode == "F" and high <= 1 else 255
+    if not (0 <= low and high <= white):
+        raise ValueError(
+            f"its brightness is between {low:g} and {high:g}; scale it to 0…1, 0…255 or 16 bits"
+        )
+    return (grey.astype(np.int64) >> 8 if deep else grey * (255 / white)).astype(np.uint8)
 
 
 def _random_crop(

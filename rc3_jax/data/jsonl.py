@@ -15,6 +15,7 @@ import gzip
 import json
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
@@ -182,17 +183,17 @@ def _decoded(line: bytes, where: object) -> str | BadRecord:
 
 
 def path_inside(root: str, field: str, name: str, where: object) -> pathlib.Path:
-    """The real path of a file inside of `root`, a real path, which symbolic links cannot leave.
+    """The real path of a file inside of `root`; symbolic links that lie there are followed.
 
     Args:
       field: the row's field that holds `name`, for messages.
 
     Raises:
-      BadRecord: `name` leads out of `root`, or there is no such file.
+      BadRecord: `name` is absolute or has `..` in it, or there is no such file.
     """
     try:
+        is_inside = not os.path.isabs(name) and ".." not in re.split(r"[/\\]", name)
         path = os.path.realpath(os.path.join(root, name))
-        is_inside = not os.path.isabs(name) and path.startswith(os.path.join(root, ""))
     except ValueError:  # a zero byte or half of a surrogate pair
         is_inside = False
     if not is_inside:

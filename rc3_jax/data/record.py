@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import langcodes
@@ -134,15 +134,34 @@ def checked_language(code: str) -> str:
 
 
 class Skips:
-    """Counts unusable records, and stops the run when they are more than `limit` of all."""
+    """Counts unusable records, and stops the run when they are more than `limit` of all.
+
+    Attributes:
+      reasons: place of each skipped record → why.
+      left_out: kind of part → place of each record of which some are not used → how many.
+      notes: sentences about the data that the user should see.
+    """
 
     def __init__(self, limit: float = 0.01):
         self.limit = limit
         self.reasons: dict[str, str] = {}
+        self.left_out: dict[str, dict[str, int]] = {}
+        self.notes: list[str] = []
 
     def add(self, error: BadRecord) -> None:
         """Notes that a record is not used; a record counts once."""
         self.reasons.setdefault(error.where, str(error))
+
+    def leave_out(self, where: object, what: str, count: int) -> None:
+        """Notes that so many parts of a record, such as boxes, are not used."""
+        if count:
+            self.left_out.setdefault(what, {})[str(where)] = count
+
+    def note_languages(self, what: object, named: Iterable[str], found: Collection[str]) -> None:
+        """Notes the languages that a setting names, and of which there is no text."""
+        if missing := [code for code in named if code not in found]:
+            has = ", ".join(sorted(found)) or "none"
+            self.notes.append(f"{what}: no text in {', '.join(missing)}; its languages are {has}")
 
     def check(self, total: int, what: str) -> None:
         """Raises DataError when more than `limit` of `total` records were skipped."""
@@ -184,6 +203,11 @@ class Skips:
         bad.check(used + len(bad.reasons), what)
 
     def write(self, path: pathlib.Path) -> None:
-        """Writes one JSON line a skipped record, so that nothing is lost silently."""
+        """Writes a JSON line for each skipped record, and for each of which parts are left out."""
         lines = [json.dumps({"where": w, "reason": r}) for w, r in self.reasons.items()]
+        lines += [
+            json.dumps({"where": where, "left_out": f"{count} {what}"})
+            for what, counts in self.left_out.items()
+            for where, count in counts.items()
+        ]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import zipfile
 
 import numpy as np
 
-from rc3_jax.data.record import BadRecord
+from rc3_jax.data.image import Frame
+from rc3_jax.data.record import BadRecord, Skips
 
 MAX_MEMBER_BYTES = 2**28
 """A larger array in a region file is refused; 100 regions of 2048 features take 0.8 MB."""
@@ -59,48 +61,119 @@ def pad_regions(
 
 
 def boxes_as_fractions(
-    boxes: object, width: float, height: float, where: str, tolerance: float = 1.0
-) -> np.ndarray:
-    """Checks boxes and divides them by the size of their image.
+    boxes: object, where: str, frame: Frame | None, given: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Checks boxes and divides them by the size of the picture that they were drawn on.
 
     Args:
-      boxes: numbers `[regions, 4]`: x1, y1, x2, y2, in the unit of `width` and `height`.
-      tolerance: by how much a box may stand out of the image; what does is cut off.
+      boxes: numbers `[regions, 4]`: x1, y1, x2, y2, in the unit of the size. They may stand out
+        of the picture by one pixel (or 1 % where its sides are 1); what does is cut off.
+      frame, given: see `upright_fractions`.
 
     Returns:
-      float32 `[regions, 4]` in [0, 1].
+      float32 `[regions, 4]` in [0, 1], on the upright image; bool `[regions]`, false for boxes
+      without area, which are to be left out.
 
     Raises:
-      BadRecord: not such an array, not finite, outside of the image, or without area.
+      BadRecord: not such an array, not finite, outside of the picture, or as `upright_fractions`.
     """
     pixels = _numbers(boxes, "boxes", where).astype(np.float64)
     if pixels.ndim != 2 or pixels.shape[1] != 4:
         raise BadRecord(where, f"boxes are {list(pixels.shape)}; give 4 numbers for each")
-    size = np.array([width, height] * 2, np.float64)
-    fractions = (np.clip(pixels, 0, size) / size).astype(np.float32)
-    outside = np.any((pixels < -tolerance) | (pixels > size + tolerance), axis=1)
-    flat = np.any(fractions[:, 2:] <= fractions[:, :2], axis=1)
-    for wrong, problem in ((outside, "lies outside of the image"), (flat, "has no area in it")):
-        if wrong.any():
-            box = pixels[wrong][0].tolist()
-            raise BadRecord(
-                where,
-                f"box {box} (x1, y1, x2, y2) {problem} ({width} x {height}); correct it, or width "
-                "and height if they are not those of the image that the boxes were drawn on",
-            )
-    return fractions
+    fractions, size = upright_fractions(pixels, where, frame, given)
+    outside = _outside(fractions * np.tile(size, 2), size)
+    if outside.any():
+        raise BadRecord(
+            where,
+            f"box {pixels[outside][0].tolist()} (x1, y1, x2, y2) lies outside of the image "
+            f"({size[0]:g} x {size[1]:g}); correct it, or width and height if they are not those "
+            "of the image that the boxes were drawn on",
+        )
+    fractions = np.clip(fractions, 0, 1).astype(np.float32)
+    return fractions, np.all(fractions[:, 2:] > fractions[:, :2], axis=1)
+
+
+def upright_fractions(
+    pixels: np.ndarray, where: str, frame: Frame | None, given: tuple[float, float] | None = None
+) -> tuple[np.ndarray, tuple[float, float]]:
+    """Divides boxes by the size of the picture that they were drawn on.
+
+    Boxes drawn on a photograph before it is turned by its EXIF orientation are turned with it. The
+    size that comes with them shows that; without one, that all of them lie on the photograph as it
+    is stored, and not on the upright one.
+
+    Args:
+      pixels: float64 `[regions, 4]`: x1, y1, x2, y2.
+      frame: the image's own; None where it is not known, and `given` is.
+      given: width and height that come with the boxes, such as (1, 1) for fractions.
+
+    Returns:
+      float64 `[regions, 4]` on the upright image, not clipped; its width and height.
+
+    Raises:
+      BadRecord: fractions where pixels are due, or width and height exchanged.
+    """
+    frame = Frame(*(frame or given or (1, 1)))
+    upright, lying = (frame.width, frame.height), (frame.height, frame.width)
+    is_turned = frame.orientation >= 5
+    if given is None:
+        is_lying = is_turned and _outside(pixels, upright).any() > _outside(pixels, lying).any()
+        given = lying if is_lying else upright
+    exchanged = _is_exchanged(given, upright)
+    width, height = given
+    if exchanged and not is_turned:
+        raise BadRecord(
+            where,
+            f"width and height are {width:g} x {height:g}, and the image is {frame.width:g} x "
+            f"{frame.height:g}: they are exchanged; correct them",
+        )
+    if min(given) > 2 and len(pixels) and -0.01 <= pixels.min() and pixels.max() <= 1.01:
+        raise BadRecord(
+            where,
+            f"box {pixels[0].tolist()} (x1, y1, x2, y2) lies in 0…1, and the image is {width:g} x "
+            f"{height:g} pixels; give pixels, or width 1 and height 1 with boxes in fractions",
+        )
+    fractions = pixels / [width, height, width, height]
+    if not exchanged:
+        return fractions, given
+    x1, y1, x2, y2 = fractions.T
+    across = (1 - y2, 1 - y1) if frame.orientation in (6, 7) else (y1, y2)
+    down = (1 - x2, 1 - x1) if frame.orientation in (7, 8) else (x1, x2)
+    return np.stack([across[0], down[0], across[1], down[1]], axis=1), (height, width)
+
+
+def _outside(pixels: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """Which boxes stand out of a picture, bool `[regions]`."""
+    ends = np.tile(size, 2)
+    slack = np.where(ends > 2, 1, 0.01)
+    return np.any((pixels < -slack) | (pixels > ends + slack), axis=1)
+
+
+def _is_exchanged(given: tuple[float, float], size: tuple[float, float]) -> bool:
+    """Whether a size has the proportions of the other one lying on its side, and not its own."""
+
+    def alike(width: float, height: float) -> bool:
+        rounding = 0.02 + 0.5 / min(*given, *size)
+        return abs(math.log(given[0] * height / (given[1] * width))) <= rounding
+
+    return alike(size[1], size[0]) and not alike(*size)
 
 
 def load_region_file(
-    path: pathlib.Path, where: str, image_size: tuple[float, float] | None = None
+    path: pathlib.Path,
+    where: str,
+    frame: Frame | None = None,
+    given: tuple[float, float] | None = None,
+    skips: Skips | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Reads the regions of one image from an `.npz` file.
 
     The file holds `features` `[regions, feature_size]` and `boxes` `[regions, 4]` in pixels
-    (x1, y1, x2, y2), and may hold `width` and `height` of the image the boxes belong to.
+    (x1, y1, x2, y2), and may hold `width` and `height` of the image the boxes belong to. Regions
+    without area are left out, and noted in `skips`.
 
     Args:
-      image_size: width and height, for files that do not hold them.
+      frame, given: see `boxes_as_fractions`; `given` is for files that hold no size.
 
     Returns:
       Boxes float32 `[regions, 4]` as fractions; features float32 `[regions, feature_size]`.
@@ -110,18 +183,20 @@ def load_region_file(
     """
     try:
         arrays = _read_npz(path)
-        size = [arrays[name] for name in ("width", "height") if name in arrays] or image_size
-        if size is None or len(size) != 2 or not all(np.size(n) == 1 and n > 0 for n in size):
+        size = [arrays[name] for name in ("width", "height") if name in arrays] or given or frame
+        sides = [np.asarray(number).item() for number in (size or ())[:2] if np.size(number) == 1]
+        if len(sides) != 2 or min(sides) <= 0:
             raise BadRecord("", "give width and height of the image, one positive number each")
-        width, height = (np.asarray(number).item() for number in size)
-        boxes = boxes_as_fractions(arrays["boxes"], width, height, "")
-        features = arrays["features"].astype(np.float32)
+        boxes, kept = boxes_as_fractions(arrays["boxes"], "", frame, (sides[0], sides[1]))
+        features = _numbers(arrays["features"].astype(np.float32), "features, in 32 bits,", "")
         if features.ndim != 2 or len(features) != len(boxes):
             shape = list(features.shape)
             raise BadRecord("", f"features are {shape} for {len(boxes)} boxes; give a row for each")
     except BadRecord as error:
         raise BadRecord(where, f"{path}: {error.problem}") from error
-    return boxes, features
+    if skips is not None:
+        skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
+    return boxes[kept], features[kept]
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -150,7 +225,7 @@ def _numbers(values: object, name: str, where: str) -> np.ndarray:
     """Returns an array of finite numbers; texts, booleans and ragged lists are none."""
     try:
         array = np.asarray(values)
-    except ValueError:  # rows of different lengths
+    except (ValueError, OverflowError):  # rows of different lengths
         array = np.asarray(None)
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise BadRecord(where, f"{name} must hold finite numbers in rows of equal length")

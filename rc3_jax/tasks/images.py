@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Sequence
 
-from rc3_jax.data.image import decode, image_size
+from rc3_jax.data.image import decode, image_frame
 from rc3_jax.data.jsonl import path_inside, preview
 from rc3_jax.data.record import BadRecord, DataError
 from rc3_jax.data.regions import load_region_file
@@ -72,7 +72,7 @@ class ImageFinder:
         region_file = file.with_suffix(".npz")
         if self.regions and region_file.is_file():
             boxes, features = load_region_file(
-                region_file, str(where), image_size(file, str(where))
+                region_file, str(where), image_frame(file, str(where))
             )
         return self.found.setdefault(name, Picture(name, file, boxes, features))
 

@@ -92,6 +92,41 @@ def test_captions_in_the_chosen_languages_alone(tmp_path):
         read(tmp_path / "x", languages=("ja",))
 
 
+def test_chosen_languages_without_a_text_are_noted(tmp_path):
+    skips = Skips()
+    file = write(tmp_path / "x", captioned(caption={"en": "A dog.", "zh-CN": "狗"}))
+    assert len(read(file, languages=("en", "zh"), skips=skips)) == 1
+    assert (
+        len(read(write(tmp_path / "y", regions()), "regions", skips, languages=("en", "zh"))) == 1
+    )
+    first, second = skips.notes
+    assert str(file) in first and "zh" in first and "zh-CN" in first
+    assert str(tmp_path / "y") in second and "zh" in second
+
+
+def test_base64_may_be_wrapped_and_is_otherwise_strict(tmp_path):
+    wrapped = base64.encodebytes(png(9)).decode()
+    [row] = read(write(tmp_path / "x", captioned(binary=wrapped)))
+    assert "\n" in wrapped and colour(row) == 9
+    skips = Skips(limit=1.0)
+    bad = captioned(binary="*" + encoded(9)[:40] + "$" + encoded(9)[40:])
+    assert len(read(write(tmp_path / "x", captioned(), bad), skips=skips)) == 1
+    assert "base64" in skips.reasons[f"{tmp_path / 'x'}:2"]
+
+
+def test_regions_that_are_left_out_are_counted_and_fractions_are_refused(tmp_path):
+    flat = {"bb": [0, 0, 0, 20], "caption": {"en": "line"}}
+    fractions = {"bb": [0.25, 0.25, 0.5, 0.5], "caption": {"en": "dog"}}
+    skips = Skips(limit=1.0)
+    source = read(
+        write(tmp_path / "x", regions(flat, REGION), regions(fractions)), "regions", skips
+    )
+    assert [len(record.elements) for record in source] == [1]
+    [counts] = skips.left_out.values()
+    assert counts == {f"{tmp_path / 'x'}:1": 1}
+    assert "0…1" in skips.reasons[f"{tmp_path / 'x'}:2"]
+
+
 def test_images_as_paths_plain_and_gzipped(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a.png").write_bytes(png(9))
@@ -230,7 +265,7 @@ def _assert_skipped(tmp_path, format, bad, named):
     [None, 5, "A", "ä" * 8, "images/17.jpg", "AAAA", base64.b64encode(png()[:20]).decode()],
 )
 def test_broken_images_are_named(tmp_path, format, binary):
-    is_base64 = binary == "images/17.jpg" or (binary and len(str(binary)) in (4, 28))
+    is_base64 = binary and len(str(binary)) in (4, 28)
     named = "cannot be decoded" if is_base64 else "binary"
     _assert_skipped(tmp_path, format, MADE[format](binary=binary), named)
 

@@ -112,7 +112,7 @@ def test_region_features_are_read_with_the_record(root):
         (line(image="images/a\0.png"), "image .* leads out of"),
         (line(image="images/\ud800.png"), "image .* leads out of"),
         (line(image="x" * 5000), "image .* is missing"),
-        (line(image=""), "image '' leads out of"),
+        (line(image=""), "image '' is missing"),
         (line(image=7), "image"),
         ({"captions": {"en": "A dog."}}, "image"),
         (line(captions=None), "captions"),
@@ -121,8 +121,16 @@ def test_region_features_are_read_with_the_record(root):
         (line(translations={"en": ["A.", "B."], "de": "C."}), "translations"),
         (line(boxes_xyxy=[[0, 0, 42, 10]]), r"box .* \(40 x 20\)"),
         (line(boxes_xywh=[[30, 0, 12, 10]]), r"box .* \(40 x 20\)"),
-        (line(boxes_xyxy=[[5, 5, 5, 10]]), "box .* no area"),
-        (line(boxes_xywh=[[5, 5, 0, 10]]), "box .* no area"),
+        (line(boxes_xyxy=[[0.1, 0.2, 0.5, 1.0]]), "box .* 40 x 20"),
+        (line(boxes_xywh=[[0.1, 0.2, 0.5, 0.8]]), "box .* 40 x 20"),
+        (line(width=20, height=40, boxes_xyxy=[[5, 5, 15, 10]]), "width and height .* 40 x 20"),
+        (line(boxes_xyxy=[[True, 0, 5, 5]]), "boxes_xyxy"),
+        (line(boxes_xyxy=[[10**400, 0, 5, 5]]), "boxes_xyxy"),
+        (line(width=10**400, height=20), "width"),
+        (b'{"image": "images/a.png", "captions": {"en": "a", "en": "b"}}', "JSON"),
+        (line(captions={"en": "\u200b"}), r"captions\['en'\]"),
+        (line(captions={"en": "."}), r"captions\['en'\]"),
+        (line(captions={"en": "a dog " * 9000}), r"captions\['en'\]"),
         (line(boxes_xywh=[[5, 5, 10]]), r"boxes_xywh\[0\]"),
         (line(boxes_xyxy="x"), "boxes_xyxy"),
         (line(boxes_xyxy=[[0, 0, 5, 5]], boxes_xywh=[[0, 0, 5, 5]]), "boxes_xyxy, boxes_xywh"),
@@ -144,18 +152,22 @@ def test_a_bad_line_is_skipped_and_named(root, bad, named):
     assert list(skips.reasons) == [f"{root / 'captions.jsonl'}:2"]
 
 
-def test_neither_absolute_paths_nor_links_may_lead_out_of_the_root(root):
-    outside = root.parent / "outside"
-    outside.mkdir()
-    (outside / "secret.png").write_bytes(png())
-    (root / "images" / "link.png").symlink_to(outside / "secret.png")
-    (root / "images" / "folder").symlink_to(outside)
+def test_names_do_not_lead_out_of_the_root_and_links_in_it_are_followed(root):
+    elsewhere = root.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "b.png").write_bytes(png())
+    (root / "images" / "link.png").symlink_to(elsewhere / "b.png")
+    (root / "images" / "folder").symlink_to(elsewhere)
     (root / "images" / "inside.png").symlink_to("a.png")
     absolute = str(root / "images" / "a.png")  # such a file would be of no use elsewhere
-    out = [line(image=name) for name in ("images/link.png", "images/folder/secret.png", absolute)]
+    out = [
+        line(image=name)
+        for name in ("../elsewhere/b.png", "images/../../elsewhere/b.png", absolute)
+    ]
     skips = Skips(1.0)
-    first, second = read(root, line(), line(image="images/inside.png"), *out, skips=skips)
-    assert first.image_key == second.image_key
+    links = [line(image=f"images/{name}.png") for name in ("inside", "link", "folder/b")]
+    first, same, *linked = read(root, line(), *links, *out, skips=skips)
+    assert first.image_key == same.image_key != linked[0].image_key == linked[1].image_key
     assert len(skips.reasons) == 3 and all("leads out of" in r for r in skips.reasons.values())
     (root.parent / "root_link").symlink_to(root)  # the root itself may be a link
     assert len(read(root.parent / "root_link", line())) == 1

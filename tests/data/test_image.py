@@ -50,6 +50,26 @@ def test_every_mode_becomes_rgb(mode, tmp_path):
     np.testing.assert_allclose(pixels, np.broadcast_to(colour, (4, 5, 3)), atol=1)
 
 
+def _ramp(white: float, dtype: type) -> np.ndarray:
+    return (np.linspace(0, 1, 256).reshape(16, 16) * white).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("white", "dtype"),
+    [(1, np.float32), (255, np.float32), (255, np.int32), (65535, np.int32), (65535, np.uint16)],
+)
+def test_deep_pictures_keep_their_brightness(white, dtype):
+    pixels = image.decode(encoded(Image.fromarray(_ramp(white, dtype)), "TIFF"), "here")
+    np.testing.assert_allclose(pixels[..., 0], _ramp(255, float), atol=1)
+
+
+@pytest.mark.parametrize("ramp", [_ramp(1e4, np.float32), _ramp(2e9, np.int32)])
+def test_deep_pictures_of_no_known_range_are_bad_records(ramp):
+    for wrong in (ramp, ramp - 1, np.where(ramp > 0, np.nan, ramp).astype(np.float32)):
+        with pytest.raises(BadRecord, match="here: .*brightness"):
+            image.decode(encoded(Image.fromarray(wrong), "TIFF"), "here")
+
+
 def test_palette_with_transparency_and_print_colours():
     palette = Image.new("P", (5, 4), 0)
     palette.putpalette([255, 0, 0] + [0] * 765)
@@ -68,7 +88,7 @@ def test_exif_orientation_is_honoured(kind, orientation):
     expected = np.array(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     pixels = image.decode(data, "here")
     assert np.array_equal(pixels, expected)
-    assert image.image_size(data, "here") == (pixels.shape[1], pixels.shape[0])
+    assert image.image_frame(data, "here")[:2] == (pixels.shape[1], pixels.shape[0])
     assert pixels.shape[:2] == ((60, 90) if orientation < 5 else (90, 60))
 
 
@@ -76,7 +96,7 @@ def test_exif_orientation_is_honoured(kind, orientation):
 def test_damaged_exif_around_a_sound_picture_does_no_harm():
     data = encoded(photograph(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
     assert image.decode(data, "here").shape == (60, 90, 3)
-    assert image.image_size(data, "here") == (90, 60)
+    assert image.image_frame(data, "here")[:2] == (90, 60)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [("JPEG", (150, 225, 3)), ("PNG", (600, 900, 3))])
@@ -96,7 +116,7 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.parametrize("side", [2**13 + 1, 10_000, 15_000, 2**30])
 def test_header_that_claims_a_huge_image_is_refused_unread(side, tmp_path):
     (tmp_path / "bomb.png").write_bytes(png_header(side, side))
-    for read in (image.decode, image.image_size):
+    for read in (image.decode, image.image_frame):
         with pytest.raises(BadRecord, match=r"^captions:7: .*bomb.png: .*too large"):
             read(tmp_path / "bomb.png", "captions:7")
 
@@ -112,7 +132,7 @@ def test_truncated_jpeg_is_a_bad_record(share, tmp_path):
 def test_other_files_are_bad_records(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
     with pytest.raises(BadRecord, match="page.jpg: image cannot be decoded"):
-        image.image_size(tmp_path / "page.jpg", "captions:7")
+        image.image_frame(tmp_path / "page.jpg", "captions:7")
     with pytest.raises(BadRecord, match="gone.jpg: image is missing"):
         image.decode(tmp_path / "gone.jpg", "captions:7")
     with pytest.raises(BadRecord, match="cannot be decoded"):
@@ -153,7 +173,7 @@ def test_real_photographs(shared_data):
     for folder in ("flickr8k", "coco"):
         for path in sorted((shared_data / folder / "images").iterdir())[:40]:
             pixels = image.decode(path, "here")
-            assert image.image_size(path, "here") == pixels.shape[1::-1]
+            assert image.image_frame(path, "here")[:2] == pixels.shape[1::-1]
             augmented, *_ = image.augment(
                 pixels, None, 64, np.random.default_rng(0), crop_scale=(0.2, 1.0), jitter=0.4
             )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
-from rc3_jax.data.record import BadRecord
+from rc3_jax.data.image import Frame, decode, image_frame
+from rc3_jax.data.record import BadRecord, Skips
 from rc3_jax.data.regions import boxes_as_fractions, load_region_file, pad_regions
 
 
@@ -52,8 +55,9 @@ def test_features_that_do_not_fit_are_bad_records():
 
 
 def test_boxes_become_fractions_and_may_stand_out_by_a_pixel():
-    boxes = boxes_as_fractions([[10, 20, 110, 220], [-0.9, 0, 200.9, 401]], 200, 400, "a:1")
-    assert boxes.dtype == np.float32
+    given = [[10, 20, 110, 220], [-0.9, 0, 200.9, 401]]
+    boxes, kept = boxes_as_fractions(given, "a:1", Frame(200, 400))
+    assert boxes.dtype == np.float32 and kept.tolist() == [True, True]
     np.testing.assert_allclose(boxes, [[0.05, 0.05, 0.55, 0.55], [0, 0, 1, 1]], rtol=1e-6)
 
 
@@ -67,15 +71,73 @@ NO_BOXES += [[[None] * 4], {"x": 1}]
     [
         ([[0, 0, 202, 10]], r"box \[0.0, 0.0, 202.0, 10.0\].*200 x 400.*width and height"),
         ([[0, 0, 5, 5], [-2, 0, 10, 10]], r"box \[-2.0, .*200 x 400"),
-        ([[10, 10, 10, 20]], "box .* no area"),
-        ([[10, 20, 30, 15]], "box .* no area"),
-        ([[200, 10, 201, 20]], "box .* no area"),  # nothing of it is left in the image
+        ([[0.1, 0.2, 0.5, 1.0]], r"box .*0…1.*200 x 400"),
         *((boxes, "boxes") for boxes in NO_BOXES),
     ],
 )
 def test_impossible_boxes_are_bad_records(boxes, named):
     with pytest.raises(BadRecord, match="^a:1: " + named):
-        boxes_as_fractions(boxes, 200, 400, "a:1")
+        boxes_as_fractions(boxes, "a:1", Frame(200, 400))
+
+
+def test_boxes_without_area_are_left_out_with_their_features_and_counted(tmp_path):
+    boxes = [[10, 10, 10, 20], [0, 0, 100, 200], [10, 20, 30, 15], [200, 10, 201, 20]]
+    assert boxes_as_fractions(boxes, "a:1", Frame(200, 400))[1].tolist() == [0, 1, 0, 0]
+    np.savez(tmp_path / "r.npz", boxes=boxes, features=np.eye(4))
+    skips = Skips()
+    read_boxes, features = load_region_file(tmp_path / "r.npz", "a:1", Frame(200, 400), None, skips)
+    assert read_boxes.tolist() == [[0, 0, 0.5, 0.5]] and features.tolist() == [[0, 1, 0, 0]]
+    assert skips.left_out == {"boxes without area": {"a:1": 3}}
+    skips.write(tmp_path / "skipped.jsonl")
+    assert json.loads((tmp_path / "skipped.jsonl").read_text()) == {
+        "where": "a:1",
+        "left_out": "3 boxes without area",
+    }
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("has_size", [True, False])
+def test_boxes_of_the_stored_photograph_turn_with_it(orientation, has_size, tmp_path):
+    """The box of the only red part, given as it is stored, frames what `decode` makes of it."""
+    stored = np.zeros((48, 64, 3), np.uint8)
+    stored[8:16, 40:64, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    pixels = decode(tmp_path / "a.png", "a:1")
+    rows, columns = np.nonzero(pixels[:, :, 0])
+    height, width = pixels.shape[:2]
+    expected = [columns.min() / width, rows.min() / height]
+    expected += [(columns.max() + 1) / width, (rows.max() + 1) / height]
+    frame = image_frame(tmp_path / "a.png", "a:1")
+    if orientation < 5:  # the size says nothing; the boxes are those of the upright picture
+        box = np.array(expected) * ([width, height] * 2)
+    else:
+        box = [40, 8, 64, 16]
+    boxes, _ = boxes_as_fractions([box], "a:1", frame, (64, 48) if has_size else None)
+    np.testing.assert_allclose(boxes, [expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("given", [(480, 640), (240, 320), (48, 64)])
+def test_exchanged_width_and_height_are_refused_with_both_sizes(given):
+    with pytest.raises(BadRecord, match=rf"{given[0]} x {given[1]}.*640 x 480"):
+        boxes_as_fractions([[1, 1, 9, 9]], "a:1", Frame(640, 480), given)
+
+
+@pytest.mark.parametrize("given", [(640, 480), (320, 240), (333, 250), (224, 224), (1, 1)])
+def test_boxes_may_be_drawn_on_the_picture_in_another_size(given):
+    """What the messages advise for boxes in fractions, width 1 and height 1, works."""
+    box = np.array([0.25, 0.5, 0.75, 1.0])
+    drawn = box * [*given, *given]
+    boxes, kept = boxes_as_fractions([drawn], "a:1", Frame(640, 480), given)
+    np.testing.assert_allclose(boxes, [box], atol=1e-6)
+    assert kept.all()
+
+
+def test_features_beyond_32_bits_are_bad_records(tmp_path):
+    np.savez(tmp_path / "r.npz", boxes=BOX, features=np.array([[1e39]]))
+    with pytest.raises(BadRecord, match="r.npz.*features.*32"):
+        load_region_file(tmp_path / "r.npz", "a:1", Frame(10, 10))
 
 
 def test_region_file_round_trip(tmp_path):

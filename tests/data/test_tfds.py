@@ -43,6 +43,8 @@ class SomePictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             ),
             "odd": TEXTS,
             "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature()}),
+            "whole": tfds.features.BBoxFeature(),
+            "kind": tfds.features.ClassLabel(names=["star", "moon"]),
         }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
@@ -69,6 +71,8 @@ class SomePictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     ],
                     "odd": ["x"],
                     "objects": [{"bbox": box}] if i else [],
+                    "whole": box,
+                    "kind": i % 2 if i != 5 else -1,  # TFDS has -1 for an unknown class
                 },
             )
 
@@ -124,6 +128,17 @@ def test_languages_from_labels_and_a_part_of_a_split(data_dir):
     fields = {"image": "image", "captions": captions}
     rows = read(data_dir, "train[:5]", fields, "some_pictures:1.0.0")
     assert len(rows) == 5 and set(rows[0].captions) == {"de", "zh"}
+
+
+def test_one_box_of_each_example_and_an_unknown_class(data_dir):
+    fields = {"image": "image", "captions": {"en": "kind"}, "boxes": "whole"}
+    skips = Skips(limit=0.1)
+    rows = read(data_dir, fields=fields, skips=skips)
+    assert sorted(row.captions["en"][0] for row in rows) == ["moon"] * 5 + ["star"] * 6
+    [(where, reason)] = skips.reasons.items()
+    assert "some_pictures/train:" in where and "class -1" in reason
+    for row in rows:
+        np.testing.assert_allclose(row.boxes, [[0.2, 0.1, 0.9, 0.5]])
 
 
 @pytest.mark.parametrize(

@@ -12,21 +12,17 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pydantic
-from pydantic import BeforeValidator, Field
 
 from rc3_jax.data.groups import GroupKeys, KeyLists, image_key
-from rc3_jax.data.image import image_size
+from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import (
-    Captions,
     Language,
     Place,
-    Row,
-    Text,
     path_inside,
     read_objects,
 )
@@ -39,6 +35,14 @@ from rc3_jax.data.record import (
     Kinds,
     Record,
     Skips,
+)
+from rc3_jax.data.regions import upright_fractions
+from rc3_jax.data.sources.cclm_rows import (
+    CaptionsRow,
+    ElementRow,
+    ImageField,
+    ParallelRow,
+    RegionsRow,
 )
 from rc3_jax.data.sources.images import ImageRow, heldout_kinds, image_text_kinds
 from rc3_jax.data.sources.parallel import Sentences
@@ -119,6 +123,7 @@ class CCLMSource(Settings):
         """
         is_captions = self.format == "captions"
         key = self.keys.caption if is_captions else self.keys.description
+        found: set[str] = set()
 
         def use(place: Place, fields: Mapping[str, Any]) -> ImageRow | None:
             if not is_captions and fields.get(key) is not None:
@@ -126,18 +131,21 @@ class CCLMSource(Settings):
             said = list(filter(None, CaptionsRow.parse(fields, place, {"caption": key}).caption))
             if not said:
                 raise BadRecord(place, f"no text in field {key}; write it, or remove the line")
+            found.update(code for texts in said for code in texts)
             captions = joined(said, self.languages)
             if not captions:
                 return None
             given = self.image(fields, place)
-            image_size(given, str(place))
+            image_frame(given, str(place))
             image: ImageLike = _InlineImage(place, self) if isinstance(given, bytes) else given
             aligned = is_captions and len(said) == 1
             aligned = aligned and all(len(texts) == 1 for texts in captions.values())
             texts = (captions, {}) if aligned else ({}, captions)
             return ImageRow(str(place), _key(given), image, *texts)
 
-        return list(self.lines(path, skips, use))
+        rows = list(self.lines(path, skips, use))
+        skips.note_languages(path, self.languages, found)
+        return rows
 
     def read_sentences(self, skips: Skips) -> Sentences:
         """Reads lines of format parallel."""
@@ -179,66 +187,12 @@ class CCLMSource(Settings):
         if self.root:
             return path_inside(os.path.realpath(self.root), key, given, place)
         try:
-            return base64.b64decode(given)
+            return base64.b64decode("".join(given.split()), validate=True)
         except ValueError as error:
             problem = (
                 f"field {key} is not base64 ({error}); encode the image file anew, or set root"
             )
             raise BadRecord(place, f"{problem} in the config if this is a path") from error
-
-
-def _list(given: object) -> object:
-    return () if given is None else tuple(given) if isinstance(given, list) else (given,)
-
-
-def _without_blank(given: object) -> object:
-    """Texts without those left blank: a region may have no attribute, an image no caption."""
-    if isinstance(given, list):
-        return [_without_blank(one) for one in given]
-    if not isinstance(given, dict):
-        return given
-    return {code: said for code, said in given.items() if said not in ("", [])}
-
-
-Alternatives = Annotated[tuple[Captions, ...], BeforeValidator(_list), Field(default=())]
-"""A mapping language → texts, or a list of such."""
-Optional = Annotated[Alternatives, BeforeValidator(_without_blank)]
-"""Removes texts that are left blank."""
-Pixels = Annotated[float, Field(gt=-1e6, lt=1e6)]
-
-
-class ImageField(Row):
-    """The image of a line, in base64 or a path."""
-
-    image: str
-
-
-class CaptionsRow(Row):
-    """The texts of a line of captions or descriptions."""
-
-    caption: Alternatives
-
-
-class ParallelRow(Row):
-    """A line of parallel text."""
-
-    source: Text
-    target: Text
-
-
-class RegionsRow(Row):
-    """A line of regions."""
-
-    caption: Optional
-    elements: list[dict[str, Any]]
-
-
-class ElementRow(Row):
-    """A region: x, y, width and height of its box, and its texts."""
-
-    box: Annotated[list[Pixels], Field(min_length=4, max_length=4)]
-    caption: Optional
-    attributes: Optional
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -264,17 +218,23 @@ class RegionSource:
         self._elements = 0
         self._images: dict[int, int] = {}
         self._lists = KeyLists()
+        found: set[str] = set()
 
         def use(place: Place, fields: dict) -> tuple[Place, int, int, dict | None]:
             image = source.image(fields, place)
             record = region_record(place, fields, source, image)
             group = self._images.setdefault(key := _key(image), len(self._images))
             texts = itertools.chain(*record.texts.values())
+            lost = len(fields[source.keys.elements]) - len(record.elements)
+            skips.leave_out(place, "regions without a caption or a visible box", lost)
             self._lists.add(group, key, captions=texts)
+            for about in (record.texts, *(element.texts for element in record.elements)):
+                found.update(about)
             first, self._elements = self._elements, self._elements + len(record.elements)
             return place, group, first, fields if place.offset is None else None
 
         self._rows.extend(source.lines(source.path, skips, use))
+        skips.note_languages(source.path, source.languages, found)
         self.groups = len(self._images) + self._elements
         # Each text of a row draws a language of its own.
         self.pairs: dict[LanguagePair, range] = {(): range(len(self._rows))}
@@ -309,36 +269,33 @@ def region_record(
     Raises:
       BadRecord: no region is left, or something is not what the format says.
     """
-    size = image_size(image, str(place))
+    frame = image_frame(image, str(place))
     names = dict(source.keys)
     row = RegionsRow.parse(fields, place, names)
+    given = [ElementRow.parse(element, place, names) for element in row.elements]
+    corners = np.array([[x, y, x + w, y + h] for x, y, w, h in (one.box for one in given)])
+    boxes, size = upright_fractions(corners.reshape(-1, 4), str(place), frame)
     elements = []
-    for given in row.elements:
-        element = ElementRow.parse(given, place, names)
-        box = _visible_box(element.box, size)
+    for box, element in zip(boxes, given, strict=True):
+        visible = _visible_box(box)
         texts = joined(element.caption, source.languages)
-        if box and texts:
-            elements.append(Element(box, texts, joined(element.attributes, source.languages)))
+        if visible and texts:
+            attributes = joined(element.attributes, source.languages)
+            elements.append(Element(visible, texts, attributes))
     if not elements:
         raise BadRecord(
             place,
-            f"none of the {len(row.elements)} regions has a caption and more than half of its box "
+            f"none of the {len(given)} regions has a caption and more than half of its box "
             f"inside of the image ({size[0]} x {size[1]}); mend them, or remove the line",
         )
     texts = joined(row.caption, source.languages)
     return Record(str(place), 0, texts, image, elements=tuple(elements))
 
 
-def _visible_box(
-    box: Sequence[float], size: tuple[int, int]
-) -> tuple[float, float, float, float] | None:
-    """Returns x1, y1, x2, y2 as fractions; None where not more than half is in the image."""
-    x, y, box_width, box_height = box
-    if box_width <= 0 or box_height <= 0:
+def _visible_box(box: np.ndarray) -> tuple[float, float, float, float] | None:
+    """A box, as fractions, cut to the image; None where not more than half of it is there."""
+    x1, y1, x2, y2 = np.clip(box, 0, 1).tolist()
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    if np.any(box[2:] <= box[:2]) or (x2 - x1) * (y2 - y1) <= area / 2:
         return None
-    width, height = size
-    x1, x2 = np.clip([x, x + box_width], 0, width)
-    y1, y2 = np.clip([y, y + box_height], 0, height)
-    if (x2 - x1) * (y2 - y1) <= box_width * box_height / 2:
-        return None
-    return float(x1 / width), float(y1 / height), float(x2 / width), float(y2 / height)
+    return x1, y1, x2, y2

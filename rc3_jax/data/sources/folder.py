@@ -6,11 +6,12 @@ import functools
 import os
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 from pydantic import Field
 
 from rc3_jax.data.groups import image_key
-from rc3_jax.data.image import image_size
+from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import Captions, Row, Translations, path_inside, read_objects
 from rc3_jax.data.record import DataError, Kinds, Skips
 from rc3_jax.data.regions import boxes_as_fractions, load_region_file
@@ -51,7 +52,7 @@ class FolderSource(Settings):
         def use(place: object, fields: dict) -> ImageRow | None:
             if split is not None and _SplitRow.parse(fields, place).split != split:
                 return None
-            return _image_row(FolderRow.parse(fields, place), str(place), root)
+            return _image_row(FolderRow.parse(fields, place), str(place), root, skips)
 
         rows = list(skips.usable(read_objects(self.captions), use, self.captions))
         if not rows:
@@ -91,16 +92,17 @@ class FolderRow(Row):
         return self
 
 
-def _image_row(row: FolderRow, where: str, root: str) -> ImageRow:
+def _image_row(row: FolderRow, where: str, root: str, skips: Skips) -> ImageRow:
     image = path_inside(root, "image", row.image, where)
-    size: tuple[float, float] = image_size(image, where)
-    if row.width is not None and row.height is not None:
-        size = row.width, row.height
+    frame = image_frame(image, where)
+    given = None if row.width is None or row.height is None else (row.width, row.height)
     boxes = load_regions = None
     if row.region_features:
         path = path_inside(root, "region_features", row.region_features, where)
-        load_regions = functools.partial(load_region_file, path, where, size)
-    elif given := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
-        boxes = boxes_as_fractions(given, *size, where)
+        load_regions = functools.partial(load_region_file, path, where, frame, given, skips)
+    elif drawn := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
+        fractions, kept = boxes_as_fractions(drawn, where, frame, given)
+        skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
+        boxes = fractions[kept] if kept.any() else None
     key = image_key(str(image))
     return ImageRow(where, key, image, row.translations, row.captions, boxes, load_regions)

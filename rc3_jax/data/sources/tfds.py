@@ -89,8 +89,7 @@ class TFDSSource(Settings):
                 "captions": _texts(example, self.fields.captions, labels, where),
             }
             texts = TFDSRow.parse(given, where)
-            field = self.fields.boxes
-            boxes = _boxes(_values(example, field), where) if field else None
+            boxes = self._boxes(example, where, skips)
             key = image_key(_values(example, self.fields.image)[0])
             image = _Fetch(examples, index, self.fields.image)
             return ImageRow(where, key, image, texts.translations, texts.captions, boxes)
@@ -100,6 +99,16 @@ class TFDSSource(Settings):
         if not rows:
             raise DataError(f"{self.builder}: split {split!r} is empty; choose another")
         return rows
+
+    def _boxes(self, example: Example, where: str, skips: Skips) -> np.ndarray | None:
+        """float32 `[regions, 4]` x1, y1, x2, y2 of TFDS's y1, x1, y2, x2 in [0, 1], one or many."""
+        given = _values(example, self.fields.boxes) if self.fields.boxes else []
+        if not given:
+            return None
+        boxes = np.asarray(given, np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
+        fractions, kept = boxes_as_fractions(boxes, where, None, (1, 1))
+        skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
+        return fractions[kept] if kept.any() else None
 
     def _opened(self, split: str) -> tuple[Sequence[Example], Any]:
         """Opens a prepared dataset, whose images stay encoded."""
@@ -192,7 +201,7 @@ def _texts(
     example: Example, fields: Mapping[str, str], labels: Mapping[str, Any], where: str
 ) -> dict[str, list[Any]]:
     """Returns language → texts as an example has them, unchecked."""
-    texts = {key: _strings(example, path, labels.get(path)) for key, path in fields.items()}
+    texts = {key: _strings(example, path, labels.get(path), where) for key, path in fields.items()}
     if fields.keys() != {"text", "language"}:
         return texts
     if len(texts["text"]) != len(texts["language"]):
@@ -203,20 +212,19 @@ def _texts(
     return by_language
 
 
-def _strings(example: Example, path: str, label: Any) -> list[Any]:
+def _class_name(label: Any, number: int, where: str) -> str:
+    if not 0 <= number < label.num_classes:
+        raise BadRecord(where, f"class {number} is none of {label.num_classes}; remove the example")
+    return label.int2str(number)
+
+
+def _strings(example: Example, path: str, label: Any, where: str) -> list[Any]:
     """Returns the texts of a field; a class label stands for its name."""
     return [
-        label.int2str(int(value))
+        _class_name(label, int(value), where)
         if label
         else value.decode("utf-8", "surrogateescape")
         if isinstance(value, bytes)
         else value
         for value in _values(example, path)
     ]
-
-
-def _boxes(boxes: list[np.ndarray], where: str) -> np.ndarray | None:
-    """Returns float32 `[regions, 4]` x1, y1, x2, y2 of TFDS's y1, x1, y2, x2 in [0, 1]."""
-    if not boxes:
-        return None
-    return boxes_as_fractions(np.stack(boxes)[:, [1, 0, 3, 2]], 1, 1, where, tolerance=0.01)
