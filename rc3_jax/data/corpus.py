@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import jax
@@ -31,12 +31,16 @@ from rc3_jax.data.tokenizer import (
 
 
 class Corpus(NamedTuple):
-    """Attributes: pools: kind → training records; heldout: images with all their texts;
-    heldout_weak: images with two weak texts, for the dependence figures.
+    """All records of a run.
+
+    Attributes:
+      pools: kind → training records.
+      heldout: source → images with all their texts.
+      heldout_weak: images with two weak texts, for the dependence figures.
     """
 
     pools: dict[str, ConcatSource]
-    heldout: list[Record]
+    heldout: dict[str, list[Record]]
     heldout_weak: list[Record]
 
 
@@ -51,8 +55,8 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
             "data.sources is empty; name at least one source, as configs/rc3_flickr.py does"
         )
     parts: dict[str, list[tuple[Source, int]]] = {}
-    heldout: list[Record] = []
-    heldout_weak: list[Record] = []
+    heldout: dict[str, Source] = {}
+    heldout_weak: dict[str, Source] = {}
     groups = 0
     for name, settings in config.data.sources.items():
         opened = parse_source(settings, f"data.sources.{name}").open(config, skips)
@@ -68,28 +72,43 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
         for kind, (part, offset) in train.items():
             parts.setdefault(kind, []).append((part, groups + offset))
         groups += max(offset + part.groups for part, offset in train.values())
-        heldout += _first(held.get(RETRIEVAL), config.evaluation.images - len(heldout), skips)
-        rows = config.evaluation.dependence_rows - len(heldout_weak)
-        heldout_weak += _first(held.get("weak") or held.get("strict"), rows, skips)
+        if RETRIEVAL in held:
+            heldout[name], _ = held[RETRIEVAL]
+        if weak := held.get("weak") or held.get("strict"):
+            heldout_weak[name], _ = weak
     keys = [(part.keys(), offset) for of_kind in parts.values() for part, offset in of_kind]
     linked = link_groups(keys, groups)
     pools = {kind: ConcatSource(parts[kind], linked) for kind in KINDS if kind in parts}
-    return Corpus(pools, heldout, heldout_weak)
+    images = _shared(heldout, config.evaluation.images, skips)
+    weak_images = _shared(heldout_weak, config.evaluation.dependence_rows, skips)
+    return Corpus(pools, images, [*itertools.chain(*weak_images.values())])
 
 
-def _first(part: tuple[Source, int] | None, count: int, skips: Skips) -> list[Record]:
+def _shared(parts: Mapping[str, Source], count: int, skips: Skips) -> dict[str, list[Record]]:
+    """The first records of each source, `count` in all: as many of each, as far as they go."""
+    taken: dict[str, list[Record]] = {}
+    for done, name in enumerate(sorted(parts, key=lambda name: len(parts[name]))):
+        left = count - sum(map(len, taken.values()))
+        what = f"held-out records of data.sources.{name}"
+        taken[name] = _first(parts[name], left // (len(parts) - done), what, skips)
+    return {name: taken[name] for name in parts if taken[name]}
+
+
+def _first(source: Source, count: int, what: str, skips: Skips) -> list[Record]:
     """The first records whose image can be decoded; a damaged one must not end a run later."""
     records: list[Record] = []
-    source = () if part is None else part[0]
+    bad = Skips(skips.limit)
     for index in range(len(source)):
-        if len(records) >= count:
+        if len(records) == count:
             break
         try:
             record = source[index]
             decode(record.image, record.where)
             records.append(record)
         except BadRecord as error:
-            skips.add(error)
+            bad.add(error)
+    skips.reasons |= bad.reasons
+    bad.check(len(records) + len(bad.reasons), what)
     return records
 
 

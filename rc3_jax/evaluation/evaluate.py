@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -41,21 +42,23 @@ class Evaluator:
             out_shardings=whole,
         )
         self._mesh, self._progress = run.mesh, progress
+        self._heldout = [*itertools.chain(*run.corpus.heldout.values())]
         self._weak = run.corpus.heldout_weak
 
     def scores(self, params) -> Scores:
-        """`retrieval` (mode → language → recall) and `dependence`, where there is data for it."""
+        """`retrieval` (mode → language → recall) and `dependence`, where there is data for it.
+
+        With held-out images of several sources there is also `retrieval_by_source`, in which those
+        of each are searched alone.
+        """
         scores: Scores = {}
         self._progress()
-        if self._corpus.heldout:
-            scores["retrieval"] = evaluate_retrieval(
-                self._encoder,
-                params,
-                self._corpus.heldout,
-                self._heldout_rows,
-                self._tokenizer,
-                self._config,
-            )
+        if self._heldout:
+            scores["retrieval"] = self._retrieval(params, slice(None))
+        if len(self._corpus.heldout) > 1:
+            ends = np.cumsum([0, *map(len, self._corpus.heldout.values())]).tolist()
+            parts = zip(self._corpus.heldout, map(slice, ends, ends[1:]), strict=True)
+            scores["retrieval_by_source"] = {n: self._retrieval(params, part) for n, part in parts}
         if len(self._weak) > 1:
             self._progress()
             values = self._dependence(params, from_host(self._weak_rows, self._mesh))
@@ -65,9 +68,17 @@ class Evaluator:
             scores["dependence"] = dependence_scores(values, relevance)
         return scores
 
+    def _retrieval(self, params, part: slice) -> dict[str, dict[str, dict[str, float]]]:
+        """See `evaluate_retrieval`, of some of the held-out images."""
+        rows = {name: field[part] for name, field in self._heldout_rows.items()}
+        self._progress()
+        return evaluate_retrieval(
+            self._encoder, params, self._heldout[part], rows, self._tokenizer, self._config
+        )
+
     @functools.cached_property
     def _heldout_rows(self) -> dict[str, np.ndarray]:
-        return visual_rows(self._corpus.heldout, self._config)
+        return visual_rows(self._heldout, self._config)
 
     @functools.cached_property
     def _weak_rows(self) -> dict[str, np.ndarray]:

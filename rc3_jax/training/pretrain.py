@@ -180,5 +180,5 @@ def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) ->
         f"{run.config.name}: {count_parameters(state.params):,} parameters, vocabulary "
         f"{run.tokenizer.vocab_size:,}, {run.mesh.size} {jax.devices()[0].platform} device(s) as "
         f"{dict(run.mesh.shape)}\nrecords: {pools}; {len(run.skips.reasons)} skipped; "
-        f"{len(run.corpus.heldout)} held-out images; rows a batch: {rows}"
+        f"{sum(map(len, run.corpus.heldout.values()))} held-out images; rows a batch: {rows}"
     )

@@ -184,28 +184,43 @@ def test_language_pairs_find_their_records_among_all_sources(folder, tfds_source
 
 def test_heldout_records_are_those_of_the_heldout_split(folder):
     corpus = _open(a=folder)
-    for i, record in enumerate(corpus.heldout):
-        translated = {} if i % 2 else {"en": (f"star {i}",), "de": (f"Stern {i}",)}
+    for i, record in enumerate(corpus.heldout["a"]):
+        translated = {} if i % 2 else {"en": (f"star val{i}",), "de": (f"Stern val{i}",)}
         assert record.texts == {"en": (f"one {i}", f"two {i}"), "zh": (f"图 {i}",)} | translated
     assert [set(record.texts) for record in corpus.heldout_weak] == [{"en", "zh"}] * HELDOUT
     training = {str(record.image) for _, record, _ in _rows(corpus)}
-    heldout = {str(record.image) for record in corpus.heldout + corpus.heldout_weak}
+    heldout = {str(record.image) for record in corpus.heldout["a"] + corpus.heldout_weak}
     assert len(heldout) == HELDOUT and not heldout & training
-    assert evaluation_row(corpus.heldout[3], tiny_config())["image"][0, 0].tolist() == [61, 0, 0]
+    assert evaluation_row(corpus.heldout["a"][3], tiny_config())["image"][0, 0].tolist() == [
+        61,
+        0,
+        0,
+    ]
 
 
-def test_heldout_records_of_all_sources_are_limited_together(folder, parallel, tfds_source):
+def test_heldout_records_are_shared_among_sources(folder, parallel, tfds_source):
     config = _config(a=folder, b=parallel, c=tfds_source, d=_scenes())
     config.evaluation.update(images=8, dependence_rows=11)
     corpus = open_corpus(config, Skips())
-    assert [_source_of(r) for r in corpus.heldout] == ["captions"] * 6 + ["few_"] * 2
-    assert [_source_of(r) for r in corpus.heldout_weak] == (
-        ["captions"] * 6 + ["few_"] * 3 + ["scenes"] * 2
-    )
-    assert all(0 <= record.relevance <= 1 for record in corpus.heldout_weak[-2:])
+    assert {n: len(records) for n, records in corpus.heldout.items()} == {"a": 3, "c": 2, "d": 3}
+    weak = ["captions"] * 4 + ["few_"] * 3 + ["scenes"] * 4
+    assert [_source_of(record) for record in corpus.heldout_weak] == weak
+    assert all(0 <= record.relevance <= 1 for record in corpus.heldout_weak[-4:])
     config.evaluation.update(images=0, dependence_rows=0)
     corpus = open_corpus(config, Skips())
-    assert corpus.heldout == corpus.heldout_weak == []
+    assert not corpus.heldout and not corpus.heldout_weak
+
+
+def test_damaged_heldout_images_count_against_the_limit(folder, tmp_path):
+    for number in range(HELDOUT // 2):
+        file = tmp_path / f"val{number}.png"
+        file.write_bytes(file.read_bytes()[:45])  # behind its sound header
+    skips = Skips(0.4)
+    with pytest.raises(DataError, match=r"(?s)data\.sources\.a: 3 of 6 .*val0\.png") as error:
+        open_corpus(_config(a=folder), skips)
+    assert "40%" in str(error.value) and len(skips.reasons) == HELDOUT // 2
+    corpus = open_corpus(_config(a=folder), Skips(0.5))
+    assert len(corpus.heldout["a"]) == HELDOUT - HELDOUT // 2
 
 
 def test_strict_records_serve_where_no_heldout_record_is_weak(folder, tmp_path):
