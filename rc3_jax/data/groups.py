@@ -4,7 +4,7 @@ Records of one group are never each other's negatives (METHOD.md section 0). Wit
 group is an image or a sentence. `link_groups` joins those of all sources: the same image is one
 group, and so are records of parallel text, and images with translations, that have a text in
 common, be it through others. A parallel record also joins an image of which one of its texts is a
-caption, but captions do not join images: 4,740 of 7,153 photographs with ten captions each would be
+caption, but captions do not join images: 4,740 of 7,153 photographs with 18 captions each would be
 one group, through sentences such as "A man is running".
 """
 
