@@ -129,6 +129,7 @@ def cclm_losses(
             Tiling(objective.pairs.transport, objective.pairs.tile, mesh),
             gradient_scale=objective.itc_grad_scale,
             group_positives=objective.group_positives,
+            equal_texts_match=objective.equal_texts_match,
             local_negatives=objective.negatives == "local",
             negative_floor=objective.negative_floor,
         ),

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.objectives.tiles import (
     Matrices,
     PairSettings,
@@ -29,6 +30,9 @@ class ContrastSettings(Settings):
 
     contrast: Literal["softmax", "sigmoid"] = "softmax"
     """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
+    equal_texts_match: bool = True
+    """In contrasts of texts, rows with an equal text are positives of one another, as those of one
+    image or sentence are."""
     pairs: PairSettings = PairSettings()
     """How all pairs of a batch are compared."""
 
@@ -37,7 +41,7 @@ def info_nce(
     x: Float[Array, "batch size"],
     y: Float[Array, "batch size"],
     temperature: Float[Array, ""],
-    groups: Int[Array, " batch"],
+    groups: Int[Array, "batch ..."],
     row_weights: Float[Array, " batch"] | None = None,
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None = None,
     tiling: Tiling = DENSE,
@@ -49,7 +53,8 @@ def info_nce(
     Args:
       x: unit vectors of one view, all devices' rows.
       y: unit vectors of the other view, row for row.
-      groups: rows of one group (one image, say) are positives of one another.
+      groups: rows of one group (one image, say) are positives of one another; where rows have
+        several numbers, those that have one in common.
       row_weights: weights of the rows, which should have mean 1; None weighs all alike.
       same_image: similarities of each `x_i`, and of each `y_i`, to an additional negative.
     """
@@ -75,7 +80,7 @@ def sigmoid_loss(
     y: Float[Array, "batch size"],
     temperature: Float[Array, ""],
     bias: Float[Array, ""],
-    groups: Int[Array, " batch"],
+    groups: Int[Array, "batch ..."],
     row_weights: Float[Array, " batch"] | None = None,
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None = None,
     tiling: Tiling = DENSE,
@@ -106,7 +111,7 @@ def contrastive_loss(
     y: Float[Array, "batch size"],
     temperature: Float[Array, ""],
     bias: Float[Array, ""] | None,
-    groups: Int[Array, " batch"],
+    groups: Int[Array, "batch ..."],
     row_weights: Float[Array, " batch"] | None = None,
     same_image: tuple[Float[Array, " batch"], Float[Array, " batch"]] | None = None,
     tiling: Tiling = DENSE,
@@ -154,8 +159,22 @@ def soft_cross_entropy(
     return (cross[0] + cross[1]) / 2, (entropy[0] + entropy[1]) / 2
 
 
+def text_numbers(ids: Int[Array, "batch length"]) -> Int[Array, " batch"]:
+    """A number of 31 bits for each text: the same for equal texts, however they are padded."""
+    places = jnp.arange(1, ids.shape[1] + 1, dtype=jnp.uint32)
+    words = jnp.where(ids == PAD_ID, 0, ids.astype(jnp.uint32) + 1)
+    for multiplier in (0x9E3779B1, 0x85EBCA77):  # odd, so that no bit is lost
+        words = (words ^ (words >> 15)) * jnp.uint32(multiplier)
+    mixed = jnp.sum(words * (2 * places + 1), axis=1, dtype=jnp.uint32)
+    mixed = (mixed ^ (mixed >> 16)) * jnp.uint32(0xC2B2AE3D)
+    return (mixed >> 1).astype(jnp.int32)
+
+
 def _same_group(
-    rows: Int[Array, " rows"], columns: Int[Array, " columns"]
+    rows: Int[Array, "rows ..."], columns: Int[Array, "columns ..."]
 ) -> Float[Array, "rows columns"]:
-    same: Bool[Array, "rows columns"] = rows[:, None] == columns[None, :]
+    rows, columns = (x if x.ndim == 2 else x[:, None] for x in (rows, columns))
+    same: Bool[Array, "rows columns"] = jnp.any(
+        rows[:, None, :, None] == columns[None, :, None, :], axis=(2, 3)
+    )
     return same.astype(jnp.float32)

@@ -121,7 +121,10 @@ def rc3_losses(
         batch,
         rc3_terms(objective, ramp, relevance_vectors),
         {IMAGE_TEXT: (wrong_image, wrong_text)},
-        Comparison(Tiling(objective.pairs.transport, objective.pairs.tile, mesh)),
+        Comparison(
+            Tiling(objective.pairs.transport, objective.pairs.tile, mesh),
+            equal_texts_match=objective.equal_texts_match,
+        ),
         deterministic,
         microbatches,
     )

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rc3_jax.models.base import VISUAL_FIELDS, PairModel, View
 from rc3_jax.objectives.batching import deinterleave, interleave
-from rc3_jax.objectives.contrastive import contrastive_loss, scale_gradient
+from rc3_jax.objectives.contrastive import contrastive_loss, scale_gradient, text_numbers
 from rc3_jax.objectives.encoding import Batch, Head, Passes, encode_images, encode_texts, fuse
 from rc3_jax.objectives.matching import NegativeSampling, has_negative, sample_negatives
 from rc3_jax.objectives.microbatch import microbatched
@@ -90,6 +90,7 @@ class Comparison(NamedTuple):
     Attributes:
       gradient_scale: factor of the gradient that contrasts give to the embeddings.
       group_positives: rows of one group are positives of one another; False: only their own pair.
+      equal_texts_match: so are, in contrasts of texts, rows with an equal text.
       local_negatives: negatives come from the rows of the same device.
       negative_floor: see `NegativeSampling`.
     """
@@ -97,6 +98,7 @@ class Comparison(NamedTuple):
     tiling: Tiling = Tiling()
     gradient_scale: float = 1.0
     group_positives: bool = True
+    equal_texts_match: bool = True
     local_negatives: bool = False
     negative_floor: float = 0.0
 
@@ -154,12 +156,23 @@ class Encoded:
         groups = self.field("groups", kinds)
         return groups if self.comparison.group_positives else jnp.arange(len(groups))
 
+    def text_groups(self, kinds: Kinds) -> Int[Array, "batch ..."]:
+        """Rows with a group or a text in common are no negatives in a contrast of texts."""
+        groups = self.groups(kinds)
+        if not (self.comparison.group_positives and self.comparison.equal_texts_match):
+            return groups
+        texts = [
+            interleave([text_numbers(self.rows[kind][name]) for kind in kinds])
+            for name in ("ids_a", "ids_b")
+        ]
+        return jnp.stack([-1 - groups, *texts], axis=1)
+
     def contrast(
         self,
         temperature: str,
         x: Float[Array, "batch size"],
         y: Float[Array, "batch size"],
-        groups: Int[Array, " batch"],
+        groups: Int[Array, "batch ..."],
         row_weights: Float[Array, " batch"] | None = None,
         same_image: tuple[Array, Array] | None = None,
     ) -> Float[Array, ""]:

@@ -6,9 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
+from rc3_jax.objectives.contrastive import text_numbers
 from rc3_jax.systems import build_model, system_of
 from rc3_jax.training.run import prepare_run
 from tests.tiny import tiny_cclm, tiny_config
@@ -84,6 +87,64 @@ def test_a_sigmoid_contrast_equals_all_pairs_by_hand(system, weights, term, kind
     expected = sigmoid_by_hand(*vectors, params[name], params[f"{name}_bias"], groups)
     np.testing.assert_allclose(metrics[term], expected, rtol=2e-5)
     assert abs(float(gradient[f"{name}_bias"])) > 1e-3
+
+
+def nce_by_hand(x, y, temperature, same):
+    """InfoNCE in both directions, row by row, with all positives of each row."""
+    logits = np.float64(x) @ np.float64(y).T / float(temperature)
+    losses = []
+    for scores in (logits, logits.T):
+        logs = scores - np.log(np.exp(scores).sum(axis=1, keepdims=True))
+        losses.append([-logs[i, same[i]].mean() for i in range(len(scores))])
+    return np.mean(losses)
+
+
+@pytest.mark.parametrize("transport", ["gather", "ring", "dense"])
+@pytest.mark.parametrize("matches", [True, False])
+def test_equal_texts_are_positives_in_a_contrast_of_texts(matches, transport):
+    run, batch = prepared("rc3")
+    kinds = ("strict", "parallel")
+    ids = [np.concatenate([batch[kind][name] for kind in kinds]) for name in ("ids_a", "ids_b")]
+    count = len(ids[0])
+    ids[0][3], ids[1][5] = ids[1][0], ids[0][1]  # texts of other rows, on either side
+    first, *_ = np.cumsum([len(batch[kind]["groups"]) for kind in kinds]).tolist()
+    changed = {
+        kind: {**batch[kind], "ids_a": jnp.array(ids[0][part]), "ids_b": jnp.array(ids[1][part])}
+        for kind, part in zip(kinds, (slice(first), slice(first, None)), strict=True)
+    }
+    groups = np.concatenate([batch[kind]["groups"] for kind in kinds])
+    said = [{tuple(texts[i].tolist()) for texts in ids} for i in range(count)]
+    same = np.array([[bool(a & b) and matches for b in said] for a in said])
+    assert matches == (same.sum() > count)
+    same |= groups[:, None] == groups[None, :]
+    config = tiny_config()
+    config.objective.weights.update(dict.fromkeys(config.objective.weights, 0.0), xtcl=1.0)
+    config.objective.update(equal_texts_match=matches)
+    config.objective.pairs.update(transport=transport, tile=3)
+    model, params = build_model(config, run.tokenizer.vocab_size, None), run.create_state().params
+    loss = system_of(config).loss(model, config, None)
+    _, metrics = jax.jit(loss)(params, None, jnp.int32(0), changed)
+    vectors = [
+        model.apply({"params": params}, jnp.array(texts), method="encode_text")[1] for texts in ids
+    ]
+    expected = nce_by_hand(*vectors, params["temperature_text_text"], same)
+    np.testing.assert_allclose(metrics["xtcl"], expected, rtol=2e-5)
+
+
+@given(
+    texts=st.lists(st.lists(st.integers(2, 6), min_size=1, max_size=5), min_size=1, max_size=8),
+    padding=st.integers(0, 4),
+)
+def test_texts_have_the_same_number_if_and_only_if_they_are_equal(texts, padding):
+    ids = np.ones((len(texts), 5), np.int32)
+    for row, text in zip(ids, texts, strict=True):
+        row[: len(text)] = text
+    numbers = np.asarray(
+        text_numbers(jnp.array(np.pad(ids, ((0, 0), (0, padding)), constant_values=1)))
+    )
+    assert np.array_equal(numbers, text_numbers(jnp.array(ids))) and np.all(numbers >= 0)
+    equal = np.array([[one == other for other in texts] for one in texts])
+    assert np.array_equal(numbers[:, None] == numbers[None, :], equal)
 
 
 @pytest.mark.parametrize(
