@@ -14,6 +14,7 @@ from rich.table import Table
 from rc3_jax.data.example import evaluation_row, stacked
 from rc3_jax.data.kinds import language_pairs
 from rc3_jax.data.text import draw_texts
+from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation.dependence import dependence_scores, similarities
 from rc3_jax.evaluation.pair_encoder import PairEncoder
 from rc3_jax.evaluation.ranking import CUTOFFS
@@ -62,7 +63,9 @@ class Evaluator:
             values = {name: np.asarray(v)[: len(self._weak)] for name, v in values.items()}
             known = [record.relevance for record in self._weak]
             relevance = None if None in known else np.array(known)
-            scores["dependence"] = dependence_scores(values, relevance)
+            ids = (self._weak_rows[name][: len(self._weak)] for name in ("ids_a", "ids_b"))
+            lengths = np.minimum(*((of != PAD_ID).sum(axis=1) for of in ids))
+            scores["dependence"] = dependence_scores(values, relevance, lengths)
         return scores
 
     @functools.cached_property

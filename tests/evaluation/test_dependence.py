@@ -69,6 +69,22 @@ def test_what_is_constant_follows_nothing():
         assert scores["proximity_relevance"] == scores["proximity_text_relevance"] == 0
 
 
+def test_the_text_relevance_is_judged_by_the_truth_and_by_length():
+    rng = np.random.default_rng(3)
+    truth = np.array([0, 0, 0.2, 0.4, 0.4, 1.0, 0, 0.7])
+    rho, lengths = truth + rng.normal(0, 0.3, 8), rng.integers(3, 12, 8)
+    scores = dependence_scores(_values(rng.random(8), text_relevance=rho), truth, lengths)
+    for name, values in (("relevance", rho), ("length", lengths)):
+        ranks = [stats.rankdata(np.float32(of)) for of in (values, truth)]
+        assert scores[f"{name}_spearman"] == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert scores["relevance_spearman"] > scores["length_spearman"]
+    assert scores["unrelated_relevance"] == pytest.approx(rho[[0, 1, 6]].mean())
+    unknown = dependence_scores(_values(rho, text_relevance=rho), None, lengths)
+    related = dependence_scores(_values(rho, text_relevance=rho), truth + 0.1, lengths)
+    assert not {"relevance_spearman", "length_spearman"} & unknown.keys()
+    assert "unrelated_relevance" not in unknown | related
+
+
 @pytest.fixture(scope="module")
 def config():
     config = tiny_config()
@@ -170,13 +186,21 @@ def evaluator_of(tokenizer, config):
     return make
 
 
-def test_scores_of_weak_records_are_repeatable_and_know_the_true_relevance(evaluator_of, corpus):
+def test_scores_of_weak_records_are_repeatable_and_know_the_true_relevance(
+    evaluator_of, corpus, tokenizer
+):
     records = corpus.heldout_weak
     scores = evaluator_of(records).scores(3.0)
     assert set(scores) == {"dependence"}
     assert scores["dependence"]["text_dependence"] == 2
     assert scores["dependence"]["image_dependence"] == 3
     assert evaluator_of(records).scores(3.0) == scores
+    texts = [[text for (text,) in r.texts.values()] for r in records]
+    shorter = [min((tokenizer.encode(two) != PAD_ID).sum(axis=1)) for two in texts]
+    truth = [r.relevance for r in records]
+    ranks = [stats.rankdata(values) for values in (shorter, truth)]
+    expected = pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert scores["dependence"]["length_spearman"] == expected
     turned = [dataclasses.replace(r, relevance=-r.relevance) for r in records]
     opposite = evaluator_of(turned).scores(3.0)["dependence"]
     assert opposite["proximity_relevance"] == -scores["dependence"]["proximity_relevance"] != 0
