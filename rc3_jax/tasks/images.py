@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Sequence
 
 from rc3_jax.data.image import decode, image_size
-from rc3_jax.data.jsonl import path_inside, preview
+from rc3_jax.data.jsonl import preview
 from rc3_jax.data.record import BadRecord, DataError
 from rc3_jax.data.regions import load_region_file
 from rc3_jax.tasks.base import ImageRef, Picture
@@ -18,9 +18,10 @@ MIN_SIDE = 32
 
 
 class ImageFinder:
-    """Finds the images of a task below one or several folders, and nothing outside of them.
+    """Finds the images of a task below one or several folders; it may serve several readings.
 
-    For each path of an `ImageRef` it looks for `<root>/<path>` and then `<root>/images/<path>`, in
+    Paths out of annotations cannot lead out of the folders; links within the folders, which are the
+    user's own, are followed. For each path of an `ImageRef` it looks for `<root>/<path>` and then `<root>/images/<path>`, in
     the order of the roots.
 
     Args:
@@ -40,12 +41,13 @@ class ImageFinder:
         self.found: dict[str, Picture] = {}  # by name
         self.missing: dict[str, str] = {}  # name → the first path that was looked for
         self._names: dict[pathlib.Path, str] = {}
+        self._problems: dict[str, str | None] = {}  # name → why it cannot be decoded
 
     def find(self, ref: ImageRef, where: object) -> Picture | None:
         """Returns the picture, None where there is no such file; `where` is for messages.
 
         Raises:
-          BadRecord: a path that leads out of the roots, a region file that cannot be used.
+          BadRecord: a path that is absolute or has `..`, a region file that cannot be used.
           DataError: the file is another picture of the task already.
         """
         if ref.name in self.found or ref.name in self.missing:
@@ -56,8 +58,8 @@ class ImageFinder:
                 raise BadRecord(where, problem)
         for root in self.roots:
             for path in (place + path for path in ref.paths for place in ("", "images/")):
-                if os.path.isfile(os.path.join(root, path)):
-                    return self._open(ref.name, path_inside(root, "image", path, where), where)
+                if os.path.isfile(file := os.path.join(root, path)):
+                    return self._open(ref.name, pathlib.Path(os.path.realpath(file)), where)
         self.missing[ref.name] = ref.paths[0]
         return None
 
@@ -77,7 +79,7 @@ class ImageFinder:
         return self.found.setdefault(name, Picture(name, file, boxes, features))
 
     def unreadable(self, threads: int) -> dict[str, str]:
-        """Decodes the images found, and returns name → problem for those that cannot be decoded."""
+        """Name → problem of the images found that cannot be decoded; each is decoded once."""
 
         def problem(picture: Picture) -> str | None:
             try:
@@ -86,9 +88,15 @@ class ImageFinder:
                 return str(error)
             return None
 
+        names = self.undecoded()
         with concurrent.futures.ThreadPoolExecutor(threads) as pool:
-            problems = zip(self.found, pool.map(problem, self.found.values()), strict=True)
-            return {name: why for name, why in problems if why is not None}
+            problems = pool.map(problem, (self.found[name] for name in names))
+            self._problems |= zip(names, problems, strict=True)
+        return {name: why for name, why in self._problems.items() if why is not None}
+
+    def undecoded(self) -> list[str]:
+        """Names of the images found since `unreadable` was called last."""
+        return [name for name in self.found if name not in self._problems]
 
 
 def flickr_image(file_name: str) -> ImageRef:
