@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -55,13 +56,13 @@ def dependence_scores(
     `text_dependence`, `image_dependence` and `proximity_relevance` must stay clear of 0. The
     regularizer makes the proximity follow the text relevance rho = s(t^a, t^b), which is that of the
     model's own text tower, whatever `objective.relevance` is. Where the true relevance is known,
-    `relevance_spearman` says what rho is worth: it must be above `length_spearman`, what knowing
-    nothing but the length of the shorter text gives, since short texts state few facts to share.
+    `relevance_spearman` says what rho is worth: it must be above `length_spearman`, what the length of
+    the shorter text alone gives, since short texts state few facts to share.
 
     Args:
       values: what `similarities` returned for the rows.
       relevance: true relevance of each row in [0, 1], where it is known.
-      lengths: number of tokens of the shorter text of each row.
+      lengths: of the shorter text of each row, see `shorter_lengths`.
 
     Returns:
       `text_dependence`, `image_dependence`, and the Spearman correlation of s(z^a, z^b) with rho,
@@ -85,6 +86,22 @@ def dependence_scores(
         if unrelated.any():
             scores["unrelated_relevance"] = float(rho[unrelated].mean())
     return scores
+
+
+def shorter_lengths(rows: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
+    """The length of the shorter text of each row, float64 `[rows]`.
+
+    It is in characters, divided by the mean of the rows' texts in its language: languages write the
+    same facts in texts of different lengths.
+
+    Args:
+      rows: the (language, text) pairs of each row.
+    """
+    lengths = collections.defaultdict(list)
+    for code, text in (pair for row in rows for pair in row):
+        lengths[code].append(len(text))
+    means = {code: np.mean(of_language) for code, of_language in lengths.items()}
+    return np.array([min(len(text) / means[code] for code, text in row) for row in rows])
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
