@@ -41,7 +41,8 @@ def parse_row(files: TaskFiles, fields: Mapping[str, Any], where: object) -> Row
     lacking = min((sorted(_required(form) - fields.keys()) for form in files.rows), key=len)
     for task in TASKS.values():
         for other in filter(None, (task.files, task.english)):
-            if any(_required(form) <= fields.keys() for form in other.rows):
+            keys = fields.keys() | {other.key_field}  # which stands outside of a row
+            if any(_required(form) <= keys for form in other.rows):
                 raise DataError(
                     f"{where}: a row of {other.folder}, while {files.folder} is expected, which has "
                     f"{', '.join(lacking)} too; check folder and task"

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 import shutil
@@ -22,6 +21,7 @@ import ml_collections
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from rich.console import Console
 
+from rc3_jax.data.jsonl import read_json
 from rc3_jax.data.record import DataError
 from rc3_jax.observe.log import Say, speaker
 from rc3_jax.settings import ConfigError, check_choice
@@ -149,7 +149,7 @@ class _Runner:
                 if step.trains
                 else self.score(*given)
             )
-        result = json.loads((place / SCORES).read_text(encoding="utf-8"))
+        result = read_json(place / SCORES)
         expected = {"config_sha256": config_checksum(config)}
         expected |= {} if step.after else {"model_sha256": self.model_sha256}
         if all(result.get(name) == value for name, value in expected.items()):  # data can be read

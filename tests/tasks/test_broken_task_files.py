@@ -120,6 +120,13 @@ def test_rows_of_another_task_are_recognised(tmp_path, task):
         assert keys and all(key in str(raised.value) for key in keys)
 
 
+def test_a_document_of_another_task_is_recognised_by_its_rows(tmp_path):
+    path = write_json(tmp_path / "fr" / "test.json", {"7": xgqa()})
+    with pytest.raises(DataError, match="a row of xgqa") as raised:
+        read("xvnli", tmp_path, splits=["test"])
+    assert str(path) in str(raised.value) and "pairID" in str(raised.value)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
