@@ -21,12 +21,13 @@ class ImageFinder:
     """Finds the images of a task below one or several folders; it may serve several readings.
 
     Paths out of annotations cannot lead out of the folders; links within the folders, which are the
-    user's own, are followed. For each path of an `ImageRef` it looks for `<root>/<path>` and then `<root>/images/<path>`, in
-    the order of the roots.
+    user's own, are followed. For each path of an `ImageRef` it looks for `<root>/<path>` and then
+    `<root>/images/<path>`, in the order of the roots.
 
     Args:
-      regions: also read the region features beside an image, from the file of its name that ends
-        in `.npz` (see `load_region_file`). All of them stay in memory: 0.3 MB for 36 regions.
+      regions: also read the region features beside an image, or beside a link to it, from the file
+        of its name that ends in `.npz` (see `load_region_file`). All of them stay in memory: 0.3 MB
+        for 36 regions.
 
     Raises:
       DataError: a root is no folder.
@@ -59,11 +60,12 @@ class ImageFinder:
         for root in self.roots:
             for path in (place + path for path in ref.paths for place in ("", "images/")):
                 if os.path.isfile(file := os.path.join(root, path)):
-                    return self._open(ref.name, pathlib.Path(os.path.realpath(file)), where)
+                    return self._open(ref.name, pathlib.Path(file), where)
         self.missing[ref.name] = ref.paths[0]
         return None
 
-    def _open(self, name: str, file: pathlib.Path, where: object) -> Picture:
+    def _open(self, name: str, link: pathlib.Path, where: object) -> Picture:
+        file = link.resolve()
         other = self._names.setdefault(file, name)
         if other != name:
             raise DataError(
@@ -71,11 +73,15 @@ class ImageFinder:
                 "images; keep the images of each language in a folder of its own"
             )
         boxes = features = None
-        region_file = file.with_suffix(".npz")
-        if self.regions and region_file.is_file():
-            boxes, features = load_region_file(
-                region_file, str(where), image_size(file, str(where))
-            )
+        beside = (path.with_suffix(".npz") for path in (link, file))
+        region_file = next((path for path in beside if path.is_file()), None)
+        if self.regions and region_file:
+            try:
+                size = image_size(file, str(where))
+            except BadRecord:
+                pass  # it counts as a damaged image, see `unreadable`
+            else:
+                boxes, features = load_region_file(region_file, str(where), size)
         return self.found.setdefault(name, Picture(name, file, boxes, features))
 
     def unreadable(self, threads: int) -> dict[str, str]:

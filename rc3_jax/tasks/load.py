@@ -218,12 +218,12 @@ class TaskReader:
     def _add_row(
         self, file: AnnotationFile, files: TaskFiles, where: object, fields: dict[str, Any]
     ) -> bool:
-        """Adds all texts of a row or, if one of them is bad, none."""
+        """Adds the texts of a row, without those that have no word; none if the row is bad."""
         row = parse_row(files, fields, where)
         if file.language and fields.get("language", file.language) != file.language:
             problem = f"language {preview(fields['language'])} in a file of {file.language}"
             raise BadRecord(where, f"{problem}; rename the file or move the row")
-        found = []
+        found, wordless = [], []
         for text in files.read(row, RowContext(where, file.language, self._config, self._memory)):
             key = text.split or file.split, text.language or file.language
             if not self.wants(*key):
@@ -231,9 +231,11 @@ class TaskReader:
             try:
                 text = text._replace(text=usable_text(text.text))
             except ValueError as error:
-                self._wordless[key].append(f"{where}: {error}")
+                wordless.append((key, f"{where}: {error}"))
                 continue
             found.append((key, text, [self._finder.find(ref, where) for ref in text.images]))
+        for key, problem in wordless:
+            self._wordless[key].append(problem)
         for key, text, pictures in found:
             if text.identity and self._places.setdefault((key, text.identity), where) is not where:
                 first = self._places[key, text.identity]

@@ -98,14 +98,22 @@ def test_region_features_beside_the_image(tmp_path):
     with pytest.raises(BadRecord, match=r"test.jsonl:1.*d.npz"):
         find(finder, "d.jpg")
     assert find(ImageFinder([tmp_path]), "a.jpg").boxes is None
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.jpg").symlink_to(tmp_path / "a.jpg")
+    (tmp_path / "links/c.jpg").symlink_to(tmp_path / "c.jpg")
+    np.savez(tmp_path / "links/c.npz", **arrays)
+    links = ImageFinder([tmp_path / "links"], regions=True)
+    for name in ("a.jpg", "c.jpg"):
+        np.testing.assert_array_equal(find(links, name).boxes, a.boxes)
     write(tmp_path / "test_de.jsonl", *(flickr(name) for name in "abc"))
     notes = []
     assert counts(read("xflickrco", tmp_path, finder, notes=notes)) == {"test/de": 3}
     assert "1 of 3 have no region file" in notes[0]
 
 
+@pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("content", [None, b"", b"no picture", "cut"])
-def test_rows_about_unusable_images_are_left_out(tmp_path, content):
+def test_rows_about_unusable_images_are_left_out(tmp_path, content, regions):
     draw(tmp_path, *(f"de/{number}.jpg" for number in range(40)))
     rows = [
         marvl(n, language="de", left_img=f"{n}.jpg", right_img=f"{n + 1}.jpg") for n in range(39)
@@ -116,7 +124,9 @@ def test_rows_about_unusable_images_are_left_out(tmp_path, content):
     file.unlink()
     if content is not None:
         file.write_bytes(cut if content == "cut" else content)
-    finder, notes = ImageFinder([tmp_path]), []
+    for number in range(40):
+        np.savez(tmp_path / "de" / f"{number}.npz", boxes=[[4.0, 5, 24, 15]], features=[[1.0, 2]])
+    finder, notes = ImageFinder([tmp_path], regions), []
     data = read("marvl", tmp_path, finder, notes=notes)
     kept = [example.identity for example in data.splits["test"]["de"]]
     assert kept == [f"id-{n}" for n in range(39) if n not in (6, 7)]
