@@ -73,15 +73,14 @@ def plan(
         folders += f" (nor {config.english})" if config.english else ""
         raise DataError(f"{folders}; it has {', '.join(splits) or 'nothing'}")
     check_languages("test.languages", config.test.languages, splits["test"])
-    tested = config.test.languages or splits["test"]
-    translated = [code for code in tested if code in splits.get("test_mt", ())]
-    chosen = {"test.languages": tuple(translated)} if config.test.languages else {}
-    changed = {"test.split": "test_mt", **chosen}
+    chosen = config.test.languages
+    translated = [code for code in splits.get("test_mt", ()) if not chosen or code in chosen]
+    changed = {"test.split": "test_mt"} | ({"test.languages": tuple(translated)} if chosen else {})
     test_mt = Step("translate_test", changed, ZERO_SHOT, trains=False)
-    splits = {**splits, "test": tested}
+    splits = {**splits, "test": chosen or splits["test"]}
     few_shot, changes = [], config.few_shot.to_dict()
     numbers = {split: number for split in splits if (number := shots_of_split(split))}
-    lacking = [number for number in options.shots if number not in numbers.values()]
+    not_there = [number for number in options.shots if number not in numbers.values()]
     for split, number in numbers.items():
         if number in (options.shots or [number]):
             few_shot += _each_language(f"few_shot_{number}", splits, split, changes, ZERO_SHOT)
@@ -101,9 +100,10 @@ def plan(
     steps: list[Step] = []
     for protocol in (name for name in PROTOCOLS if name in options.protocols):
         steps += found[protocol]
-        shots = f" with {', '.join(lacking)} shots" if protocol == "few-shot" and lacking else ""
+        shots = not_there if protocol == "few-shot" else []
         if shots or not found[protocol]:
-            not_run[f"{config.task}, {protocol}"] = f"no files for it{shots}"
+            which = f" with {', '.join(shots)} shots" if shots else ""
+            not_run[f"{config.task}, {protocol}"] = f"no files for it{which}"
     if any(step.after for step in steps) and "zero-shot" not in options.protocols:
         steps.insert(0, Step(ZERO_SHOT, {}))
     return steps
