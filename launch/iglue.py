@@ -36,7 +36,10 @@ PROTOCOLS = flags.DEFINE_list(
 SHOTS = flags.DEFINE_list("shots", [], "Of few-shot, such as 1,48; all that there are by default.")
 SEEDS = flags.DEFINE_list("seeds", ["0"], "Every fine-tuning is run with each.")
 SET = flags.DEFINE_multi_string(
-    "set", [], "Changes a setting of all tasks, or of one: --set=mode=patches --set=xvnli/epochs=3"
+    "set",
+    [],
+    "Changes a setting of all tasks, or of one: --set=mode=patches --set=xvnli/epochs=3 "
+    "--set=test.languages=\"('de','zh')\"",
 )
 ALLOW_MISSING = flags.DEFINE_bool(
     "allow_missing", False, "Goes on where more than 5 % of the pictures are missing."

@@ -294,5 +294,11 @@ Captions = Annotated[
     pydantic.AfterValidator(_distinct),
 ]
 """Language → its distinct texts, from language → text or list of texts; null is no text."""
+RawCaptions = Annotated[
+    dict[Language, tuple[Annotated[str, pydantic.AfterValidator(str.strip)], ...]],
+    pydantic.BeforeValidator(_tuples),
+    pydantic.AfterValidator(_distinct),
+]
+"""Captions whose texts are still to be checked, one by one."""
 Translations = Annotated[Captions, pydantic.AfterValidator(_one_each)]
 """Captions with at most one text a language."""

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
 import langcodes
@@ -139,14 +139,12 @@ class Skips:
     Attributes:
       reasons: place of each skipped record → why.
       left_out: kind of part → place of each record of which some are not used → how many.
-      notes: sentences about the data that the user should see.
     """
 
     def __init__(self, limit: float = 0.01):
         self.limit = limit
         self.reasons: dict[str, str] = {}
         self.left_out: dict[str, dict[str, int]] = {}
-        self.notes: list[str] = []
 
     def add(self, error: BadRecord) -> None:
         """Notes that a record is not used; a record counts once."""
@@ -156,12 +154,6 @@ class Skips:
         """Notes that so many parts of a record, such as boxes, are not used."""
         if count:
             self.left_out.setdefault(what, {})[str(where)] = count
-
-    def note_languages(self, what: object, named: Iterable[str], found: Collection[str]) -> None:
-        """Notes the languages that a setting names, and of which there is no text."""
-        if missing := [code for code in named if code not in found]:
-            has = ", ".join(sorted(found)) or "none"
-            self.notes.append(f"{what}: no text in {', '.join(missing)}; its languages are {has}")
 
     def check(self, total: int, what: str) -> None:
         """Raises DataError when more than `limit` of `total` records were skipped."""

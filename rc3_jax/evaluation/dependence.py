@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import collections
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,17 +47,29 @@ def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Arr
 
 
 def dependence_scores(
-    values: Mapping[str, np.ndarray], relevance: np.ndarray | None
+    values: Mapping[str, np.ndarray],
+    relevance: np.ndarray | None,
+    lengths: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """The three figures to watch, all of which must stay clear of 0.
+    """The figures to watch on held-out weak rows, and those that they are judged by.
+
+    `text_dependence`, `image_dependence` and `proximity_relevance` must stay clear of 0. The
+    regularizer makes the proximity follow the text relevance rho = s(t^a, t^b), which is that of the
+    model's own text tower, whatever `objective.relevance` is. Where the true relevance is known,
+    `relevance_spearman` says what rho is worth: it must be above `length_spearman`, what the length of
+    the shorter text alone gives, since short texts state few facts to share.
 
     Args:
-      values: what `similarities` returned for held-out weak rows.
-      relevance: true relevance of each row, where it is known.
+      values: what `similarities` returned for the rows.
+      relevance: true relevance of each row in [0, 1], where it is known.
+      lengths: of the shorter text of each row, see `shorter_lengths`.
 
     Returns:
-      `text_dependence`, `image_dependence`; `proximity_relevance`, the Spearman correlation
-      of s(z^a, z^b) with the true relevance, and `proximity_text_relevance` with s(t^a, t^b).
+      `text_dependence`, `image_dependence`, and the Spearman correlation of s(z^a, z^b) with rho,
+      `proximity_text_relevance`. Where the true relevance is known, also its Spearman correlation
+      with s(z^a, z^b), `proximity_relevance`, with rho, `relevance_spearman`, and with the lengths,
+      `length_spearman`; and `unrelated_relevance`, the mean of rho where the true relevance is 0, if
+      there are such rows.
     """
     proximity = np.asarray(values["proximity"], np.float64)
     scores = {
@@ -65,8 +78,30 @@ def dependence_scores(
         "proximity_text_relevance": _spearman(proximity, values["text_relevance"]),
     }
     if relevance is not None:
+        rho, unrelated = np.asarray(values["text_relevance"], np.float64), relevance == 0
         scores["proximity_relevance"] = _spearman(proximity, relevance)
+        scores["relevance_spearman"] = _spearman(rho, relevance)
+        if lengths is not None:
+            scores["length_spearman"] = _spearman(lengths, relevance)
+        if unrelated.any():
+            scores["unrelated_relevance"] = float(rho[unrelated].mean())
     return scores
+
+
+def shorter_lengths(rows: Sequence[Sequence[tuple[str, str]]]) -> np.ndarray:
+    """The length of the shorter text of each row, float64 `[rows]`.
+
+    It is in characters, divided by the mean of the rows' texts in its language: languages write the
+    same facts in texts of different lengths.
+
+    Args:
+      rows: the (language, text) pairs of each row.
+    """
+    lengths = collections.defaultdict(list)
+    for code, text in (pair for row in rows for pair in row):
+        lengths[code].append(len(text))
+    means = {code: np.mean(of_language) for code, of_language in lengths.items()}
+    return np.array([min(len(text) / means[code] for code, text in row) for row in rows])
 
 
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:

@@ -12,10 +12,11 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.table import Table
 
+from rc3_jax.data.coverage import check_languages
 from rc3_jax.data.example import evaluation_row, stacked
 from rc3_jax.data.kinds import language_pairs
 from rc3_jax.data.text import draw_texts
-from rc3_jax.evaluation.dependence import dependence_scores, similarities
+from rc3_jax.evaluation.dependence import dependence_scores, shorter_lengths, similarities
 from rc3_jax.evaluation.pair_encoder import PairEncoder
 from rc3_jax.evaluation.ranking import CUTOFFS
 from rc3_jax.evaluation.retrieval import evaluate_retrieval, visual_rows
@@ -28,10 +29,18 @@ Scores = dict[str, Any]
 
 
 class Evaluator:
-    """Compiles its functions once and scores any parameters of a model."""
+    """Compiles its functions once and scores any parameters of a model.
+
+    Raises:
+      DataError: `evaluation.languages` names one that no held-out image has a text in.
+    """
 
     def __init__(self, run: Run, progress: Callable[[], None] = lambda: None):
         self._corpus, self._tokenizer, self._config = run.corpus, run.tokenizer, run.config
+        self._heldout = [*itertools.chain(*run.corpus.heldout.values())]
+        if self._heldout:
+            there = sorted({code for record in self._heldout for code in record.texts})
+            check_languages("evaluation.languages", run.config.evaluation.languages, there)
         size = run.config.evaluation.batch_size
         self._encoder = PairEncoder(
             run.model, run.mesh, size, progress=lambda stage, done, total: progress()
@@ -42,7 +51,6 @@ class Evaluator:
             out_shardings=whole,
         )
         self._mesh, self._progress = run.mesh, progress
-        self._heldout = [*itertools.chain(*run.corpus.heldout.values())]
         self._weak = run.corpus.heldout_weak
 
     def scores(self, params) -> Scores:
@@ -65,7 +73,8 @@ class Evaluator:
             values = {name: np.asarray(v)[: len(self._weak)] for name, v in values.items()}
             known = [record.relevance for record in self._weak]
             relevance = None if None in known else np.array(known)
-            scores["dependence"] = dependence_scores(values, relevance)
+            lengths = shorter_lengths(self._weak_texts)
+            scores["dependence"] = dependence_scores(values, relevance, lengths)
         return scores
 
     def _retrieval(self, params, part: slice) -> dict[str, dict[str, dict[str, float]]]:
@@ -81,13 +90,20 @@ class Evaluator:
         return visual_rows(self._heldout, self._config)
 
     @functools.cached_property
-    def _weak_rows(self) -> dict[str, np.ndarray]:
-        rows = []
+    def _weak_texts(self) -> list[tuple[tuple[str, str], ...]]:
+        """Two (language, text) of each held-out weak record, always the same."""
+        drawn = []
         for number, record in enumerate(self._weak):
             rng = np.random.Generator(np.random.Philox(key=[self._config.seed, number]))
             pairs = language_pairs(record.texts)
-            (_, text_a), (_, text_b) = draw_texts(record, pairs[rng.integers(len(pairs))], rng)
-            ids_a, ids_b = self._tokenizer.encode([text_a, text_b])
+            drawn.append(draw_texts(record, pairs[rng.integers(len(pairs))], rng))
+        return drawn
+
+    @functools.cached_property
+    def _weak_rows(self) -> dict[str, np.ndarray]:
+        rows = []
+        for number, (record, drawn) in enumerate(zip(self._weak, self._weak_texts, strict=True)):
+            ids_a, ids_b = self._tokenizer.encode([text for _, text in drawn])
             rows.append(evaluation_row(record, self._config) | {"ids_a": ids_a, "ids_b": ids_b})
             rows[-1]["other"] = np.int32((number - 1) % len(self._weak))
         rows += [rows[0]] * (-len(rows) % batch_devices(self._mesh))

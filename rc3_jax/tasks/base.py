@@ -89,7 +89,7 @@ class ImageRef(NamedTuple):
 class Annotation(NamedTuple):
     """A text that a row holds, before its images are looked up."""
 
-    text: str  # stripped and not empty
+    text: str  # as the row has it; the loader leaves out those that `usable_text` refuses
     images: tuple[ImageRef, ...]
     identity: str | None = None  # None for captions, which are numbered within their image
     label: str | None = None  # name of the right class; any other name and None are no class
@@ -117,6 +117,9 @@ class TaskFiles:
     language: str = ""  # likewise
     names: tuple[str, ...] = ()  # names of the only file; by default `files.py` finds many
     key_field: str = ""  # field of a row that is its key in a JSON document
+    is_english: Callable[[str], bool] | None = None
+    """Whether a text is English beyond doubt: files of another language that mostly hold such texts
+    are refused."""
 
 
 class Baseline(NamedTuple):

@@ -10,6 +10,7 @@ import ml_collections
 from jax.experimental.multihost_utils import sync_global_devices
 from rich.console import Console
 
+from rc3_jax.data.coverage import check_languages, coverage_lines, text_coverage
 from rc3_jax.data.record import DataError
 from rc3_jax.observe.log import Say, speaker
 from rc3_jax.parallel.mesh import batch_devices, make_mesh
@@ -20,7 +21,7 @@ from rc3_jax.tasks.config import FinetuneSettings
 from rc3_jax.tasks.head import Scored, TaskHead
 from rc3_jax.tasks.make_head import make_head
 from rc3_jax.tasks.results import SCORES, Examples, result_of, write_result
-from rc3_jax.training.load import load_model, params_checksum
+from rc3_jax.training.load import LoadedModel, load_model, params_checksum
 from rc3_jax.training.memory import explain_out_of_memory
 
 OF_MODEL = ("head", "mode", "seed")
@@ -61,12 +62,14 @@ def evaluate(
         config.train.update(split=tuned["train"]["split"])
         config.train.languages = tuple(tuned["train"]["languages"])
         config.update({name: tuned[name] for name in OF_MODEL})
-    examples = examples_of(data, config.test, "test")
+    examples, say = examples_of(data, config.test, "test"), speaker(console)
+    read = {f"test {config.test.split}": examples}
+    coverage = tell_coverage(pretrained, read, say)
     head = make_head(config, data, pretrained, make_mesh(config.mesh))
-    found = score_languages(config, data, head, head.params, examples, speaker(console))
+    found = score_languages(config, data, head, head.params, examples, say)
     origin = {"system": pretrained.system, "from": str(source), "train": tuned.get("train")}
     origin |= {"model_sha256": params_checksum(pretrained.params)}
-    result = result_of(config, data, {f"test {config.test.split}": examples}, found, **origin)
+    result = result_of(config, data, read, found, texts=coverage, **origin)
     if folder is not None:
         write_result(folder, result, found)
     sync_global_devices("evaluated")
@@ -102,6 +105,29 @@ def score_languages(
     return found
 
 
+def tell_coverage(
+    pretrained: LoadedModel, read: Mapping[str, Examples], say: Say
+) -> dict[str, dict[str, float]]:
+    """Says how many texts are cut and how many pieces are unknown, with warnings of too many.
+
+    Args:
+      read: use and split → the examples, as `result_of` takes them.
+
+    Returns:
+      "split language" → the figures of a `Coverage`.
+    """
+    texts = {
+        f"{name.split()[-1]} {code}": [example.text for example in examples]
+        for name, languages in read.items()
+        for code, examples in languages.items()
+    }
+    tokenizer, room = pretrained.tokenizer, pretrained.settings.text.room
+    coverage = text_coverage(tokenizer, texts)
+    for line in coverage_lines(coverage, tokenizer.max_length, "max_length", room):
+        say(line)
+    return {name: figures._asdict() for name, figures in coverage.items()}
+
+
 def data_checksum(config: ml_collections.ConfigDict, data: TaskData, parts: Sequence[str]) -> str:
     """SHA-256 of the examples for some uses, `train`, `select` and `test`: see `checksum`."""
     read = {f"{part} {config[part].split}": examples_of(data, config[part], part) for part in parts}
@@ -122,10 +148,5 @@ def examples_of(data: TaskData, chosen: Mapping[str, Any], what: str) -> Example
     if languages is None:
         known = ", ".join(data.splits)
         raise DataError(f"{what}.split={chosen['split']!r}: the data have {known}")
-    missing = [code for code in chosen["languages"] if code not in languages]
-    if missing:
-        raise DataError(
-            f"{what}.languages: {chosen['split']} has no {', '.join(missing)}; it has "
-            f"{', '.join(languages)}"
-        )
+    check_languages(f"{what}.languages", chosen["languages"], languages)
     return {code: languages[code] for code in chosen["languages"] or languages}

@@ -7,7 +7,8 @@ Both the layout of the IGLUE repository (`datasets/<Task>/annotations/<language>
 The name states the split (SPLITS), with the shots of few-shot sets after `train`: `train_48`,
 `train_100x5`. `_mt` is added where the text is machine translated: in a folder
 `annotations_machine-translate`, or in a name with `_gmt`. The language is a two-letter code in the
-name, as in `test_ar` or `marvl-id`, or else the nearest folder named by such a code.
+name, as in `test_ar` or `marvl-id`, or else the nearest folder named by such a code. Links to files
+and folders are followed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import collections
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 import langcodes
@@ -46,7 +47,7 @@ class AnnotationFile(NamedTuple):
 
 
 def annotation_files(
-    folder: str, task_files: TaskFiles, ignored: list[str]
+    folder: str, task_files: TaskFiles, ignored: list[str], languages: Collection[str] = ()
 ) -> list[AnnotationFile]:
     """Finds one file for each split and language in a folder and all below it.
 
@@ -54,10 +55,11 @@ def annotation_files(
 
     Args:
       ignored: gathers the other files, and why they are not read.
+      languages: those that are needed; () needs all.
 
     Raises:
-      DataError: no such folder, a folder of a language without files, a link that leads out, two
-        files for one split and language.
+      DataError: no such folder, a folder of a needed language without files, two files for one split
+        and language.
     """
     root = os.path.realpath(folder)
     if not os.path.isdir(root):
@@ -68,7 +70,7 @@ def annotation_files(
             raise DataError(f"{folder}: exactly one {' or '.join(task_files.names)} is expected")
         return [AnnotationFile(paths[0])]
     found: dict[tuple[str, str], list[pathlib.Path]] = collections.defaultdict(list)
-    for path in _paths_below(root):
+    for path in _paths_below(root, languages, ignored):
         if key := _split_and_language(path.relative_to(root), task_files):
             found[key].append(path)
         else:
@@ -87,18 +89,27 @@ def _choose(paths: list[pathlib.Path], ignored: list[str]) -> pathlib.Path:
     return chosen[0]
 
 
-def _paths_below(root: str) -> Iterator[pathlib.Path]:
+def _paths_below(
+    root: str, languages: Collection[str], ignored: list[str]
+) -> Iterator[pathlib.Path]:
     """Yields the files that may hold annotations and are not hidden, in the order of names."""
-    for directory, folders, names in os.walk(root, onerror=_raise):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
+    for directory, folders, names in os.walk(root, onerror=_raise, followlinks=True):
+        here = pathlib.Path(directory).resolve()
+        # A link to a folder above would lead in circles.
+        folders[:] = sorted(
+            name
+            for name in folders
+            if name[0] != "." and not here.is_relative_to((here / name).resolve())
+        )
         names = sorted(name for name in names if name[0] != "." and not name.startswith(_ANSWERS))
         names = [name for name in names if name.endswith(FORMATS + OTHER_FORMATS)]
-        if not folders and not names and _is_language(os.path.basename(directory)):
-            raise DataError(f"{directory}: no annotations of this language; add or remove them")
-        for path in (pathlib.Path(directory, name) for name in names):
-            if not path.resolve().is_relative_to(root):
-                raise DataError(f"{path}: leads out of {root}; put the file itself there")
-            yield path
+        language = os.path.basename(directory)
+        if not folders and not names and _is_language(language):
+            problem = f"{directory}: no annotations of this language"
+            if not languages or language in languages:
+                raise DataError(f"{problem}; add files, or remove the folder")
+            ignored.append(problem)
+        yield from (pathlib.Path(directory, name) for name in names)
 
 
 def _raise(error: OSError) -> None:

@@ -20,7 +20,13 @@ from rc3_jax.parallel.mesh import batch_devices, make_mesh
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.base import Example, TaskData, checksum
 from rc3_jax.tasks.benchmarks import TASKS
-from rc3_jax.tasks.evaluate import SMALLER_BATCH, check_settings, examples_of, score_languages
+from rc3_jax.tasks.evaluate import (
+    SMALLER_BATCH,
+    check_settings,
+    examples_of,
+    score_languages,
+    tell_coverage,
+)
 from rc3_jax.tasks.make_head import make_head
 from rc3_jax.tasks.results import APART, SCORES, result_of, write_result
 from rc3_jax.tasks.train import train
@@ -92,6 +98,7 @@ def finetune(
     )
     settings = json.loads(config.to_json_best_effort())
     by_split = {f"{name} {config[name].split}": of for name, of in chosen.items()}
+    coverage = tell_coverage(pretrained, by_split, say)
     learned = {name: chosen[name] for name in ("train", "select")}
     origin: dict[str, Any] = {"model_sha256": params_checksum(pretrained.params)}
     identity = {name: settings[name] for name in settings.keys() - {*APART, *OF_OTHERS}}
@@ -114,7 +121,7 @@ def finetune(
         "dev": history,
         "best": best,
     }
-    result = result_of(config, data, by_split, found, **origin)
+    result = result_of(config, data, by_split, found, texts=coverage, **origin)
     if keep:
         _write_model(folder, settings | {"train": origin["train"]}, data, pretrained, params)
     write_result(folder, result, found)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.table import Table
 
 from rc3_jax.convert.output import write_json
+from rc3_jax.data.coverage import TOO_MUCH
 from rc3_jax.tasks import score_table
 from rc3_jax.tasks.base import ENGLISH
 from rc3_jax.tasks.benchmarks import TASKS
@@ -121,6 +122,9 @@ def report_text(table: ScoreTable, not_run: Mapping[str, str]) -> str:
     for task in filter(table.few_shot, table.tasks):
         parts += [f"### {task}, by shots", _by_shots(table, task)]
     parts += ["## Provenance", _provenance(table.results)]
+    if badly_read := _badly_read(table.results):
+        header = ("task", "texts", "number", "cut", "unknown pieces")
+        parts += ["## Texts that are not read well", markdown_table(header, badly_read)]
     if not_run:
         parts += ["## Not run", markdown_table(("what", "why"), not_run.items())]
     return "\n\n".join(parts) + "\n"
@@ -218,6 +222,8 @@ def _provenance(results: Sequence[Result]) -> str:
         tested = {code: f"{code} {test['examples'][code]:,}" for code in result["scores"]}
         for code, count in score_table.left_out(result).items():
             tested[code] += f" ({count:,} left out)"
+        for code, count in (result.get("no_class") or {}).items():
+            tested[code] += f" ({count:,} of no class)"
         row = (
             *(result["task"], score_table.protocol_of(result), trained),
             *(f"{test['split']}: {', '.join(tested.values())}", result["from"]),
@@ -234,6 +240,17 @@ def _provenance(results: Sequence[Result]) -> str:
     )
     rows = [[*row, ", ".join(map(str, sorted(of_row)))] for row, of_row in seeds.items()]
     return markdown_table(header, rows)
+
+
+def _badly_read(results: Sequence[Result]) -> list[list[str]]:
+    """A row for the texts of each split and language of which too much is cut or unknown."""
+    rows = {
+        (result["task"], name): [f"{of['texts']:,}", f"{of['cut']:.1%}", f"{of['unknown']:.1%}"]
+        for result in results
+        for name, of in (result.get("texts") or {}).items()
+        if max(of["cut"], of["unknown"]) > TOO_MUCH
+    }
+    return [[*name, *figures] for name, figures in rows.items()]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

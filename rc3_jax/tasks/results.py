@@ -67,12 +67,15 @@ def result_of(
 
     Args:
       read: use and split → the examples: to train on, dev and test.
-      found: language of the test → scores and predictions.
+      found: language of the test → scores and predictions. Of a task with classes, the examples whose
+        label is none of them, which no prediction gets right, are counted as `no_class`.
       more: further fields, of which `train` is None for a model that was not fine-tuned.
     """
     test, chosen = config.test.split, config.test.languages
     lost = {c: n for c, n in data.left_out.get(test, {}).items() if not chosen or c in chosen}
     tested = {code: len(scored.predictions) for code, scored in found.items()}
+    test_examples = read.get(f"test {test}", {}) if data.classes else {}
+    none = {code: sum(e.label is None for e in of) for code, of in test_examples.items()}
     return {
         "task": config.task,
         "protocol": protocol(config) if more["train"] else "no fine-tuning",
@@ -80,6 +83,7 @@ def result_of(
         "seed": config.seed,
         "data": config.annotations,
         "test": {"split": test, "examples": tested, "left_out": lost},
+        "no_class": {code: count for code, count in none.items() if count},
         "scores": {code: scored.scores for code, scored in found.items()},
         "across": across_languages(found),
         "config_sha256": config_checksum(config),

@@ -10,72 +10,40 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import ml_collections
 from jax.experimental.multihost_utils import broadcast_one_to_all
 from rich.console import Console
 
+from rc3_jax.data.jsonl import read_json
 from rc3_jax.data.record import DataError
 from rc3_jax.observe.log import Say, speaker
 from rc3_jax.settings import ConfigError, check_choice
-from rc3_jax.tasks.base import ENGLISH, TaskData
+from rc3_jax.tasks.base import TaskData
 from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.config import MINIATURE, finetune_config, miniature_config
 from rc3_jax.tasks.evaluate import data_checksum, evaluate
 from rc3_jax.tasks.finetune import UNFINISHED, finetune
-from rc3_jax.tasks.load import PARTS, available_splits, load_task
+from rc3_jax.tasks.images import ImageFinder
+from rc3_jax.tasks.load import (
+    PARTS,
+    available_splits,
+    image_finder,
+    load_task,
+    wanted_languages,
+)
+from rc3_jax.tasks.plan import PROTOCOLS, ZERO_SHOT, Options, Step, plan
 from rc3_jax.tasks.report import summary_table, write_report
-from rc3_jax.tasks.results import SCORES, config_checksum, shots_of_split
+from rc3_jax.tasks.results import SCORES, config_checksum
 from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.load import params_checksum
 from rc3_jax.training.memory import OutOfMemory
-
-PROTOCOLS = ("zero-shot", "translate-test", "few-shot", "translate-train", "languages")
-"""`languages` is fine-tuning in each language that has training data, and in all together."""
-ZERO_SHOT = "zero_shot"
-"""Folder of the model that is fine-tuned in English."""
-
-Splits = Mapping[str, Sequence[str]]
-"""split → languages that the files of a task have."""
-
-
-class Step(NamedTuple):
-    """A fine-tuning or an evaluation.
-
-    Attributes:
-      folder: name of the folder of its results.
-      changes: changes of the task's settings, by dotted names.
-      after: folder of the step whose model it starts from; None for the pre-trained model.
-    """
-
-    folder: str
-    changes: Mapping[str, Any]
-    after: str | None = None
-    trains: bool = True
-
-
-class Options(NamedTuple):
-    """What a suite does.
-
-    Attributes:
-      protocols: some of PROTOCOLS.
-      shots: numbers of few-shot examples, such as "10x2"; () for all that there are.
-      changes: settings of all tasks, by dotted names; `task/name` for those of one.
-      tasks: names of tasks; () for all that there are.
-    """
-
-    protocols: Sequence[str] = ("zero-shot", "translate-test")
-    seeds: Sequence[int] = (0,)
-    shots: Sequence[str] = ()
-    changes: Mapping[str, Any] = {}
-    tasks: Sequence[str] = ()
 
 
 class OtherResult(ConfigError):
@@ -162,6 +130,8 @@ class _Runner:
     train: Callable[..., dict[str, Any]]
     score: Callable[..., dict[str, Any]]
     loaded: tuple[tuple, TaskData] | None = None
+    images: tuple[str, ImageFinder] | None = None
+    """A task, and what found its images."""
 
     def run(
         self, name: str, step: Step, config: ml_collections.ConfigDict, folder: pathlib.Path
@@ -179,7 +149,7 @@ class _Runner:
                 if step.trains
                 else self.score(*given)
             )
-        result = json.loads((place / SCORES).read_text(encoding="utf-8"))
+        result = read_json(place / SCORES)
         expected = {"config_sha256": config_checksum(config)}
         expected |= {} if step.after else {"model_sha256": self.model_sha256}
         if all(result.get(name) == value for name, value in expected.items()):  # data can be read
@@ -199,11 +169,18 @@ class _Runner:
         return params_checksum(read_params(self.source))
 
     def load(self, config: ml_collections.ConfigDict, parts: Sequence[str]) -> TaskData:
-        """The examples of some parts; the last ones are kept, as steps in a row share them."""
-        key = config.task, *sorted({config[part].split for part in parts})
+        """The examples of some parts; the last ones are kept, as steps in a row share them.
+
+        Images are found and decoded once a task.
+        """
+        generated = config.annotations == MINIATURE  # whole, whatever is asked for
+        key = config.task, {} if generated else wanted_languages(config, parts)
         if self.loaded is None or self.loaded[0] != key:
             self.loaded = None  # frees their memory first
-            self.loaded = key, load_task(config, self.say, parts)
+            if not generated and (self.images is None or self.images[0] != config.task):
+                self.images = config.task, image_finder(config)
+            images = self.images[1] if self.images and not generated else None
+            self.loaded = key, load_task(config, self.say, parts, images)
         return self.loaded[1]
 
 
@@ -273,67 +250,3 @@ def _folders(root: pathlib.Path | str) -> dict[str, str]:
     root = pathlib.Path(root)
     inside = sorted(root.iterdir()) if root.is_dir() else ()
     return {path.name.lower(): str(path) for path in inside if path.is_dir()}
-
-
-def plan(
-    config: ml_collections.ConfigDict, splits: Splits, options: Options, not_run: dict[str, str]
-) -> list[Step]:
-    """The steps of a task, in an order in which they can be run.
-
-    Args:
-      splits: split → languages that there are.
-      not_run: is given what cannot be run, and why.
-
-    Raises:
-      DataError: there are no English examples to train and select on, or no test.
-    """
-    lacking = [f"{s} in English" for s in ("train", "dev") if ENGLISH not in splits.get(s, ())]
-    lacking += [] if splits.get("test") else ["test"]
-    if lacking:
-        folders = f"{config.annotations} has no {', no '.join(lacking)}"
-        folders += f" (nor {config.english})" if config.english else ""
-        raise DataError(f"{folders}; it has {', '.join(splits) or 'nothing'}")
-    test_mt = Step("translate_test", {"test.split": "test_mt"}, ZERO_SHOT, trains=False)
-    few_shot, changes = [], config.few_shot.to_dict()
-    for split in splits:
-        number = shots_of_split(split)
-        if number and number in (options.shots or [number]):
-            few_shot += _each_language(f"few_shot_{number}", splits, split, changes, ZERO_SHOT)
-    single = _each_language("single_language", splits, "train")
-    if single:
-        every = (ENGLISH, *(step.changes["train.languages"][0] for step in single))
-        selected = tuple(code for code in every if code in splits["dev"])
-        changed = {"train.languages": every, "select.languages": selected}
-        single.append(Step("all_languages", changed))
-    found = {
-        "zero-shot": [Step(ZERO_SHOT, {})],
-        "translate-test": [test_mt] if "test_mt" in splits else [],
-        "few-shot": few_shot,
-        "translate-train": _each_language("translate_train", splits, "train_mt"),
-        "languages": single,
-    }
-    steps: list[Step] = []
-    for protocol in (name for name in PROTOCOLS if name in options.protocols):
-        steps += found[protocol]
-        if not found[protocol]:
-            shots = f" with {', '.join(options.shots)} shots" if protocol == "few-shot" else ""
-            not_run[f"{config.task}, {protocol}"] = f"no files for it{shots}"
-    if any(step.after for step in steps) and "zero-shot" not in options.protocols:
-        steps.insert(0, Step(ZERO_SHOT, {}))
-    return steps
-
-
-def _each_language(
-    name: str, splits: Splits, split: str, changes: Mapping = {}, after: str | None = None
-) -> list[Step]:
-    """Training in each language but English that has a test, and selection on it where it has dev
-    data; few-shot is selected on English dev, as in IGLUE.
-    """
-    steps = []
-    for code in splits.get(split, ()):
-        if code != ENGLISH and code in splits["test"]:
-            own = {"train.split": split, "train.languages": (code,), "test.languages": (code,)}
-            if after is None and code in splits["dev"]:
-                own["select.languages"] = (code,)
-            steps.append(Step(f"{name}_{code}", {**changes, **own}, after))
-    return steps

@@ -92,16 +92,13 @@ def test_captions_in_the_chosen_languages_alone(tmp_path):
         read(tmp_path / "x", languages=("ja",))
 
 
-def test_chosen_languages_without_a_text_are_noted(tmp_path):
-    skips = Skips()
+def test_chosen_languages_without_a_text_are_refused(tmp_path):
     file = write(tmp_path / "x", captioned(caption={"en": "A dog.", "zh-CN": "狗"}))
-    assert len(read(file, languages=("en", "zh"), skips=skips)) == 1
-    assert (
-        len(read(write(tmp_path / "y", regions()), "regions", skips, languages=("en", "zh"))) == 1
-    )
-    first, second = skips.notes
-    assert str(file) in first and "zh" in first and "zh-CN" in first
-    assert str(tmp_path / "y") in second and "zh" in second
+    with pytest.raises(DataError, match=r"x: languages: .*\bzh .*zh-CN"):
+        read(file, languages=("en", "zh"))
+    assert len(read(file, languages=("en", "zh-CN"))) == 1
+    with pytest.raises(DataError, match=r"y: languages: .*\bzh\b"):
+        read(write(tmp_path / "y", regions()), "regions", languages=("en", "zh"))
 
 
 def test_base64_may_be_wrapped_and_is_otherwise_strict(tmp_path):

@@ -11,12 +11,13 @@ from scipy import stats
 
 from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
 from rc3_jax.data.example import stacked, visual_fields
-from rc3_jax.data.record import Skips
+from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation import evaluate
-from rc3_jax.evaluation.dependence import dependence_scores, similarities
+from rc3_jax.evaluation.dependence import dependence_scores, shorter_lengths, similarities
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.parallel.mesh import one_device_mesh
+from rc3_jax.scenes.source import SceneRecords
 from rc3_jax.training.run import Run
 from tests.evaluation.random_params import random_params
 from tests.tiny import tiny_config
@@ -67,6 +68,39 @@ def test_what_is_constant_follows_nothing():
     for values, relevance in ((moving, still), (still, moving)):
         scores = dependence_scores(_values(values, text_relevance=relevance), np.array(relevance))
         assert scores["proximity_relevance"] == scores["proximity_text_relevance"] == 0
+
+
+def test_the_text_relevance_is_judged_by_the_truth_and_by_length():
+    rng = np.random.default_rng(3)
+    truth = np.array([0, 0, 0.2, 0.4, 0.4, 1.0, 0, 0.7])
+    rho, lengths = truth + rng.normal(0, 0.3, 8), rng.integers(3, 12, 8)
+    scores = dependence_scores(_values(rng.random(8), text_relevance=rho), truth, lengths)
+    for name, values in (("relevance", rho), ("length", lengths)):
+        ranks = [stats.rankdata(np.float32(of)) for of in (values, truth)]
+        assert scores[f"{name}_spearman"] == pytest.approx(np.corrcoef(ranks)[0, 1])
+    assert scores["relevance_spearman"] > scores["length_spearman"]
+    assert scores["unrelated_relevance"] == pytest.approx(rho[[0, 1, 6]].mean())
+    unknown = dependence_scores(_values(rho, text_relevance=rho), None, lengths)
+    related = dependence_scores(_values(rho, text_relevance=rho), truth + 0.1, lengths)
+    assert not {"relevance_spearman", "length_spearman"} & unknown.keys()
+    assert "unrelated_relevance" not in unknown | related
+
+
+def test_lengths_of_languages_are_made_comparable():
+    rows = [
+        [("en", "abcd"), ("zh", "ab")],
+        [("en", "abcdefgh"), ("zh", "abcd")],
+        [("en", "ab" * 3), ("en", "ab" * 3)],
+    ]  # means: 6 in English, 3 in Chinese
+    np.testing.assert_allclose(shorter_lengths(rows), [4 / 6, 8 / 6, 1])
+
+
+def test_length_alone_predicts_the_relevance_of_the_generated_texts():
+    source = SceneRecords("weak", "heldout", 600, seed=0)
+    records = [source[number] for number in range(600)]
+    rows = [[(code, text) for code, (text,) in r.texts.items()] for r in records]
+    found = stats.spearmanr(shorter_lengths(rows), [r.relevance for r in records]).statistic
+    assert found > 0.3
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +211,9 @@ def test_scores_of_weak_records_are_repeatable_and_know_the_true_relevance(evalu
     assert scores["dependence"]["text_dependence"] == 2
     assert scores["dependence"]["image_dependence"] == 3
     assert evaluator_of(records).scores(3.0) == scores
+    rows = [[(code, text) for code, (text,) in r.texts.items()] for r in records]
+    expected = stats.spearmanr(shorter_lengths(rows), [r.relevance for r in records]).statistic
+    assert scores["dependence"]["length_spearman"] == pytest.approx(expected)
     turned = [dataclasses.replace(r, relevance=-r.relevance) for r in records]
     opposite = evaluator_of(turned).scores(3.0)["dependence"]
     assert opposite["proximity_relevance"] == -scores["dependence"]["proximity_relevance"] != 0
@@ -184,6 +221,14 @@ def test_scores_of_weak_records_are_repeatable_and_know_the_true_relevance(evalu
     scores = evaluator_of(unknown).scores(3.0)
     assert "proximity_relevance" not in scores["dependence"]
     assert "proximity_text_relevance" in scores["dependence"]
+
+
+def test_languages_that_no_held_out_image_has_are_refused(config, corpus, tokenizer):
+    changed = config.copy_and_resolve_references()
+    changed.evaluation.languages = ("en", "jp")
+    run = Run(changed, one_device_mesh(), None, None, corpus, tokenizer, None)
+    with pytest.raises(DataError, match=r"evaluation.languages.*jp.*mean ja\?"):
+        evaluate.Evaluator(run)
 
 
 def test_nothing_held_out_gives_no_scores(evaluator_of, corpus):

@@ -25,15 +25,28 @@ from tests.tasks.task_files import (
     xvnli,
 )
 
-ROWS = dict(xvnli=xvnli(), xgqa=gqa(), marvl=marvl(), nlvr2=nlvr2(), xflickrco=flickr())
+ROWS = dict(xvnli=xvnli(), xgqa=gqa(sent="Apa?"), marvl=marvl(), nlvr2=nlvr2(), xflickrco=flickr())
 ROWS |= dict(wit=wit(language="id"), multi30k=captions(split="test"))
 """Task, or English part of one → a row that can be used."""
+NEEDED = {
+    "xvnli": {"gold_label", "sentence2", "pairID", "Flikr30kID"},
+    "xgqa": {"question_id", "sent", "img_id"},
+    "marvl": {"concept", "caption", "left_img", "right_img", "id", "label"},
+    "nlvr2": {"sentence", "identifier", "label"},
+    "xflickrco": {"img_path", "sentences"},
+    "wit": {"wit_ix", "image_url", "caption_reference_description"},
+    "multi30k": {"image", "split"},
+}
 BAD_ROWS = [
     ("xvnli", xvnli(9, "maybe"), "gold_label"),
     ("xvnli", xvnli(9, Flikr30kID="../9"), "Flikr30kID"),
-    ("xvnli", xvnli(9, sentence2="  "), "sentence2"),
+    ("xvnli", xvnli(9, sentence2=None), "sentence2"),
     ("xvnli", xvnli(1), "1.jpg#3r1n"),  # twice
-    ("xvnli", {"gold_label": "neutral", "sentence2": "A."}, "pairID"),
+    ("xvnli", {"gold_label": "neutral", "sentence2": "A."}, "Flikr30kID, pairID"),
+    ("xgqa", gqa(9, label={"no": True}), "label"),
+    ("xgqa", gqa(9, label={"no": 10**400}), "label"),
+    ("xgqa", gqa(9, img_id=True), "img_id"),
+    ("xgqa", {"question": "A?", "imageId": "1", "question_id": "9"}, "answer"),
     ("xgqa", gqa(9, label="no"), "label"),
     ("xgqa", gqa(9, label={"no": float("nan")}), "label"),
     ("xgqa", gqa(9, img_id=None), "img_id"),
@@ -50,7 +63,7 @@ BAD_ROWS = [
     ("xflickrco", flickr(9, sentences="Ein Hund."), "sentences"),
     ("xflickrco", flickr(9, sentences=[]), "sentences"),
     ("xflickrco", flickr(9, "Ein Hund.", None), "sentences"),
-    ("xflickrco", flickr(9, "\ud800"), "sentences"),
+    ("xflickrco", flickr(9, img_path=" "), "img_path"),
     ("xflickrco", flickr(9, img_path="/etc/passwd"), "/etc/passwd"),
     ("wit", wit(9, wit_ix="../x", language="id"), "wit_ix"),
     ("wit", wit(3, image_url="https://other", language="id"), "wit-test_3"),
@@ -58,6 +71,8 @@ BAD_ROWS = [
     ("multi30k", captions(captions={"EN": "A dog."}), "captions"),
     ("multi30k", captions(captions={}, translations=None), "captions"),
     ("multi30k", captions(split="test", image="../x.jpg"), "x.jpg"),
+    ("multi30k", captions(split="test", image=""), "image"),
+    ("xflickrco", b'{"img_path": "1.jpg", "img_path": "2.jpg", "sentences": ["A."]}', "img_path"),
     ("xflickrco", b"{", "JSON"),
     ("xflickrco", b"[1]", "JSON"),
     ("xflickrco", b'{"a": "\xff"}', "UTF-8"),
@@ -99,8 +114,17 @@ def test_few_bad_rows_are_left_out_and_counted(tmp_path):
 def test_rows_of_another_task_are_recognised(tmp_path, task):
     for other in ROWS.keys() - {task}:
         path, given = write_rows(tmp_path, task, ROWS[other])
-        with pytest.raises(DataError, match=f"{path.name}:1: a row of {other}"):
+        with pytest.raises(DataError, match=f"{path.name}:1: a row of {other}") as raised:
             read(**given, splits=["test"])
+        keys = NEEDED[task] - ROWS[other].keys()
+        assert keys and all(key in str(raised.value) for key in keys)
+
+
+def test_a_document_of_another_task_is_recognised_by_its_rows(tmp_path):
+    path = write_json(tmp_path / "fr" / "test.json", {"7": xgqa()})
+    with pytest.raises(DataError, match="a row of xgqa") as raised:
+        read("xvnli", tmp_path, splits=["test"])
+    assert str(path) in str(raised.value) and "pairID" in str(raised.value)
 
 
 JSON = st.recursive(
@@ -169,9 +193,71 @@ def test_folders_that_are_not_as_they_should_be(tmp_path):
     with pytest.raises(DataError, match="have one split"):
         read("xvnli", folder)
     (folder / "fr/test.jsonl").unlink()
-    (folder / "fr/dev.jsonl").symlink_to(write(tmp_path / "outside.jsonl", xvnli()))
-    with pytest.raises(DataError, match=r"dev.jsonl: leads out"):
-        read("xvnli", folder)
+
+
+def test_links_of_the_user_are_followed_and_never_in_circles(tmp_path):
+    folder = tmp_path / "XVNLI"
+    write(folder / "de/test.jsonl", xvnli())
+    write(tmp_path / "elsewhere/test.jsonl", xvnli(2))
+    (folder / "fr").symlink_to(tmp_path / "elsewhere")
+    (folder / "de/dev.jsonl").symlink_to(write(tmp_path / "outside.jsonl", xvnli(3)))
+    (folder / "de/up").symlink_to(folder)
+    (tmp_path / "link").symlink_to(folder)
+    for place in (folder, tmp_path / "link"):
+        assert counts(read("xvnli", place)) == {"dev/de": 1, "test/de": 1, "test/fr": 1}
+    write_json(tmp_path / "elsewhere/xgqa/de/test.json", {"1": xgqa()})
+    write_json(tmp_path / "GQA/trainval_ans2label.json", {"no": 0})
+    (tmp_path / "xGQA").symlink_to(tmp_path / "elsewhere/xgqa")
+    [example] = read("xgqa", tmp_path / "xGQA").splits["test"]["de"]
+    assert example.label == 0  # by the answers in the folder GQA beside the link
+
+
+WORDLESS = (".", "...", "\u200b", "  ", "\x00\x1b", "\u202e\u2066", "\ud800", "x " * 1001)
+
+
+@pytest.mark.parametrize("text", WORDLESS)
+@pytest.mark.parametrize("task", ROWS)
+def test_texts_without_words_are_left_out_counted_and_told(tmp_path, task, text):
+    field = dict(xvnli="sentence2", xgqa="sent", marvl="caption", nlvr2="sentence")
+    field |= dict(wit="caption_reference_description", multi30k="captions", xflickrco="sentences")
+    shape = {"multi30k": {"id": ["Satu.", text]}, "xflickrco": ["Satu.", text]}
+    name = {"xvnli": "pairID", "xgqa": "question_id", "marvl": "id", "nlvr2": "identifier"}
+    bad = ROWS[task] | {field[task]: shape.get(task, text)}
+    if task in name:
+        bad[name[task]] = "dev-1-2-3"
+    path, given = write_rows(tmp_path, task, ROWS[task], bad)
+    notes = []
+    data = read(**given, splits=["test"], notes=notes)
+    language = "en" if task == "nlvr2" else "id"
+    assert data.left_out == {"test": {language: 1}}
+    assert not any(example.text == text.strip() for example in data.examples())
+    assert len(data.splits["test"].get(language, ())) == (2 if task == "xflickrco" else 1)
+    [note] = [note for note in notes if "left out" in note]
+    assert f"{path}:2" in note and f"test in {language}: 1 " in note
+
+
+def test_a_split_of_wordless_texts_alone_is_no_split(tmp_path):
+    write(tmp_path / "test_de.jsonl", flickr(1, "."), flickr(2, "?!"))
+    with pytest.raises(DataError, match=r"no usable rows of test.*test_de.jsonl:1"):
+        read("xflickrco", tmp_path, splits=["test"])
+
+
+@pytest.mark.parametrize("language, refused", [("de", True), ("en", False)])
+@pytest.mark.parametrize("form", ["list", "object"])
+def test_english_questions_are_of_no_other_language(tmp_path, language, refused, form):
+    questions = ("Is it red?", "What color is the car?", "Are there any cats?", "Ist es rot?")
+    rows = [gqa(n, sent=question) for n, question in enumerate(questions)]
+    if form == "object":
+        rows = {n: xgqa(question=question) for n, question in enumerate(questions)}
+    write_json(tmp_path / "trainval_ans2label.json", {"no": 0})
+    path = write_json(tmp_path / language / "testdev.json", rows)
+    write_json(tmp_path / "annotations_machine-translate/de/testdev.json", rows)
+    assert counts(read("xgqa", tmp_path, splits=["testdev_mt"])) == {"testdev_mt/de": 4}
+    if refused:
+        with pytest.raises(DataError, match=f"{path}: 3 of 4"):
+            read("xgqa", tmp_path, splits=["testdev"])
+    else:
+        assert counts(read("xgqa", tmp_path, splits=["testdev"])) == {"testdev/en": 4}
 
 
 def test_empty_and_unknown_files_are_noted(tmp_path):

@@ -18,7 +18,7 @@ from rc3_jax.settings import ConfigError
 from rc3_jax.stored_config import read_config
 from rc3_jax.tasks.batches import picture_fields
 from rc3_jax.tasks.config import task_config
-from rc3_jax.tasks.evaluate import evaluate
+from rc3_jax.tasks.evaluate import evaluate, tell_coverage
 from rc3_jax.tasks.finetune import finetune
 from rc3_jax.tasks.load import load_task
 from rc3_jax.training.checkpoint import read_params
@@ -113,6 +113,24 @@ def test_lack_of_memory_ends_with_what_to_change(pretrained, tmp_path, monkeypat
     monkeypatch.setattr("rc3_jax.tasks.evaluate.score_languages", too_much)
     with pytest.raises(OutOfMemory, match=r"allocating 9 bytes(.|\n)*batch_size"):
         evaluate(config, data, pretrained, console=quiet())
+
+
+def test_texts_that_are_cut_are_told_with_what_to_raise(pretrained):
+    read = {"test test": miniature("xflickrco", {"train": 1, "dev": 1, "test": 12}).splits["test"]}
+    room = load_model(pretrained, 8).settings.text.room
+
+    def told(length):
+        said = []
+        figures = tell_coverage(load_model(pretrained, length), read, said.append)
+        return figures, said[1:]
+
+    figures, warnings = told(8)
+    assert set(figures) == {f"test {code}" for code in LANGUAGES}
+    assert figures["test de"]["texts"] == 12 and figures["test de"]["cut"] == 1
+    assert sum("raise max_length" in line for line in warnings) >= len(LANGUAGES)
+    figures, warnings = told(room)  # more is asked for than the model's table of positions holds
+    assert all("raise max_length" not in line for line in warnings)
+    assert any(f"{room} tokens at most" in line for line in warnings)
 
 
 def test_settings_of_the_generated_task_are_not_taken_for_files(tmp_path):

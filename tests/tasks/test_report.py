@@ -57,6 +57,16 @@ ENGLISH, GERMAN, FRENCH = map(np.array, ([0.7, 0.73, 0.74], [0.6, 0.64, 0.61], [
 THREE_SEEDS = xvnli(ENGLISH, GERMAN, FRENCH)
 
 
+def test_texts_that_are_not_read_well_and_labels_of_no_class_are_told():
+    russian = {"texts": 40, "cut": 0.25, "unknown": 0.92}
+    texts = {"test ru": russian, "test en": {"texts": 300, "cut": 0.01, "unknown": 0.0}}
+    one = result("xgqa", {"en": 0.5, "ru": 0.1}, texts=texts, no_class={"ru": 7})
+    report = report_text(ScoreTable([one]), {})
+    assert "| xgqa | test ru | 40 | 25.0% | 92.0% |" in report and "| test en |" not in report
+    assert "ru 300 (7 of no class)" in report
+    assert "unknown pieces" not in report_text(ScoreTable([result("xgqa", {"en": 0.5})]), {})
+
+
 def percent(values):
     """Mean ± standard error, by hand."""
     values = 100 * np.asarray(values)

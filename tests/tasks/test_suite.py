@@ -11,6 +11,7 @@ from PIL import Image
 
 from rc3_jax.data.record import DataError
 from rc3_jax.settings import ConfigError
+from rc3_jax.tasks import images
 from rc3_jax.tasks.config import finetune_config
 from rc3_jax.tasks.evaluate import examples_of
 from rc3_jax.tasks.head import Scored
@@ -36,6 +37,7 @@ def steps(splits, protocols, **options):
     not_run = {}
     config = finetune_config("xvnli")
     config.annotations = "/data/XVNLI"
+    config.update_from_flattened_dict(options.get("changes", {}))
     found = plan(config, splits, Options(protocols=protocols, **options), not_run)
     return {step.folder: step for step in found}, not_run
 
@@ -63,6 +65,19 @@ def test_shots_are_chosen():
     assert list(found) == ["zero_shot", "few_shot_10x2_de"]
     found, not_run = steps(FULL, ("few-shot",), shots=("3",))
     assert list(not_run) == ["xvnli, few-shot"] and "3 shots" in not_run["xvnli, few-shot"]
+    found, not_run = steps(FULL, ("few-shot",), shots=("10x2", "3"))
+    assert list(found) == ["zero_shot", "few_shot_10x2_de"]
+    assert "3 shots" in not_run["xvnli, few-shot"]
+
+
+def test_test_languages_choose_the_steps():
+    every = ("zero-shot", "translate-test", "few-shot", "languages")
+    found, not_run = steps(FULL, every, changes={"test.languages": ("en", "ja")})
+    assert list(found) == ["zero_shot", "translate_test", "few_shot_1_ja"]
+    assert found["translate_test"].changes["test.languages"] == ("ja",)
+    assert list(not_run) == ["xvnli, languages"]  # German alone has training data
+    with pytest.raises(DataError, match=r"test.languages.*jp.*mean ja\?"):
+        steps(FULL, every, changes={"test.languages": ("jp",)})
 
 
 def test_protocols_without_files_are_named():
@@ -177,6 +192,25 @@ def test_every_step_is_run_once_and_reported(suite, files):
     assert "UC2" in report
     assert suite(*files, **EVERY) == (report, [])
     assert suite(*files, **(EVERY | {"seeds": (3, 7)}))[1] == FOLDERS
+
+
+def test_images_are_decoded_once_for_all_steps_of_a_task(suite, files, monkeypatch):
+    decoded = []
+    original = images.decode
+    monkeypatch.setattr(
+        images, "decode", lambda image, *more: decoded.append(image.name) or original(image, *more)
+    )
+    _, runs = suite(*files, **EVERY)
+    assert len(set(runs)) == len(FOLDERS)
+    assert sorted(decoded) == [f"{number}.jpg" for number in range(8)]
+
+
+def test_one_language_is_scored_without_the_files_of_others(suite, files, tmp_path):
+    data, pictures = files
+    task_files.write(data / "XVNLI/ru/test.jsonl", task_files.xvnli(99))  # its picture is missing
+    _, runs = suite(data, pictures, changes=SMALL | {"test.languages": ("fr",)})
+    result = json.loads((tmp_path / "out/xvnli/seed_0/zero_shot/scores.json").read_text())
+    assert list(result["scores"]) == ["fr"] and runs == ["zero_shot", "translate_test"]
 
 
 def test_results_are_known_wherever_their_data_lie(suite, files, tmp_path, monkeypatch):

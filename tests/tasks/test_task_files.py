@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import pathlib
 
 import pytest
@@ -11,7 +12,9 @@ from rc3_jax.data.record import DataError
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.config import GeneratedSizes, finetune_config
+from rc3_jax.tasks.head import Scored
 from rc3_jax.tasks.load import load_task
+from rc3_jax.tasks.results import result_of
 from tests.tasks.task_files import (
     captions,
     coco,
@@ -115,6 +118,68 @@ def test_marvl_keeps_images_of_each_language_apart(tmp_path):
     assert images(data, "test", "id")[0] == [f"{root}/{name}" for name in published]
     assert images(data, "train_10x2", "id") == [[f"{root}/{flat[0]}", f"{root}/{published[1]}"]]
     assert images(data, "test", "zh") == [[f"{root}/{name}" for name in flat[1:]]]
+
+
+def test_one_language_needs_no_files_of_others(tmp_path):
+    folder = tmp_path / "marvl"
+    write(folder / "annotations/marvl-id.jsonl", marvl(0))
+    write(folder / "annotations/marvl-zh.jsonl", marvl(language="zh", concept="1-x"))
+    (folder / "sw").mkdir()  # of a language that was not downloaded
+    draw(tmp_path / "images", "id/39-0.jpg", "id/39-11.jpg")
+    config = task_config("marvl", folder, images=str(tmp_path / "images"))
+    with pytest.raises(DataError, match="sw"):
+        load_task(config, parts=("test",))
+    config.test.languages = ("id",)
+    assert counts(load_task(config, parts=("test",))) == {"test/id": 1}
+    config.test.languages = ("id", "zh")
+    with pytest.raises(DataError, match="zh"):
+        load_task(config, parts=("test",))
+
+
+@pytest.mark.parametrize("part", ["train", "select", "test"])
+@pytest.mark.parametrize("named, near", [("jp", "ja"), ("zh", "zh-CN"), ("DE", "de")])
+@pytest.mark.parametrize("task", ["xflickrco", "multi30k"])
+def test_languages_that_are_not_there_are_refused_with_near_ones(tmp_path, task, part, named, near):
+    finder = draw(tmp_path, "1.jpg")
+    splits = {"train": "train", "select": "dev", "test": "test"}
+    rows = [
+        captions(split=split, captions={code: ["x"] for code in ("de", "en", "ja", "zh-CN")})
+        for split in splits.values()
+    ]
+    if task == "multi30k":
+        write(tmp_path / "captions.jsonl", *rows)
+    else:
+        near = "zh" if near == "zh-CN" else near
+        named = "zh-CN" if near == "zh" else named
+        for code, split in itertools.product(("de", "en", "ja", "zh"), splits.values()):
+            write(tmp_path / code / f"{split}.jsonl", flickr(1))
+    config = task_config(task, tmp_path, images=str(tmp_path))
+    config[part].languages = ("en", named)
+    with pytest.raises(DataError, match=rf"{part}.languages.*{named}.*mean {near}\?"):
+        load_task(config, images=finder)
+    assert finder.undecoded() == (["1.jpg"] if finder.found else [])  # it is told before that
+    config[part].languages = ("en", near)
+    assert set(load_task(config, images=finder).splits[splits[part]]) >= {"en", near}
+
+
+def test_answers_that_differ_in_case_and_spaces_are_known_and_others_counted(tmp_path):
+    answers = {"yes": 0, "no": 1, "red": 2, "tv": 3, "TV": 4}
+    write_json(tmp_path / "trainval_ans2label.json", answers)
+    given = ("Yes", "yes ", "no", "blue", " RED", "TV", "tv", "Tv", "")
+    rows = {n: xgqa(answer=answer) for n, answer in enumerate(given)}
+    write_json(tmp_path / "de" / "testdev.json", rows)
+    notes = []
+    data = read("xgqa", tmp_path, notes=notes)
+    labels = [example.label for example in data.splits["testdev"]["de"]]
+    assert labels == [0, 0, 1, None, 2, 4, 3, None, None]
+    [note] = notes
+    assert "testdev in de: 3 of 9" in note and "'blue'" in note
+    config = task_config("xgqa", tmp_path)
+    config.test.split = "testdev"
+    found = {"de": Scored({}, [{}] * 9)}
+    examples = {"test testdev": data.splits["testdev"]}
+    result = result_of(config, data, examples, found, train=None)
+    assert result["no_class"] == {"de": 3}
 
 
 def test_nlvr2_is_the_english_part_of_marvl(tmp_path):

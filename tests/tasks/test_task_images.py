@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rc3_jax.data.record import BadRecord, DataError
+from rc3_jax.tasks import images
 from rc3_jax.tasks.base import ImageRef
 from rc3_jax.tasks.images import ImageFinder
 from tests.tasks.task_files import counts, draw, flickr, marvl, read, write
@@ -43,15 +44,37 @@ def test_no_path_leads_out(tmp_path, path):
     assert not finder.found and not finder.missing
 
 
-def test_no_link_leads_out(tmp_path):
-    draw(tmp_path, "secret.jpg", "root/b.jpg")
+def test_links_of_the_user_are_followed(tmp_path):
+    draw(tmp_path, "disk/a.jpg", "disk/sub/b.jpg", "root/d.jpg")
     root = tmp_path / "root"
-    (root / "a.jpg").symlink_to(tmp_path / "secret.jpg")
-    (root / "c.jpg").symlink_to(root / "b.jpg")
-    finder = ImageFinder([root])
-    with pytest.raises(BadRecord, match=r"a.jpg.*leads out"):
-        find(finder, "a.jpg")
-    assert find(finder, "c.jpg").image == root / "b.jpg"
+    (root / "a.jpg").symlink_to(tmp_path / "disk/a.jpg")
+    (root / "images").symlink_to(tmp_path / "disk/sub")
+    (root / "c.jpg").symlink_to(root / "d.jpg")
+    (tmp_path / "link").symlink_to(root)
+    for place in (root, tmp_path / "link"):
+        finder = ImageFinder([place])
+        assert find(finder, "a.jpg").image == tmp_path / "disk/a.jpg"
+        assert find(finder, "b.jpg").image == tmp_path / "disk/sub/b.jpg"
+        assert find(finder, "c.jpg").image == root / "d.jpg"
+        with pytest.raises(BadRecord, match=r"disk/a.jpg"):
+            find(finder, "x", "../disk/a.jpg")
+
+
+def test_a_finder_decodes_every_image_once(tmp_path, monkeypatch):
+    decoded = []
+    original = images.decode
+    monkeypatch.setattr(
+        images, "decode", lambda image, *more: decoded.append(image.name) or original(image, *more)
+    )
+    finder = draw(tmp_path, "1.jpg", "2.jpg", "3.jpg")
+    (tmp_path / "2.jpg").write_bytes(b"damaged")
+    write(tmp_path / "de/test.jsonl", flickr(1), flickr(2))
+    write(tmp_path / "de/dev.jsonl", flickr(2), flickr(3))
+    for split, found, lost in (("test", 1, "2.jpg"), ("dev", 1, "2.jpg"), ("test", 1, "2.jpg")):
+        notes = []
+        data = read("xflickrco", tmp_path, finder, [split], notes, allow_missing=True)
+        assert counts(data) == {f"{split}/de": found} and lost in notes[0]
+    assert sorted(decoded) == ["1.jpg", "2.jpg", "3.jpg"]
 
 
 def test_one_file_is_not_two_images(tmp_path):
@@ -75,14 +98,22 @@ def test_region_features_beside_the_image(tmp_path):
     with pytest.raises(BadRecord, match=r"test.jsonl:1.*d.npz"):
         find(finder, "d.jpg")
     assert find(ImageFinder([tmp_path]), "a.jpg").boxes is None
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links/a.jpg").symlink_to(tmp_path / "a.jpg")
+    (tmp_path / "links/c.jpg").symlink_to(tmp_path / "c.jpg")
+    np.savez(tmp_path / "links/c.npz", **arrays)
+    links = ImageFinder([tmp_path / "links"], regions=True)
+    for name in ("a.jpg", "c.jpg"):
+        np.testing.assert_array_equal(find(links, name).boxes, a.boxes)
     write(tmp_path / "test_de.jsonl", *(flickr(name) for name in "abc"))
     notes = []
     assert counts(read("xflickrco", tmp_path, finder, notes=notes)) == {"test/de": 3}
     assert "1 of 3 have no region file" in notes[0]
 
 
+@pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("content", [None, b"", b"no picture", "cut"])
-def test_rows_about_unusable_images_are_left_out(tmp_path, content):
+def test_rows_about_unusable_images_are_left_out(tmp_path, content, regions):
     draw(tmp_path, *(f"de/{number}.jpg" for number in range(40)))
     rows = [
         marvl(n, language="de", left_img=f"{n}.jpg", right_img=f"{n + 1}.jpg") for n in range(39)
@@ -93,7 +124,9 @@ def test_rows_about_unusable_images_are_left_out(tmp_path, content):
     file.unlink()
     if content is not None:
         file.write_bytes(cut if content == "cut" else content)
-    finder, notes = ImageFinder([tmp_path]), []
+    for number in range(40):
+        np.savez(tmp_path / "de" / f"{number}.npz", boxes=[[4.0, 5, 24, 15]], features=[[1.0, 2]])
+    finder, notes = ImageFinder([tmp_path], regions), []
     data = read("marvl", tmp_path, finder, notes=notes)
     kept = [example.identity for example in data.splits["test"]["de"]]
     assert kept == [f"id-{n}" for n in range(39) if n not in (6, 7)]

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pydantic
 
+from rc3_jax.data.coverage import check_languages
 from rc3_jax.data.groups import GroupKeys, KeyLists, image_key
 from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import (
@@ -144,7 +145,8 @@ class CCLMSource(Settings):
             return ImageRow(str(place), _key(given), image, *texts)
 
         rows = list(self.lines(path, skips, use))
-        skips.note_languages(path, self.languages, found)
+        if path == self.path:
+            check_languages(f"{path}: languages", self.languages, sorted(found))
         return rows
 
     def read_sentences(self, skips: Skips) -> Sentences:
@@ -234,7 +236,7 @@ class RegionSource:
             return place, group, first, fields if place.offset is None else None
 
         self._rows.extend(source.lines(source.path, skips, use))
-        skips.note_languages(source.path, source.languages, found)
+        check_languages(f"{source.path}: languages", source.languages, sorted(found))
         self.groups = len(self._images) + self._elements
         # Each text of a row draws a language of its own.
         self.pairs: dict[LanguagePair, range] = {(): range(len(self._rows))}

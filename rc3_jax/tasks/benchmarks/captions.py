@@ -6,7 +6,9 @@ Each line of `captions.jsonl` (or `.jsonl.gz`) has `image`, `split` (`val` and `
 
 from __future__ import annotations
 
-from rc3_jax.data.jsonl import Name
+from pydantic import Field
+
+from rc3_jax.data.jsonl import Name, RawCaptions
 from rc3_jax.data.kinds import texts_of_kind
 from rc3_jax.data.sources.folder import FolderRow
 from rc3_jax.tasks.base import Annotation, ImageRef, RowContext, Task, TaskFiles
@@ -16,7 +18,10 @@ from rc3_jax.tasks.files import SPLITS
 class CaptionsRow(FolderRow):
     """An image, all its texts and its split."""
 
+    image: Name
     split: Name
+    translations: RawCaptions = Field({})
+    captions: RawCaptions = Field({})
 
 
 def read(row: CaptionsRow, context: RowContext) -> list[Annotation]:

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Name, Row, Text
+from rc3_jax.data.jsonl import Name, Row
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, ImageRef, RowContext, Task, TaskFiles
 
@@ -29,7 +29,7 @@ class MaRVLRow(Row):
     """A statement in another language than English."""
 
     concept: Name
-    caption: Text
+    caption: str
     left_img: Name
     right_img: Name
     id: Name
@@ -39,7 +39,7 @@ class MaRVLRow(Row):
 class NLVR2Row(Row):
     """An English statement."""
 
-    sentence: Text
+    sentence: str
     identifier: Annotated[str, Field(pattern=r"^[a-z]+[0-9]*(-[0-9]+){3}$")]
     label: Truth
     directory: object = None

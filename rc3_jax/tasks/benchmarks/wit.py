@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Name, Row, Text, preview
+from rc3_jax.data.jsonl import Name, Row, preview
 from rc3_jax.data.record import BadRecord
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, ImageRef, RowContext, Task, TaskFiles
@@ -28,7 +28,7 @@ class WITRow(Row):
 
     wit_ix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
     image_url: Name
-    caption_reference_description: Text
+    caption_reference_description: str
 
 
 def read(row: WITRow, context: RowContext) -> list[Annotation]:

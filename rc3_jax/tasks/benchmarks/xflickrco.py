@@ -19,8 +19,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Name, Row, Text
-from rc3_jax.data.record import BadRecord
+from rc3_jax.data.jsonl import Name, Row
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, ImageRef, RowContext, Task, TaskFiles
 from rc3_jax.tasks.images import flickr_image
@@ -30,7 +29,7 @@ class FlickrRow(Row):
     """An image and its captions in the language of the file."""
 
     img_path: Name
-    sentences: Annotated[list[Text], Field(min_length=1)]
+    sentences: Annotated[list[str], Field(min_length=1)]
 
 
 def read(row: FlickrRow, context: RowContext) -> list[Annotation]:
@@ -39,9 +38,7 @@ def read(row: FlickrRow, context: RowContext) -> list[Annotation]:
     coco = re.fullmatch(r"COCO_([a-z]+[0-9]+)_[0-9]+\.jpg", name)
     image = ImageRef(name, (name, f"{coco[1]}/{name}")) if coco else flickr_image(name)
     if context.config.strip_phrase_numbers and context.language == "ja" and not coco:
-        texts = [re.sub("[0-9]+", "", text).strip() for text in texts]
-        if not all(texts):
-            raise BadRecord(context.where, "sentences hold a text of numbers alone; remove it")
+        texts = [re.sub("[0-9]+", "", text) for text in texts]
     return [Annotation(text, (image,)) for text in texts]
 
 

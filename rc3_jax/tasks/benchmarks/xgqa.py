@@ -10,17 +10,19 @@ IGLUE rewrites GQA as a list, in which `label` may be absent or empty where answ
     [{"img_id": "n161313", "label": {"no": 1.0}, "question_id": "201307251", "sent": "Is it?"}]
 
 The classes are a closed list of answers, `trainval_ans2label.json`. An answer that is not in it is
-no class, so that no prediction is right.
+no class, so that no prediction is right; capital letters and spaces around an answer do not count.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import re
 
 import ml_collections
 
-from rc3_jax.data.jsonl import Identity, Row, Text, read_json
+from rc3_jax.data.jsonl import Identity, Row, read_json
 from rc3_jax.data.record import DataError
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, ImageRef, RowContext, Task, TaskFiles
@@ -33,7 +35,7 @@ class XGQARow(Row):
     """A question, as GQA and xGQA publish it."""
 
     question_id: Identity
-    question: Text
+    question: str
     imageId: Identity
     answer: str
 
@@ -42,9 +44,22 @@ class GQARow(Row):
     """A question, as IGLUE rewrites GQA; `label` is answer → weight."""
 
     question_id: Identity
-    sent: Text
+    sent: str
     img_id: Identity
     label: dict[str, float] | None = None
+
+
+_ENGLISH = re.compile(
+    r"\s*((what|which|whose|who|where|how|why|does|did)\b"
+    r"|(is|are|was|were|do) (it|he|she|they|you|the|there|this|that|these|those)\b)",
+    re.IGNORECASE,
+)
+"""How questions in English begin, and those in other languages do not."""
+
+
+def is_english(question: str) -> bool:
+    """Whether a question begins as only English ones do."""
+    return _ENGLISH.match(question) is not None
 
 
 def read(row: XGQARow | GQARow, context: RowContext) -> list[Annotation]:
@@ -81,7 +96,8 @@ def read_answers(config: ml_collections.ConfigDict) -> tuple[str, ...]:
 
 def _find_answers(config: ml_collections.ConfigDict) -> pathlib.Path:
     named = [path for path in (config.annotations, config.english) if path]
-    folders = [pathlib.Path(path).resolve() for path in named]
+    # Of a link, what stands beside the link itself counts.
+    folders = [pathlib.Path(os.path.abspath(path)) for path in named]
     for base in (*folders, *(folder.parent for folder in folders)):
         for name in _FOLDERS:
             if (path := base / name / ANSWERS_FILE).is_file():
@@ -92,7 +108,13 @@ def _find_answers(config: ml_collections.ConfigDict) -> pathlib.Path:
     )
 
 
-FILES = TaskFiles(folder="xgqa", rows=(GQARow, XGQARow), read=read, key_field="question_id")
+FILES = TaskFiles(
+    folder="xgqa",
+    rows=(GQARow, XGQARow),
+    read=read,
+    key_field="question_id",
+    is_english=is_english,
+)
 XGQA = Task(
     name="xgqa",
     order=2,

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Identity, Name, Row, Text
+from rc3_jax.data.jsonl import Identity, Name, Row
 from rc3_jax.scenes.tasks import miniature
 from rc3_jax.tasks.base import CCLM, Annotation, Baseline, RowContext, Task, TaskFiles
 from rc3_jax.tasks.images import flickr_image
@@ -23,7 +23,7 @@ class XVNLIRow(Row):
     """A hypothesis about a photograph."""
 
     gold_label: Literal["contradiction", "neutral", "entailment", "-"]
-    sentence2: Text
+    sentence2: str
     pairID: Name
     Flikr30kID: Annotated[Identity, Field(pattern=r"^[0-9]+(\.jpg)?$")]
 
