@@ -41,7 +41,7 @@ def get_config(argument: str = ""):
     config.data.tokenizer.texts = 12_000
     config.model.text.update(SIZES, max_positions=48)
     config.model.patch = TOWERS[chosen.tower].config_dict()
-    config.model.roi.update(regions=6, feature_size=64, depth=1)
+    config.model.roi.update(regions=10, feature_size=64, depth=1)
     config.model.fusion.depth = 1
     config.model.projection_size = 64
     config.model.dropout = 0.0

@@ -54,11 +54,17 @@ def _table(rows) -> list[str]:
 
 
 def _fields(cls: type[Settings]) -> list[str]:
-    """A table of a class whose settings need not all have defaults."""
-    rows = (
-        (name, "needed" if field.is_required() else field.default, description(cls, name))
-        for name, field in cls.model_fields.items()
-    )
+    """A table of a class whose settings need not all have defaults.
+
+    A group without a description has a row for each of its settings.
+    """
+    rows: list[tuple[str, object, str]] = []
+    for name, field in cls.model_fields.items():
+        if isinstance(field.default, Settings) and not field.description:
+            rows += describe(field.default, f"{name}.")
+        else:
+            default = "needed" if field.is_required() else field.default
+            rows.append((name, default, description(cls, name)))
     return _table(rows)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from rc3_jax.scenes.scene import Box, Scene
+from rc3_jax.scenes.scene import Box, Scene, SceneObject
 
 CANVAS_SIZE = 64  # pixels
 RGB = {
@@ -17,20 +17,34 @@ RGB = {
     "black": (25, 25, 25),
     "orange": (245, 120, 10),
 }
-_SCREEN = 128  # grey
+_PANE, _SHADOW = (128, 128, 128), (80, 80, 80)
 
 
 def draw(scene: Scene, size: int = CANVAS_SIZE) -> np.ndarray:
     """Draws a scene, uint8 `[size, size, 3]`."""
     image = np.full((size, size, 3), scene.background, np.float32)
     for item in scene.objects:
-        mask = shape_mask(item.shape, item.box, size)[..., None]
-        image += mask * (np.array(RGB[item.colour], np.float32) - image)
-    if scene.screen:
-        low, high = slice(0, -(-size // 2)), slice(size // 2, size)
-        rows = high if "bottom" in scene.screen else low
-        image[rows, high if "right" in scene.screen else low] = _SCREEN
+        for shape, box, colour in _layers(item):
+            mask = shape_mask(shape, box, size)[..., None]
+            image += mask * (np.array(colour, np.float32) - image)
     return np.rint(image).astype(np.uint8)
+
+
+def _layers(item: SceneObject) -> list[tuple[str, Box, tuple[int, int, int]]]:
+    """Shapes, boxes and RGB that show an object, one above the other.
+
+    A grey pane as large as the object shows its shadow where it hides the colour, and has a hole in
+    the middle, a third as wide, where it hides the shape.
+    """
+    pane = "square", item.box, _PANE
+    if item.hidden == "colour":
+        return [pane, (item.shape, item.box, _SHADOW)]
+    if item.hidden == "shape":
+        x1, y1, x2, y2 = item.box
+        third = (x2 - x1) / 3, (y2 - y1) / 3
+        hole = x1 + third[0], y1 + third[1], x2 - third[0], y2 - third[1]
+        return [pane, ("square", hole, RGB[item.colour])]
+    return [(item.shape, item.box, RGB[item.colour])]
 
 
 def shape_mask(shape: str, box: Box, size: int, samples: int = 4) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Scenes of coloured shapes: their objects, what a text can say of them, and their regions."""
+"""Scenes of coloured shapes: their objects, and what a text can say of them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ Box = tuple[float, float, float, float]
 
 _SIDES = {"small": (0.17, 0.22), "large": (0.36, 0.42)}  # of a canvas whose side is 1
 _MARGIN = 1 / 64  # between an object and the border of its quadrant
-_BOX_JITTER = 0.08  # of the box's own sides
-_DISTRACTORS = 2  # at most
-_FEATURE_NOISE = 0.15  # its standard deviation; that of the features themselves is 1
 
 
 class Mention(NamedTuple):
@@ -41,18 +38,24 @@ class Mention(NamedTuple):
 
     def fits(self, item: SceneObject) -> bool:
         """Whether all that the mention names is true of an object."""
-        return all(getattr(item, name) == value for name, value in self.named().items())
+        named = zip(self._fields, self, strict=True)
+        return all(getattr(item, name) == value for name, value in named if value)
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneObject:
-    """One drawn shape and its tight box."""
+    """One drawn shape and its tight box.
+
+    Attributes:
+      hidden: "colour" or "shape" where a pane before the object hides it, else None.
+    """
 
     shape: str
     colour: str
     size: str
     place: str
     box: Box
+    hidden: str | None = None
 
     def mention(self, attributes: Iterable[str]) -> Mention:
         """A mention of this object that names the given attributes."""
@@ -64,18 +67,11 @@ class Scene:
     """Two to four objects in distinct quadrants.
 
     Attributes:
-      objects: those behind the screen as well.
       background: RGB of 0 to 255.
-      screen: the place of the quadrant that a grey screen hides, or None.
     """
 
     objects: tuple[SceneObject, ...]
     background: tuple[int, int, int]
-    screen: str | None = None
-
-    def visible(self) -> tuple[SceneObject, ...]:
-        """The objects that are not behind the screen."""
-        return tuple(item for item in self.objects if item.place != self.screen)
 
     def facts(self) -> Facts:
         """All that a caption can say about the scene."""
@@ -84,6 +80,15 @@ class Scene:
     def mentions(self, facts: Facts) -> list[Mention]:
         """One mention for each object that the facts are about."""
         return [self.objects[i].mention(names) for i, names in facts.items()]
+
+    def satisfies(self, mentions: Sequence[Mention]) -> bool:
+        """Whether a text of these mentions is true: each fits an object of its own."""
+        fitting = []
+        for mention in mentions:
+            fitting.append([i for i, item in enumerate(self.objects) if mention.fits(item)])
+            if not fitting[-1]:
+                return False
+        return any(len(set(chosen)) == len(chosen) for chosen in itertools.product(*fitting))
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:
@@ -94,16 +99,19 @@ def random_stream(seed: int, *key: int) -> np.random.Generator:
 def random_scene(rng: np.random.Generator) -> Scene:
     """Draws the objects' attributes uniformly, and their sides and positions with jitter."""
     places = rng.permutation(PLACES)[: rng.integers(2, 5)]
-    objects = []
-    for place in places.tolist():
-        shape, colour, size = (str(rng.choice(values)) for values in (SHAPES, COLOURS, SIZES))
-        side = rng.uniform(*_SIDES[size])
-        corner = rng.uniform(_MARGIN, 0.5 - _MARGIN - side, size=2)
-        corner += 0.5 * np.array(["right" in place, "bottom" in place])
-        x1, y1, x2, y2 = np.concatenate([corner, corner + side]).tolist()
-        objects.append(SceneObject(shape, colour, size, place, (x1, y1, x2, y2)))
+    objects = tuple(random_object(rng, place) for place in places.tolist())
     red, green, blue = rng.integers(222, 256, size=3).tolist()
-    return Scene(tuple(objects), (red, green, blue))
+    return Scene(objects, (red, green, blue))
+
+
+def random_object(rng: np.random.Generator, place: str) -> SceneObject:
+    """Draws what stands in a quadrant."""
+    shape, colour, size = (str(rng.choice(values)) for values in (SHAPES, COLOURS, SIZES))
+    side = rng.uniform(*_SIDES[size])
+    corner = rng.uniform(_MARGIN, 0.5 - _MARGIN - side, size=2)
+    corner += 0.5 * np.array(["right" in place, "bottom" in place])
+    x1, y1, x2, y2 = np.concatenate([corner, corner + side]).tolist()
+    return SceneObject(shape, colour, size, place, (x1, y1, x2, y2))
 
 
 def random_facts(rng: np.random.Generator, scene: Scene, mentioned: int, keep: float) -> Facts:
@@ -134,43 +142,3 @@ def relevance(facts: Facts, others: Facts) -> float:
     """Jaccard overlap of the attributes that two texts give to objects, in [0, 1]."""
     one, other = ({(i, name) for i in said for name in said[i]} for said in (facts, others))
     return len(one & other) / len(one | other)
-
-
-def feature_projection(feature_size: int) -> dict[str, np.ndarray]:
-    """Maps each colour, shape, size and "background" to a standard normal float32 `[feature_size]`.
-
-    It stands in for a trained detector, so it is the same whatever a run's seed.
-    """
-    names = (*COLOURS, *SHAPES, *SIZES, "background")
-    rng = np.random.Generator(np.random.Philox(0))
-    vectors = rng.standard_normal((len(names), feature_size)).astype(np.float32)
-    return dict(zip(names, vectors, strict=True))
-
-
-def random_regions(
-    rng: np.random.Generator, scene: Scene, projection: Mapping[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """What a detector might find: every visible object and up to two distractors, shuffled.
-
-    Args:
-      projection: as `feature_projection` returns it.
-
-    Returns:
-      Jittered boxes, float32 `[regions, 4]`, x1, y1, x2, y2 as fractions of width and height,
-      and their features, float32 `[regions, feature_size]`.
-    """
-    boxes, features = [], []
-    for item in scene.visible():
-        box = np.array(item.box)
-        sides = np.tile(box[2:] - box[:2], 2)
-        boxes.append(box + sides * rng.uniform(-_BOX_JITTER, _BOX_JITTER, size=4))
-        vectors = projection[item.colour], projection[item.shape], projection[item.size]
-        features.append(sum(vectors) / np.sqrt(3))
-    for _ in range(rng.integers(_DISTRACTORS + 1)):
-        sides = rng.uniform(0.15, 0.45, size=2)
-        corner = rng.uniform(0, 1 - sides)
-        boxes.append(np.concatenate([corner, corner + sides]))
-        features.append(projection["background"])
-    order = rng.permutation(len(boxes))
-    noisy = np.array(features) + _FEATURE_NOISE * rng.standard_normal(np.shape(features))
-    return np.clip(boxes, 0, 1)[order].astype(np.float32), noisy[order].astype(np.float32)

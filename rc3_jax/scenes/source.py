@@ -21,6 +21,7 @@ from rc3_jax.data.groups import GroupKeys, KeyLists
 from rc3_jax.data.kinds import LanguagePair, row_languages, wanted
 from rc3_jax.data.record import Element, Kinds, Record, Skips
 from rc3_jax.scenes import scene as scenes
+from rc3_jax.scenes.detector import DETECTOR, DetectorSettings, feature_projection, random_regions
 from rc3_jax.scenes.draw import draw
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.scenes.languages.base import FRAMES
@@ -33,7 +34,8 @@ WEAK_LANGUAGES = tuple(code for code in LANGUAGES if code not in STRICT_LANGUAGE
 
 _KEPT_IN_STRICT_TEXT = 0.85
 _KEPT_IN_WEAK_TEXT = 0.7
-_SCENE, _FACTS, _FRAMES, _REGIONS, _ELEMENTS = range(5)  # independent random streams of one record
+# Independent random streams of one record.
+_SCENE, _FACTS, _FRAMES, _REGIONS, _ELEMENTS, _ERRORS = range(6)
 _SEEN_IN_CROPS = ("shape", "colour")  # attributes that stay true whatever a crop keeps
 
 
@@ -57,6 +59,7 @@ class ScenesSource(Settings):
     """Languages of strict records."""
     weak_languages: tuple[str, ...] = WEAK_LANGUAGES
     """Languages that occur in the other records only."""
+    detector: DetectorSettings = DETECTOR
 
     @pydantic.model_validator(mode="after")
     def _check_languages(self) -> Self:
@@ -74,7 +77,7 @@ class ScenesSource(Settings):
         Captioned and region records are offered where `config.batch_mix` has them.
         """
         languages = self.strict_languages, self.weak_languages
-        options = (self.seed, *languages, config.model.roi.feature_size)
+        options = (self.seed, *languages, config.model.roi.feature_size, self.detector)
         train: Kinds = {}
         groups = 0
         kinds = ("strict", "weak", "parallel", *wanted(("captioned", "region"), config.batch_mix))
@@ -100,6 +103,7 @@ class SceneRecords:
     Args:
       split: any name, such as "train" or "heldout".
       feature_size: length of a region's feature vector.
+      detector: the errors of the regions.
 
     Raises:
       ConfigError: unknown languages, languages named twice, or too few for the kind.
@@ -114,11 +118,12 @@ class SceneRecords:
         strict_languages: Sequence[str] = STRICT_LANGUAGES,
         weak_languages: Sequence[str] = WEAK_LANGUAGES,
         feature_size: int = 64,
+        detector: DetectorSettings = DETECTOR,
     ):
         self._turns = _language_turns(kind, strict_languages, weak_languages)
         self._kind, self._size, self._seed = kind, size, seed
         self._key = KINDS.index(kind), zlib.crc32(split.encode())
-        self._projection = scenes.feature_projection(feature_size)
+        self.projection, self.detector = feature_projection(feature_size), detector
         self._groups_each = 1 + len(scenes.PLACES) if kind == "region" else 1
         self.groups = size * self._groups_each
         self.pairs: Mapping[LanguagePair, Sequence[int]] = {
@@ -147,7 +152,8 @@ class SceneRecords:
             return Record(
                 where, group, texts, image, elements=tuple(elements), element_group=group + 1
             )
-        regions = scenes.random_regions(self._rng(index, _REGIONS), scene, self._projection)
+        rngs = self._rng(index, _REGIONS), self._rng(index, _ERRORS)
+        regions = random_regions(*rngs, scene, self.projection, self.detector)
         overlap = scenes.relevance(*facts.values()) if self._kind == "weak" else None
         return Record(where, group, texts, image, *regions, overlap)
 
@@ -162,6 +168,20 @@ class SceneRecords:
     def facts(self, index: int) -> dict[str, scenes.Facts]:
         """What the text of each language of a record says about its scene."""
         return self._facts(index, self.scene(index))
+
+    def satisfied(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        """For each of some records: language of its text → which of their scenes make it true.
+
+        The relevance of two texts says how much they share; this says what else a text is true of.
+        """
+        shown = [self.scene(number) for number in numbers]
+        found = []
+        for number, scene in zip(numbers, shown, strict=True):
+            mentions = {code: scene.mentions(f) for code, f in self._facts(number, scene).items()}
+            found.append(
+                {c: np.array([s.satisfies(m) for s in shown]) for c, m in mentions.items()}
+            )
+        return found
 
     def _facts(self, index: int, scene: scenes.Scene) -> dict[str, scenes.Facts]:
         rng = self._rng(index, _FACTS)

@@ -11,11 +11,12 @@ import functools
 import itertools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from rc3_jax.scenes import scene as scenes
+from rc3_jax.scenes.detector import DETECTOR, DetectorSettings, feature_projection, random_regions
 from rc3_jax.scenes.draw import draw
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.scenes.languages.base import FRAMES, PLAIN_FRAMES, QUESTIONS, STATEMENTS
@@ -24,7 +25,6 @@ from rc3_jax.scenes.scene import (
     Mention,
     Scene,
     SceneObject,
-    random_names,
     random_scene,
 )
 from rc3_jax.tasks.base import Example, Picture, TaskData
@@ -36,14 +36,21 @@ SHOTS = (1, 5, 10, 20, 25, 48)
 
 _Choice = TypeVar("_Choice")
 _Streams = Callable[[int, int], np.random.Generator]  # of a split: by stream and number
-_Item = tuple[dict[int, Scene], Callable[[str], str], int | None]
-"""An example: number of each picture → its scene; language → text; label."""
+
+
+class _Item(NamedTuple):
+    """An example."""
+
+    shown: dict[int, Scene]  # number of each picture → its scene
+    text: Callable[[str], str]  # of a language
+    label: int | None = None
+    mentions: Mapping[str, Sequence[Mention]] = {}  # of captions: language → what its text says
+
 
 _KEY = 1000  # first word of the streams' keys; sources of scenes have the number of their kind
-_SCENE, _TEXT, _REGIONS = range(3)  # independent random streams
-_SORT = ("shape", "colour")  # what statements, and questions of number, speak of
-_NAMED = ("shape", "colour", "size")  # what hypotheses say of a place
-_KEPT = 0.7  # of what hypotheses and captions of wit could say
+_SCENE, _TEXT, _REGIONS, _ERRORS = range(4)  # independent random streams
+_SORT = ("shape", "colour")  # what hypotheses, statements, and questions of number speak of
+_KEPT = 0.7  # of what captions of wit could say
 _MOST_OF_SORT = 2  # objects of one sort in one of two pictures
 # The statement that is true, by whether the left and the right picture show what it mentions.
 _TRUE = {(1, 1): "both", (0, 0): "neither", (1, 0): "only left", (0, 1): "only right"}
@@ -61,7 +68,11 @@ def split_languages() -> dict[str, tuple[str, ...]]:
 
 
 def miniature(
-    task: str, sizes: Mapping[str, int], seed: int = 0, feature_size: int = 64
+    task: str,
+    sizes: Mapping[str, int],
+    seed: int = 0,
+    feature_size: int = 64,
+    detector: DetectorSettings = DETECTOR,
 ) -> TaskData:
     """Generates one of MINIATURES with the splits of `split_languages`.
 
@@ -70,20 +81,20 @@ def miniature(
     Args:
       sizes: numbers of examples of train, dev and test.
       feature_size: length of a region's feature vector.
+      detector: the errors of the regions.
     """
     classes, generate = MINIATURES[task]
-    projection = scenes.feature_projection(feature_size)
+    projection = feature_projection(feature_size)
 
     def examples(split: str, count: int, languages: Sequence[str]) -> dict[str, list[Example]]:
-        split_key = zlib.crc32(f"{task}/{split}".encode())
-        streams = functools.partial(scenes.random_stream, seed, _KEY, split_key)
+        streams = _streams(task, split, seed)
         pictures: dict[int, Picture] = {}
         found: dict[str, list[Example]] = {code: [] for code in languages}
         for index in range(count):
-            shown, text, label = generate(streams, index)
+            shown, text, label, _ = generate(streams, index)
             for number in shown.keys() - pictures.keys():
-                scene, rng = shown[number], streams(_REGIONS, number)
-                regions = scenes.random_regions(rng, scene, projection)
+                scene, rngs = shown[number], (streams(_REGIONS, number), streams(_ERRORS, number))
+                regions = random_regions(*rngs, scene, projection, detector)
                 image = functools.partial(draw, scene)
                 pictures[number] = Picture(f"{split}/{number}", image, *regions)
             pair = tuple(pictures[number] for number in shown)
@@ -100,25 +111,54 @@ def miniature(
     return TaskData(classes, splits)
 
 
+class Captions(NamedTuple):
+    """What lies behind a split of a miniature of retrieval."""
+
+    shown: list[Scene]  # of each picture
+    owners: list[int]  # of each example, its picture's place in `shown`
+    said: dict[str, list[Sequence[Mention]]]  # language → what each example says
+
+
+def captions(task: str, split: str, count: int, seed: int = 0) -> Captions:
+    """The scenes and facts of the examples that `miniature` returns for the same arguments."""
+    generate, streams = MINIATURES[task][1], _streams(task, split, seed)
+    items = [generate(streams, index) for index in range(count)]
+    shown = {number: scene for item in items for number, scene in item.shown.items()}
+    places = {number: place for place, number in enumerate(shown)}
+    owners = [places[number] for item in items for number in item.shown]
+    said = {code: [item.mentions[code] for item in items] for code in LANGUAGES}
+    return Captions(list(shown.values()), owners, said)
+
+
+def _streams(task: str, split: str, seed: int) -> _Streams:
+    split_key = zlib.crc32(f"{task}/{split}".encode())
+    return functools.partial(scenes.random_stream, seed, _KEY, split_key)
+
+
 def _xvnli(streams: _Streams, index: int) -> _Item:
     number, turn = divmod(index, len(VERDICTS))
     rng = streams(_SCENE, number)
-    scene = dataclasses.replace(random_scene(rng), screen=_one_of(rng, scenes.PLACES))
+    scene = random_scene(rng)
+    panes = [(item, _one_of(rng, _SORT)) for item in scene.objects]
+    hidden = tuple(dataclasses.replace(item, hidden=name) for item, name in panes)
     label = int(rng.permutation(len(VERDICTS))[turn])
     rng = streams(_TEXT, index)
-    chosen = _one_of(rng, scene.visible())
-    place: str | None = chosen.place
-    values = {name: getattr(chosen, name) for name in _NAMED}
-    kept = random_names(rng, _NAMED, _KEPT)
-    if VERDICTS[label] == "neutral":
-        place = scene.screen
-        values = {name: _one_of(rng, ATTRIBUTES[name]) for name in _NAMED}
+    chosen, unseen = _one_of(rng, panes)
+    (seen,) = set(_SORT) - {unseen}
+    named = unseen if VERDICTS[label] == "neutral" else seen
+    is_sized, wrong = rng.random() < 0.5, None
     if VERDICTS[label] == "contradiction":
-        wrong = _one_of(rng, kept)
+        wrong = _one_of(rng, (named, "size")) if is_sized else named
+        if wrong == "size":  # then it does not matter whether the other attribute can be seen
+            named = _one_of(rng, _SORT)
+    values = {"size": chosen.size} if is_sized else {}
+    values[named] = _one_of(rng, ATTRIBUTES[named]) if named == unseen else getattr(chosen, named)
+    if wrong:
         values[wrong] = _one_of(rng, [v for v in ATTRIBUTES[wrong] if v != values[wrong]])
-    mention = Mention(**{name: values[name] for name in kept}, place=place)
-    frame = _one_of(rng, PLAIN_FRAMES)  # behind the screen, nothing can be seen
-    return {number: scene}, lambda code: LANGUAGES[code].caption([mention], frame), label
+    mention = Mention(**values, place=chosen.place)
+    frame = _one_of(rng, PLAIN_FRAMES)  # what a pane hides cannot be seen
+    shown = {number: dataclasses.replace(scene, objects=hidden)}
+    return _Item(shown, lambda code: LANGUAGES[code].caption([mention], frame), label)
 
 
 def _xgqa(streams: _Streams, index: int) -> _Item:
@@ -132,7 +172,7 @@ def _xgqa(streams: _Streams, index: int) -> _Item:
     else:
         scene, mention, answer = _scene_and_reference(rng, kind)
     label = ANSWERS.index(answer)
-    return {index: scene}, lambda code: LANGUAGES[code].ask(kind, mention), label
+    return _Item({index: scene}, lambda code: LANGUAGES[code].ask(kind, mention), label)
 
 
 def _marvl(streams: _Streams, index: int) -> _Item:
@@ -144,7 +184,7 @@ def _marvl(streams: _Streams, index: int) -> _Item:
     fitting = [(l, r) for l, r in counts if (_TRUE[l > 0, r > 0] == kind) == label]
     left, right = (_scene_with(rng, mention, count) for count in _one_of(rng, fitting))
     shown = {2 * index: left, 2 * index + 1: right}
-    return shown, lambda code: LANGUAGES[code].ask(kind, mention), label
+    return _Item(shown, lambda code: LANGUAGES[code].ask(kind, mention), label)
 
 
 def _xflickrco(streams: _Streams, index: int) -> _Item:
@@ -154,7 +194,7 @@ def _xflickrco(streams: _Streams, index: int) -> _Item:
         scene = random_scene(rng)
     mentions = scene.mentions(scene.facts())
     frame = int(streams(_TEXT, index).integers(FRAMES))
-    return {index: scene}, lambda code: LANGUAGES[code].caption(mentions, frame), None
+    return _captions({index: scene}, dict.fromkeys(LANGUAGES, mentions), frame)
 
 
 def _wit(streams: _Streams, index: int) -> _Item:
@@ -167,7 +207,16 @@ def _wit(streams: _Streams, index: int) -> _Item:
         count = int(rng.integers(1, len(scene.objects) + 1))
         mentions[code] = scene.mentions(scenes.random_facts(rng, scene, count, _KEPT))
     frame = int(rng.integers(FRAMES))
-    return {number: scene}, lambda code: LANGUAGES[code].caption(mentions[code], frame), None
+    return _captions({number: scene}, mentions, frame)
+
+
+def _captions(
+    shown: dict[int, Scene], mentions: Mapping[str, Sequence[Mention]], frame: int
+) -> _Item:
+    def text(code: str) -> str:
+        return LANGUAGES[code].caption(mentions[code], frame)
+
+    return _Item(shown, text, mentions=mentions)
 
 
 MINIATURES = {

@@ -1,6 +1,7 @@
-"""Drawings of scenes: shapes against their known areas, extents and symmetry; colours; screens."""
+"""Drawings of scenes: shapes against their known areas, extents and symmetry; colours; panes."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rc3_jax.scenes.draw import INSIDE, RGB, draw, shape_mask
-from rc3_jax.scenes.scene import PLACES, Scene, SceneObject, random_scene
+from rc3_jax.scenes.scene import ATTRIBUTES, random_scene
 
 BOX = (0.125, 0.25, 0.625, 0.75)  # 32 pixels wide and high on a canvas of 64
 
@@ -68,17 +69,35 @@ def test_picture_can_be_drawn_at_any_size():
     assert np.abs(large - draw(scene)).mean() < 1
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("size", [63, 64])
-def test_screen_hides_its_quadrant_and_nothing_else(place, size):
-    corners = [(x, y, x + 0.4, y + 0.4) for y in (0.05, 0.55) for x in (0.05, 0.55)]
-    objects = (SceneObject("star", "red", "large", *item) for item in zip(PLACES, corners))
-    scene = Scene(tuple(objects), (230, 230, 230))
-    screened = dataclasses.replace(scene, screen=place)
-    assert {item.place for item in screened.visible()} == set(PLACES) - {place}
-    changed = (draw(scene, size) != draw(screened, size)).any(-1)
-    first = np.arange(size) < size / 2  # pixels that reach into the upper or left half
-    down, right = "bottom" in place, "right" in place
-    quadrant = np.outer(first[::-1] if down else first, first[::-1] if right else first)
-    np.testing.assert_array_equal(changed, quadrant)
-    assert (draw(screened, size)[quadrant] == 128).all()
+@pytest.mark.parametrize("size", [64, 63])
+@pytest.mark.parametrize(("hidden", "seen"), [("colour", "shape"), ("shape", "colour")])
+def test_pane_hides_one_attribute_of_its_object_and_shows_the_other(hidden, seen, size):
+    whole = random_scene(np.random.default_rng(5))
+    first, *others = whole.objects
+
+    def drawn(**changes):
+        item = dataclasses.replace(first, **changes)
+        return draw(dataclasses.replace(whole, objects=(item, *others)), size)
+
+    covered = drawn(hidden=hidden)
+    for value in ATTRIBUTES[hidden]:
+        np.testing.assert_array_equal(drawn(hidden=hidden, **{hidden: value}), covered)
+    shown = [drawn(hidden=hidden, **{seen: value}) for value in ATTRIBUTES[seen]]
+    for one, other in itertools.combinations(shown, 2):
+        assert np.sum(np.any(one != other, axis=-1)) >= 8  # pixels
+    changed = np.argwhere(np.any(covered != draw(whole, size), axis=-1))
+    low, high = np.array(first.box).reshape(2, 2)[:, ::-1] * size
+    assert (changed >= np.floor(low)).all() and (changed < np.ceil(high)).all()
+
+
+def test_hole_shows_the_colour_and_the_shadow_none():
+    scene = random_scene(np.random.default_rng(5))
+    for item in scene.objects:
+        x1, y1, x2, y2 = item.box
+        centre = int(32 * (y1 + y2)), int(32 * (x1 + x2))
+        for hidden, expected in (("shape", RGB[item.colour]), ("colour", (80, 80, 80))):
+            changed = dataclasses.replace(item, hidden=hidden)
+            image = draw(dataclasses.replace(scene, objects=(changed,)))
+            assert tuple(image[centre]) == expected
+            corner = image[int(64 * y1) + 1, int(64 * x1) + 1]
+            assert item.shape == "square" and hidden == "colour" or tuple(corner) == (128,) * 3

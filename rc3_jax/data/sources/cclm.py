@@ -145,7 +145,7 @@ class CCLMSource(Settings):
             return ImageRow(str(place), _key(given), image, *texts)
 
         rows = list(self.lines(path, skips, use))
-        if path == self.path:
+        if path != self.heldout_path:
             check_languages(f"{path}: languages", self.languages, sorted(found))
         return rows
 
