@@ -160,7 +160,7 @@ def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
       cls: the class that `where` names, such as `model.patch`; the whole configuration by default.
     """
     prefix = f"{where}." if where else ""
-    known = {f"{prefix}{name}": text for name, text in _all_settings(cls)}
+    known = {f"{prefix}{name}": text for name, text in all_settings(cls)}
     group, _, name = path.rpartition(".")
     renamed = [new for old, new in RENAMED.items() if path == old or path.startswith(f"{old}.")]
     last = {other: other.rpartition(".")[2] for other in known}
@@ -177,13 +177,13 @@ def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
     return f"{path}: no such setting; {hint}"
 
 
-def _all_settings(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str]]:
+def all_settings(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Names and descriptions of a class's settings, groups and the settings within them included."""
     for name, field in cls.model_fields.items():
         yield f"{prefix}{name}", description(cls, name)
         named = ".*" if typing.get_origin(field.annotation) is dict else ""
         for group in groups_within(field.annotation):
-            yield from _all_settings(group, f"{prefix}{name}{named}.")
+            yield from all_settings(group, f"{prefix}{name}{named}.")
 
 
 def groups_within(annotation: Any) -> Iterator[type[Settings]]:
