@@ -75,7 +75,7 @@ class PretrainSettings(Settings):
     """The method: RC³ or CCLM."""
     init: str | None = None
     """Folder of parameters to start from; sizes that are left at their defaults come from there."""
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
     """Seed of parameters, rows, masks, negatives and dropout."""
     steps: int = pydantic.Field(100_000, ge=1)
     """Length of the run; schedule and ramp are shares of it."""

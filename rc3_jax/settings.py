@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Self
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Annotated, Any, Self
 
 import ml_collections
 import pydantic
@@ -24,6 +24,10 @@ RENAMED = {
     "optimizer.rates": "optimizer.lr_multipliers",
 }
 """Former name of a setting -> its name now; stored configurations may have either."""
+
+
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 class ConfigError(ValueError):
@@ -46,7 +50,11 @@ class Settings(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @classmethod
@@ -82,8 +90,8 @@ class Settings(pydantic.BaseModel):
         return ml_collections.ConfigDict(values)
 
 
-def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yields name, value and description of every setting, those of nested groups included."""
+def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
+    """Yields name, value, range and description of every setting, nested groups included."""
     for name in type(settings).model_fields:
         path, value = f"{prefix}{name}", getattr(settings, name)
         if isinstance(value, Settings):
@@ -92,7 +100,47 @@ def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, s
             for key, item in value.items():
                 yield from describe(item, f"{path}.{key}.")
         else:
-            yield path, value, description(type(settings), name)
+            yield path, value, value_range(type(settings), name), description(type(settings), name)
+
+
+def value_range(cls: type[Settings], name: str) -> str:
+    """The interval that a number lies in, such as `[0, 1)`; those of a tuple joined; else empty."""
+    field = cls.model_fields[name]
+    return ", ".join(
+        dict.fromkeys(map(_interval, numbers_within(field.annotation, field.metadata)))
+    )
+
+
+Number = tuple[type, tuple[Any, ...]]
+"""`int` or `float`, and what pydantic checks of it: `Ge(ge=0)` and the like."""
+
+
+def numbers_within(annotation: Any, constraints: Iterable[Any] = ()) -> Iterator[Number]:
+    """The numbers of a type such as `int | None` or `tuple[Annotated[float, Gt(0)], ...]`."""
+    if annotation in (int, float):
+        yield annotation, tuple(constraints)
+    elif typing.get_origin(annotation) is typing.Annotated:
+        first, *more = typing.get_args(annotation)
+        found = [part for item in more for part in getattr(item, "metadata", None) or [item]]
+        yield from numbers_within(first, found)
+    else:
+        for part in typing.get_args(annotation):
+            yield from numbers_within(part, constraints)
+
+
+def bounds(number: Number) -> dict[str, float]:
+    """Of `ge`, `gt`, `le` and `lt` those that a number has."""
+    kinds = ("ge", "gt", "le", "lt")
+    return {kind: getattr(c, kind) for c in number[1] for kind in kinds if hasattr(c, kind)}
+
+
+def _interval(number: Number) -> str:
+    found = bounds(number)
+    least, most = found.get("ge", found.get("gt")), found.get("le", found.get("lt"))
+    opening = "(" if "ge" not in found else "["
+    lower = "-∞" if least is None else str(least)
+    upper, closing = ("∞", ")") if most is None else (str(most), "]" if "le" in found else ")")
+    return f"{opening}{lower}, {upper}{closing}"
 
 
 def description(cls: type[Settings], name: str) -> str:

@@ -45,17 +45,17 @@ REGULARIZERS = ("soft", "kl", "hinge", "mse")
 class RC3Weights(Settings):
     """Weights of the terms; 0 leaves a term out of the compiled step."""
 
-    itc: float = 1.0
+    itc: pydantic.NonNegativeFloat = 1.0
     """Image-text contrast."""
-    xtcl: float = 1.0
+    xtcl: pydantic.NonNegativeFloat = 1.0
     """Cross-lingual textual contrast."""
-    xvtcl: float = 1.0
+    xvtcl: pydantic.NonNegativeFloat = 1.0
     """Cross-lingual visio-textual contrast of strict rows."""
-    xvtcl_weak: float = 1.0
+    xvtcl_weak: pydantic.NonNegativeFloat = 1.0
     """Cross-lingual visio-textual contrast of weak rows, with its regularizer."""
-    itm: float = 1.0
+    itm: pydantic.NonNegativeFloat = 1.0
     """Image-text matching."""
-    mclm: float = 1.0
+    mclm: pydantic.NonNegativeFloat = 1.0
     """Masked conditional language modelling."""
 
 
