@@ -93,10 +93,7 @@ class PretrainSettings(Settings):
             "new": LrMultiplier(  # what pre-trained towers do not bring
                 factor=2.0,
                 parameters=(
-                    r"fusion/.*cross_attention.*",
-                    r"fused_.*",
-                    r"(image|text)_projection/.*",
-                    r"matching_head/.*",
+                    r"(fusion|roi|fused_\w+|(image|text)_projection|matching_head)/.*|visual_type",
                 ),
             ),
             "temperature": LrMultiplier(factor=2.0, parameters=(r"temperature.*",)),
@@ -168,12 +165,6 @@ class CCLMSettings(PretrainSettings):
                 ),
             )
         },
-        # Published: everything with a bias or a norm in its name; the norms of the heads decay.
-        no_decay=(
-            r".*bias",
-            r".*relative_positions",
-            r"(vision|text|fusion|masked_lm_head)/.*norm/scale",
-        ),
     )
     evaluation: EvaluationSettings = EvaluationSettings(modes=("patches",), dependence_rows=0)
 

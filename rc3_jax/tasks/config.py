@@ -107,7 +107,6 @@ class FinetuneSettings(Settings):
         weight_decay=1e-4,
         b2=0.999,
         eps=1e-6,
-        no_decay=(r".*/bias", r".*norm/scale"),
     )
 
 

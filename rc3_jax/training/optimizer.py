@@ -47,8 +47,9 @@ class OptimizerSettings(Settings):
     """Type of the first moment, such as `bfloat16`; None: float32."""
     lr_multipliers: dict[str, LrMultiplier] = pydantic.Field({})
     """Name -> parameters with a rate of their own; names may be added."""
-    no_decay: tuple[str, ...] = (r".*/bias", r".*norm/scale", r"temperature.*")
-    """Regular expressions of the paths of parameters without weight decay."""
+    no_decay: tuple[str, ...] = (r"(?!(.*/)?(kernel|word_embedding/embedding|decoder)$).*",)
+    """Regular expressions of the paths of parameters without weight decay; by default all but
+    kernels and tables of words."""
 
 
 def schedule(config: OptimizerSettings, steps: int) -> optax.Schedule:
