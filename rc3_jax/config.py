@@ -35,7 +35,7 @@ class BatchMix(Settings):
     parallel: float = pydantic.Field(1.0, ge=0)
     """Sentences with their translations."""
     captioned: float = pydantic.Field(0.0, ge=0)
-    """Images with one text (CCLM)."""
+    """Images with one text; in RC³ they enter ITC, ITM and MCLM."""
     region: float = pydantic.Field(0.0, ge=0)
     """Images with texts about their parts (CCLM)."""
 

@@ -30,7 +30,7 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
 @pytest.mark.parametrize(
     ("make", "change", "named"),
     [
-        (tiny_config, {"batch_mix.captioned": 1.0}, "batch_mix.captioned"),
+        (tiny_config, {"batch_mix.region": 1.0}, "batch_mix.region"),
         (tiny_config, {"data.parallel_max_length": 8}, "data.parallel_max_length"),
         (tiny_config, {"data.max_length": 31}, "model.text.max_positions"),
         (tiny_config, {"model.patch.type": "swin"}, "model.patch.swin.mlp_width"),
