@@ -10,7 +10,6 @@ What follows a config's colon are its own arguments; --config.NAME=VALUE changes
 """
 
 import functools
-import pathlib
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -31,11 +30,16 @@ ACCEPT_CHANGES = flags.DEFINE_list(
 
 def main(argv: list[str]) -> None:
     del argv
+    from rc3_jax.paths import as_path
     from rc3_jax.training.pretrain import train
 
     config = CONFIG.value
-    folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
-    run_program(lambda: train(config, folder, RESUME.value, None, ACCEPT_CHANGES.value))
+
+    def work() -> None:
+        folder = as_path(WORKDIR.value or f"runs/{config.name}", "--workdir")
+        train(config, folder, RESUME.value, None, ACCEPT_CHANGES.value)
+
+    run_program(work)
 
 
 if __name__ == "__main__":

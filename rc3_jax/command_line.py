@@ -12,6 +12,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from rc3_jax.data.record import DataError
+from rc3_jax.paths import as_path
 from rc3_jax.settings import ConfigError
 
 CONFIG = "--config"
@@ -66,7 +67,7 @@ def _stored_settings(
         return None
     if not workdir.value:
         raise ConfigError(f"name the run's folder: --resume --{workdir.name}=runs/demo")
-    return stored_settings(pathlib.Path(workdir.value)).config_dict()
+    return stored_settings(as_path(workdir.value, f"--{workdir.name}")).config_dict()
 
 
 def _unknown_override(stored: ml_collections.ConfigDict | None, argv: list[str]) -> str | None:
@@ -127,7 +128,7 @@ def named_folder(flag: flags.FlagHolder[str | None], example: str) -> pathlib.Pa
     """
     if not flag.value:
         raise ConfigError(f"name a folder: --{flag.name}={example}")
-    folder = pathlib.Path(flag.value)
+    folder = as_path(flag.value, f"--{flag.name}")
     if not folder.is_dir():
         raise ConfigError(f"--{flag.name}={folder}: no such folder")
     return folder

@@ -20,6 +20,7 @@ from rc3_jax.models.rc3 import RC3ModelSettings
 from rc3_jax.objectives.cclm import CCLMObjective
 from rc3_jax.objectives.rc3 import KINDS, RC3Objective
 from rc3_jax.parallel.mesh import MeshSettings
+from rc3_jax.paths import as_path, check_local_paths
 from rc3_jax.settings import ConfigError, Settings, check_choice, plain
 from rc3_jax.stored_config import CONFIG_FILE, read_config
 from rc3_jax.training.optimizer import LrMultiplier, OptimizerSettings
@@ -203,7 +204,9 @@ def validate(config: ml_collections.ConfigDict | PretrainSettings) -> PretrainSe
     schema = settings_class(values)
     if values.get("init") is not None:
         values["model"] = _with_init(values, plain(schema()))
-    return schema.parse(values)
+    settings = schema.parse(values)
+    check_local_paths(settings)
+    return settings
 
 
 def settings_class(values: Mapping[str, Any]) -> type[PretrainSettings]:
@@ -238,7 +241,7 @@ def _with_init(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     Raises:
       ConfigError: if a setting was changed from its default and differs from the folder's.
     """
-    folder = pathlib.Path(values["init"])
+    folder = as_path(values["init"], "init")
     if not (folder / CONFIG_FILE).is_file():
         return values["model"]
     stored = read_config(folder)

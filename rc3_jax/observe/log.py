@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Self
+from typing import Self, TextIO
 
 import jax
 from rich.console import Console
+
+from rc3_jax.paths import scheme_of
 
 METRICS = "metrics.jsonl"
 MEAN_LOSS = "mean_loss"
@@ -68,7 +71,7 @@ class Log:
     ):
         self._terms = terms
         self._path = None if folder is None else folder / METRICS
-        self._file = None if self._path is None else self._path.open("a", encoding="utf-8")
+        self._file = None if self._path is None else _opened(self._path)
         self._start = 0
         self.last: dict[str, float | None] = {}
         self.console = console or Console(quiet=folder is None, soft_wrap=True)
@@ -124,6 +127,22 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line as it is."""
         self._say(text)
+
+
+def _opened(path: pathlib.Path) -> TextIO:
+    """A file to append to."""
+    return _Rewritten(path) if scheme_of(path) else path.open("a", encoding="utf-8")
+
+
+class _Rewritten(io.StringIO):
+    """A file of an object store, where nothing can be appended: each flush writes it anew."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path.read_text(encoding="utf-8") if path.is_file() else "")
+        self._path = path
+
+    def flush(self) -> None:
+        self._path.write_text(self.getvalue(), encoding="utf-8")
 
 
 def speaker(console: Console | None = None) -> Say:

@@ -23,6 +23,7 @@ from jax.experimental.multihost_utils import process_allgather, sync_global_devi
 from orbax.checkpoint import v1 as ocp
 
 from rc3_jax.observe.log import Say
+from rc3_jax.paths import absolute
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.state import TrainState
 
@@ -53,7 +54,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep: int):
         training = ocp.training
         self._checkpointer = training.Checkpointer(
-            (folder / CHECKPOINTS).absolute(),
+            absolute(folder / CHECKPOINTS),
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(sys.maxsize),
             preservation_policy=training.preservation_policies.LatestN(keep),
         )
@@ -85,7 +86,7 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in self._steps():
-            path = pathlib.Path(self._checkpointer.directory) / str(step)
+            path = self._checkpointer.directory / str(step)
             problem, state = "", None
             try:
                 with _readable(path):
@@ -133,7 +134,7 @@ class Checkpoints:
 
 def save_params(folder: pathlib.Path, params: Any) -> None:
     """Writes parameters alone, for `config.init`, conversion and tasks."""
-    ocp.save((folder / PARAMS).absolute(), params)
+    ocp.save(absolute(folder / PARAMS), params)
 
 
 def load_params(
@@ -247,7 +248,7 @@ def _find(folder: pathlib.Path, step: int | None) -> _Stored:
             known = ", ".join(map(str, sorted(steps)))
             raise ConfigError(f"{folder} holds no checkpoint of step {step}, but of {known}")
         path, in_run = steps[max(steps) if step is None else step], True
-    path = path.absolute()
+    path = absolute(path)
     with _readable(path):
         return _Stored(path, in_run, _metadata(path, STATE if in_run else None))
 

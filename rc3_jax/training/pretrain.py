@@ -18,6 +18,7 @@ from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
 from rc3_jax.observe.log import Log
 from rc3_jax.parallel.mesh import to_global
+from rc3_jax.paths import as_path
 from rc3_jax.settings import ConfigError, describe, no_such_setting
 from rc3_jax.stored_config import (
     CONFIG_FILE,
@@ -173,7 +174,7 @@ def _first_state(
         return state
     state = run.create_state()
     if run.config.init is not None:
-        parts = warm_start_parts(pathlib.Path(run.config.init)) or sorted(state.params)
+        parts = warm_start_parts(as_path(run.config.init, "init")) or sorted(state.params)
         new = [part for part in sorted(state.params) if part not in parts]
         log.say(f"{', '.join(parts)} from {run.config.init}")
         log.say(f"drawn at random: {', '.join(new) or 'nothing'}")
