@@ -139,7 +139,7 @@ class _Trainer:
         # AdamW's updates are proportional to the rate, which is a value of the state.
         settings = OptimizerSettings.parse(config.optimizer).model_copy(update={"lr": 1.0})
         scheduled = make_optimizer(settings, self._steps, head.params)
-        self._schedule = schedule(settings, self._steps)
+        rate_of = schedule(settings, self._steps)
 
         def optimizer(rate: Any) -> optax.GradientTransformation:
             return optax.chain(scheduled, scale_by_stored_rate(rate))
@@ -157,7 +157,13 @@ class _Trainer:
         self.abstract = with_shardings(shapes, mesh, config.mesh)
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self._initial = jax.jit(initial, out_shardings=places)
-        self._step = TrainStep(loss, optimizer(1.0), self.abstract, mesh)
+        self._step = TrainStep(
+            loss,
+            optimizer(1.0),
+            self.abstract,
+            mesh,
+            lambda state: state.opt_state[-1]["rate"] * rate_of(state.step),
+        )
 
     def train(self, rate: float, run: _RunFolder, console: Console | None) -> None:
         """Trains with one learning rate, from its last checkpoint on."""
@@ -207,7 +213,6 @@ class _Trainer:
                 checkpoints,
                 log,
                 watchdog,
-                lambda done: rate * self._schedule(done),
             )
         if first:
             shutil.rmtree(run.path / CHECKPOINTS)

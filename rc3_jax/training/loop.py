@@ -56,7 +56,6 @@ def fit(
     checkpoints: Checkpoints,
     log: Log,
     watchdog: Watchdog,
-    learning_rate: Callable[[int], Any],
 ) -> tuple[TrainState, Mapping[str, Any]]:
     """Trains from `state.step` to `intervals.steps`, and evaluates the result.
 
@@ -64,7 +63,6 @@ def fit(
 
     Args:
       batches: step number to the global batches from there on.
-      learning_rate: number of steps done to the rate of the next one, for `metrics.jsonl`.
 
     Returns:
       The last state and its scores.
@@ -73,7 +71,7 @@ def fit(
       FloatingPointError: if the loss or a parameter is no longer finite; the last checkpoint remains.
     """
     start = int(state.step)
-    reporter = _Reporter(start, intervals, log, learning_rate)
+    reporter = _Reporter(start, intervals, log)
 
     def score(number: int, params: Any) -> Mapping[str, Any]:
         watchdog.beat("evaluating")
@@ -135,22 +133,19 @@ class _Reporter:
       pending: number and metrics of a step that were not read yet.
     """
 
-    def __init__(
-        self, start: int, intervals: Intervals, log: Log, learning_rate: Callable[[int], Any]
-    ):
+    def __init__(self, start: int, intervals: Intervals, log: Log):
         self.clock = Clock(start, intervals.steps, intervals.batch_size)
         self.pending: tuple[int, Metrics] | None = None
-        self._intervals, self._log, self._learning_rate = intervals, log, learning_rate
+        self._intervals, self._log = intervals, log
         self._losses: list[float] = []
 
     def write(self, number: int, values: Mapping[str, float]) -> None:
-        """Adds values to a step's line, with its learning rate, the time and the samples seen."""
+        """Adds values to a step's line, with the time and the samples seen."""
         last = self._log.last
         before, samples = last.get("step") or 0, last.get("samples_seen") or 0
         if not samples:  # a line of a run that did not count them
             samples = before * self._intervals.batch_size
         described = {
-            "learning_rate": float(self._learning_rate(number - 1)),
             "time": time.time(),
             "samples_seen": samples + (number - before) * self._intervals.batch_size,
         }

@@ -33,7 +33,6 @@ from rc3_jax.training.aot import advice
 from rc3_jax.training.checkpoint import CHECKPOINTS, Checkpoints
 from rc3_jax.training.loop import Intervals, fit
 from rc3_jax.training.memory import explain_out_of_memory
-from rc3_jax.training.optimizer import schedule
 from rc3_jax.training.run import Run, prepare_run
 from rc3_jax.training.state import TrainState, count_parameters
 from rc3_jax.training.step import Batch
@@ -133,15 +132,7 @@ def _train(
             config.checkpoint.every,
         )
         _, scores = fit(
-            run.train_step(),
-            state,
-            batches,
-            evaluate,
-            intervals,
-            checkpoints,
-            log,
-            watchdog,
-            schedule(config.optimizer, config.steps),
+            run.train_step(), state, batches, evaluate, intervals, checkpoints, log, watchdog
         )
     return dict(scores)
 
