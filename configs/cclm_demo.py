@@ -41,7 +41,6 @@ def get_config(argument: str = ""):
     groups = config.optimizer.lr_multipliers
     groups.new.parameters = tuple(p for p in groups.new.parameters if p != "temperature")
     groups.temperature = dict(factor=0.05, parameters=("temperature",))
-    config.optimizer.no_decay = (*config.optimizer.no_decay, "temperature")
     config.optimizer.warmup = 0.05
     config.log_every = 20
     return config

@@ -80,8 +80,11 @@ def compile_and_report() -> bool:
     from rc3_jax.data.stream import batch_rows
     from rc3_jax.observe.aot_report import aot_report, rules_table
     from rc3_jax.observe.chips import find_chip
+    from rc3_jax.paths import local_path
     from rc3_jax.training import aot
 
+    for flag in (OUT, HLO):
+        local_path(flag.value or "", f"--{flag.name}")
     config, topology = CONFIG.value, TOPOLOGY.value
     kinds = KINDS.value or [kind for kind, share in config.batch_mix.items() if share]
     unknown = [kind for kind in kinds if kind not in ALL_KINDS]

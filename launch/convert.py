@@ -212,10 +212,11 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator would only be in the way
     from rc3_jax.convert.torch_file import TensorFileError
+    from rc3_jax.paths import local_path
 
     command = COMMANDS[argv[1]]
     try:
-        command.run(*map(pathlib.Path, argv[2:]))
+        command.run(*map(local_path, argv[2:], command.arguments))
     except (ConfigError, DataError, TensorFileError) as error:
         reason, *details = str(error).splitlines()
         for detail in details:

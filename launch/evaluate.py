@@ -8,7 +8,6 @@ Retrieval needs no fine-tuning; a model for the other tasks comes from launch/fi
 """
 
 import functools
-import pathlib
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -24,12 +23,13 @@ define_cluster_flags()
 def main(argv: list[str]) -> None:
     del argv
     from rc3_jax.observe.log import speaker
+    from rc3_jax.paths import local_path
     from rc3_jax.tasks.evaluate import check_settings, evaluate
     from rc3_jax.tasks.load import load_task
 
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo_xvnli")
-        folder = pathlib.Path(OUTPUT.value) if OUTPUT.value else None
+        folder = local_path(OUTPUT.value, "--output") if OUTPUT.value else None
         check_settings(config)
         evaluate(config, load_task(config, speaker(), parts=("test",)), source, folder)
 

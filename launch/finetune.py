@@ -11,7 +11,6 @@ command goes on with a fine-tuning that was interrupted. launch/iglue.py runs ma
 """
 
 import functools
-import pathlib
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -27,6 +26,7 @@ define_cluster_flags()
 def main(argv: list[str]) -> None:
     del argv
     from rc3_jax.observe.log import speaker
+    from rc3_jax.paths import local_path
     from rc3_jax.tasks.evaluate import check_settings
     from rc3_jax.tasks.finetune import finetune
     from rc3_jax.tasks.load import load_task
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     def work() -> None:
         config, source = CONFIG.value, named_folder(FROM, "runs/demo")
         check_settings(config)
-        folder = pathlib.Path(WORKDIR.value or f"{source}_{config.task}")
+        folder = local_path(WORKDIR.value or f"{source}_{config.task}", "--workdir")
         finetune(config, load_task(config, speaker()), source, folder)
 
     run_program(work)

@@ -49,15 +49,19 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    folder = pathlib.Path(WORKDIR.value or f"{pathlib.Path(FROM.value or '')}_tasks")
+    workdir = WORKDIR.value or f"{(FROM.value or '').rstrip('/')}_tasks"
+    folder = pathlib.Path(workdir)
     # Before JAX is imported: few-shot fine-tunings share most of their programs.
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder / "compiled"))
+    from rc3_jax.paths import local_path
     from rc3_jax.tasks.suite import Options, run_suite
 
     def work() -> None:
         source = named_folder(FROM, "runs/demo")
         if not DATA.value:
             raise ConfigError("name a folder of tasks: --data=/data/iglue, or --data=miniature")
+        for name, path in (("workdir", workdir), ("data", DATA.value), ("images", IMAGES.value)):
+            local_path(path, f"--{name}")
         changes = {"allow_missing": ALLOW_MISSING.value} | settings(SET.value)
         options = Options(PROTOCOLS.value, seeds(), SHOTS.value, changes, TASKS.value)
         run_suite(source, DATA.value, IMAGES.value, folder, options)

@@ -1,4 +1,4 @@
-"""Prints every setting with its default and its meaning, as docs/settings.md holds them.
+"""Prints every setting with its default, its range and its meaning, as docs/settings.md holds them.
 
 python launch/settings.py > docs/settings.md
 """
@@ -9,7 +9,7 @@ import typing
 from absl import app
 
 from rc3_jax.command_line import parse_flags
-from rc3_jax.settings import Settings, describe, description
+from rc3_jax.settings import Settings, describe, description, value_range
 
 
 def tables() -> str:
@@ -20,11 +20,11 @@ def tables() -> str:
     from rc3_jax.tasks.config import FinetuneSettings, finetune_config
 
     rc3, cclm = RC3Settings(), CCLMSettings()
-    known = {name: value for name, value, _ in describe(rc3)}
+    known = {name: value for name, value, *_ in describe(rc3)}
     lines = [
         "# Settings",
         "",
-        "Written by `python launch/settings.py > docs/settings.md`. `None` means not set.",
+        "Written by `python launch/settings.py > docs/settings.md`. `None` means not set. A range `[a, b)` includes a and not b.",
         "",
         "## A run of RC³",
         "",
@@ -48,8 +48,11 @@ def tables() -> str:
 
 
 def _table(rows) -> list[str]:
-    lines = ["| setting | default | meaning |", "|---|---|---|"]
-    lines += [f"| `{name}` | {_code(value)} | {text} |" for name, value, text in rows]
+    lines = ["| setting | default | range | meaning |", "|---|---|---|---|"]
+    lines += [
+        f"| `{name}` | {_code(value)} | {interval} | {text} |"
+        for name, value, interval, text in rows
+    ]
     return [*lines, ""]
 
 
@@ -58,13 +61,13 @@ def _fields(cls: type[Settings]) -> list[str]:
 
     A group without a description has a row for each of its settings.
     """
-    rows: list[tuple[str, object, str]] = []
+    rows: list[tuple[str, object, str, str]] = []
     for name, field in cls.model_fields.items():
         if isinstance(field.default, Settings) and not field.description:
             rows += describe(field.default, f"{name}.")
         else:
             default = "needed" if field.is_required() else field.default
-            rows.append((name, default, description(cls, name)))
+            rows.append((name, default, value_range(cls, name), description(cls, name)))
     return _table(rows)
 
 

@@ -2,13 +2,14 @@
 
 python launch/train.py --config=configs/rc3_demo.py
 python launch/train.py --config=configs/rc3_base.py:root=/data/pairs,batch=4096 --workdir=runs/base
-python launch/train.py ... --config.optimizer.lr=2e-4 --resume
+python launch/train.py --resume --workdir=runs/base
+python launch/train.py --resume --workdir=runs/base --config.steps=200_000 --config.optimizer.lr=1e-4
 
-What follows a config's colon are its own arguments; --config.NAME=VALUE changes any setting.
+What follows a config's colon are its own arguments; --config.NAME=VALUE changes any setting. Without
+--config a resumed run has the settings that it began with.
 """
 
 import functools
-import pathlib
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -19,16 +20,27 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, su
 WORKDIR = flags.DEFINE_string("workdir", None, "The run's folder; runs/<config.name> by default.")
 define_cluster_flags()
 RESUME = flags.DEFINE_bool("resume", False, "Goes on from the newest checkpoint in the folder.")
+ACCEPT_CHANGES = flags.DEFINE_list(
+    "accept_changes",
+    [],
+    "Settings that a resumed run may have otherwise although they change what was promised, such as "
+    "batch_size,objective.*.",
+)
 
 
 def main(argv: list[str]) -> None:
     del argv
+    from rc3_jax.paths import as_path
     from rc3_jax.training.pretrain import train
 
     config = CONFIG.value
-    folder = pathlib.Path(WORKDIR.value or f"runs/{config.name}")
-    run_program(lambda: train(config, folder, RESUME.value))
+
+    def work() -> None:
+        folder = as_path(WORKDIR.value or f"runs/{config.name}", "--workdir")
+        train(config, folder, RESUME.value, None, ACCEPT_CHANGES.value)
+
+    run_program(work)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=functools.partial(parse_flags, CONFIG))
+    app.run(main, flags_parser=functools.partial(parse_flags, CONFIG, workdir=WORKDIR))

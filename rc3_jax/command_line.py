@@ -9,21 +9,37 @@ from typing import Any
 
 import ml_collections
 from absl import flags, logging
+from ml_collections import config_flags
 
 from rc3_jax.data.record import DataError
+from rc3_jax.paths import as_path
 from rc3_jax.settings import ConfigError
+
+CONFIG = "--config"
 
 
 def parse_flags(
-    config: flags.FlagHolder[ml_collections.ConfigDict] | None, argv: list[str]
+    config: flags.FlagHolder[ml_collections.ConfigDict] | None,
+    argv: list[str],
+    workdir: flags.FlagHolder[str | None] | None = None,
 ) -> list[str]:
     """Parses flags; exits with a one-line message on an unknown flag or value.
 
     Args:
       config: the flag that names the configuration, of programs that need one.
+      workdir: the flag that names the run's folder, of programs that have `--resume`: without
+        `--config` a resumed run has its stored settings, which `--config.NAME=VALUE` changes.
     """
     try:
-        remaining = flags.FLAGS(argv)
+        flags.FLAGS.set_gnu_getopt(True)
+        stored = None if workdir is None else _stored_settings(argv, workdir)
+        try:
+            if config is not None and stored is not None:
+                delattr(flags.FLAGS, config.name)
+                config_flags.DEFINE_config_dict(config.name, stored, sys_argv=argv)
+            remaining = flags.FLAGS(argv)
+        except (AttributeError, KeyError) as error:
+            raise ConfigError(_unknown_override(stored, argv) or str(error)) from error
         if config is not None and config.value is None:
             raise ConfigError("name a configuration: --config=configs/rc3_demo.py")
         if config is not None and not config.value.name:  # a missing file shows when it is read
@@ -36,6 +52,44 @@ def parse_flags(
         last = reason.strip().splitlines()[-1].strip().rpartition("Error: ")[2]
         sys.exit("error: " + (last if len(reason.splitlines()) > 2 else reason.replace("\n", " ")))
     return remaining
+
+
+def _stored_settings(
+    argv: list[str], workdir: flags.FlagHolder[str | None]
+) -> ml_collections.ConfigDict | None:
+    """The settings of a run that resumes with these; None where `--config` names others."""
+    from rc3_jax.training.pretrain import stored_settings
+
+    if any(argument.partition("=")[0] == CONFIG for argument in argv):
+        return None
+    flags.FLAGS(argv, known_only=True)
+    if not flags.FLAGS.resume:
+        return None
+    if not workdir.value:
+        raise ConfigError(f"name the run's folder: --resume --{workdir.name}=runs/demo")
+    return stored_settings(as_path(workdir.value, f"--{workdir.name}")).config_dict()
+
+
+def _unknown_override(stored: ml_collections.ConfigDict | None, argv: list[str]) -> str | None:
+    """What to say of the first `--config.NAME` that the configuration lacks; None if it has all."""
+    from rc3_jax.config import settings_class
+    from rc3_jax.settings import no_such_setting, plain
+    from rc3_jax.tasks.config import FinetuneSettings
+
+    given = [argument.partition("=") for argument in argv]
+    files = [value for name, _, value in given if name == CONFIG]
+    if stored is None and not files:
+        return None
+    values = stored or flags.FLAGS["config"].parser.parse(files[-1])
+    settings = plain(values)
+    schema = FinetuneSettings if "task" in settings else settings_class(settings)
+    for name, _, _ in given:
+        path, group = name.removeprefix(f"{CONFIG}."), values
+        for part in path.split(".") if path != name else ():
+            if not isinstance(group, ml_collections.ConfigDict) or part not in group:
+                return no_such_setting(path, schema)
+            group = group[part]
+    return None
 
 
 def define_cluster_flags() -> None:
@@ -74,7 +128,7 @@ def named_folder(flag: flags.FlagHolder[str | None], example: str) -> pathlib.Pa
     """
     if not flag.value:
         raise ConfigError(f"name a folder: --{flag.name}={example}")
-    folder = pathlib.Path(flag.value)
+    folder = as_path(flag.value, f"--{flag.name}")
     if not folder.is_dir():
         raise ConfigError(f"--{flag.name}={folder}: no such folder")
     return folder

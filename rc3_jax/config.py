@@ -20,6 +20,7 @@ from rc3_jax.models.rc3 import RC3ModelSettings
 from rc3_jax.objectives.cclm import CCLMObjective
 from rc3_jax.objectives.rc3 import KINDS, RC3Objective
 from rc3_jax.parallel.mesh import MeshSettings
+from rc3_jax.paths import as_path, check_local_paths
 from rc3_jax.settings import ConfigError, Settings, check_choice, plain
 from rc3_jax.stored_config import CONFIG_FILE, read_config
 from rc3_jax.training.optimizer import LrMultiplier, OptimizerSettings
@@ -35,7 +36,7 @@ class BatchMix(Settings):
     parallel: float = pydantic.Field(1.0, ge=0)
     """Sentences with their translations."""
     captioned: float = pydantic.Field(0.0, ge=0)
-    """Images with one text (CCLM)."""
+    """Images with one text; in RC³ they enter ITC, ITM and MCLM."""
     region: float = pydantic.Field(0.0, ge=0)
     """Images with texts about their parts (CCLM)."""
 
@@ -75,7 +76,7 @@ class PretrainSettings(Settings):
     """The method: RC³ or CCLM."""
     init: str | None = None
     """Folder of parameters to start from; sizes that are left at their defaults come from there."""
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**32)
     """Seed of parameters, rows, masks, negatives and dropout."""
     steps: int = pydantic.Field(100_000, ge=1)
     """Length of the run; schedule and ramp are shares of it."""
@@ -93,10 +94,7 @@ class PretrainSettings(Settings):
             "new": LrMultiplier(  # what pre-trained towers do not bring
                 factor=2.0,
                 parameters=(
-                    r"fusion/.*cross_attention.*",
-                    r"fused_.*",
-                    r"(image|text)_projection/.*",
-                    r"matching_head/.*",
+                    r"(fusion|roi|fused_\w+|(image|text)_projection|matching_head)/.*|visual_type",
                 ),
             ),
             "temperature": LrMultiplier(factor=2.0, parameters=(r"temperature.*",)),
@@ -168,12 +166,6 @@ class CCLMSettings(PretrainSettings):
                 ),
             )
         },
-        # Published: everything with a bias or a norm in its name; the norms of the heads decay.
-        no_decay=(
-            r".*bias",
-            r".*relative_positions",
-            r"(vision|text|fusion|masked_lm_head)/.*norm/scale",
-        ),
     )
     evaluation: EvaluationSettings = EvaluationSettings(modes=("patches",), dependence_rows=0)
 
@@ -212,7 +204,9 @@ def validate(config: ml_collections.ConfigDict | PretrainSettings) -> PretrainSe
     schema = settings_class(values)
     if values.get("init") is not None:
         values["model"] = _with_init(values, plain(schema()))
-    return schema.parse(values)
+    settings = schema.parse(values)
+    check_local_paths(settings)
+    return settings
 
 
 def settings_class(values: Mapping[str, Any]) -> type[PretrainSettings]:
@@ -247,7 +241,7 @@ def _with_init(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     Raises:
       ConfigError: if a setting was changed from its default and differs from the folder's.
     """
-    folder = pathlib.Path(values["init"])
+    folder = as_path(values["init"], "init")
     if not (folder / CONFIG_FILE).is_file():
         return values["model"]
     stored = read_config(folder)

@@ -39,6 +39,15 @@ MODELS = {
 """`config.model` of the published models."""
 
 
+PUBLISHED_NO_DECAY = (
+    r".*bias",
+    r".*relative_positions",
+    r"(vision|text|fusion|masked_lm_head)/.*norm/scale",
+)
+"""`optimizer.no_decay` as published: other tables, the temperature and the norms of the matching and
+box head decay too."""
+
+
 def cclm_model(name: str) -> ml_collections.ConfigDict:
     """`config.model` of a published model, by its name in `MODELS`.
 

@@ -10,11 +10,24 @@ import difflib
 import types
 import typing
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import ml_collections
 import pydantic
 from ml_collections import config_dict
+
+RENAMED = {
+    "shares": "batch_mix",
+    "data.mask_share": "data.mask_ratio",
+    "data.most_masked": "data.max_masked",
+    "data.parallel_most_masked": "data.parallel_max_masked",
+    "optimizer.rates": "optimizer.lr_multipliers",
+}
+"""Former name of a setting -> its name now; stored configurations may have either."""
+
+
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, pydantic.Field(gt=0, le=1)]
 
 
 class ConfigError(ValueError):
@@ -37,7 +50,11 @@ class Settings(pydantic.BaseModel):
     """
 
     model_config = pydantic.ConfigDict(
-        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
     )
 
     @classmethod
@@ -73,8 +90,8 @@ class Settings(pydantic.BaseModel):
         return ml_collections.ConfigDict(values)
 
 
-def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Yields name, value and description of every setting, those of nested groups included."""
+def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
+    """Yields name, value, range and description of every setting, nested groups included."""
     for name in type(settings).model_fields:
         path, value = f"{prefix}{name}", getattr(settings, name)
         if isinstance(value, Settings):
@@ -83,7 +100,47 @@ def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, s
             for key, item in value.items():
                 yield from describe(item, f"{path}.{key}.")
         else:
-            yield path, value, description(type(settings), name)
+            yield path, value, value_range(type(settings), name), description(type(settings), name)
+
+
+def value_range(cls: type[Settings], name: str) -> str:
+    """The interval that a number lies in, such as `[0, 1)`; those of a tuple joined; else empty."""
+    field = cls.model_fields[name]
+    return ", ".join(
+        dict.fromkeys(map(_interval, numbers_within(field.annotation, field.metadata)))
+    )
+
+
+Number = tuple[type, tuple[Any, ...]]
+"""`int` or `float`, and what pydantic checks of it: `Ge(ge=0)` and the like."""
+
+
+def numbers_within(annotation: Any, constraints: Iterable[Any] = ()) -> Iterator[Number]:
+    """The numbers of a type such as `int | None` or `tuple[Annotated[float, Gt(0)], ...]`."""
+    if annotation in (int, float):
+        yield annotation, tuple(constraints)
+    elif typing.get_origin(annotation) is typing.Annotated:
+        first, *more = typing.get_args(annotation)
+        found = [part for item in more for part in getattr(item, "metadata", None) or [item]]
+        yield from numbers_within(first, found)
+    else:
+        for part in typing.get_args(annotation):
+            yield from numbers_within(part, constraints)
+
+
+def bounds(number: Number) -> dict[str, float]:
+    """Of `ge`, `gt`, `le` and `lt` those that a number has."""
+    kinds = ("ge", "gt", "le", "lt")
+    return {kind: getattr(c, kind) for c in number[1] for kind in kinds if hasattr(c, kind)}
+
+
+def _interval(number: Number) -> str:
+    found = bounds(number)
+    least, most = found.get("ge", found.get("gt")), found.get("le", found.get("lt"))
+    opening = "(" if "ge" not in found else "["
+    lower = "-∞" if least is None else str(least)
+    upper, closing = ("∞", ")") if most is None else (str(most), "]" if "le" in found else ")")
+    return f"{opening}{lower}, {upper}{closing}"
 
 
 def description(cls: type[Settings], name: str) -> str:
@@ -131,10 +188,7 @@ def _problem(cls: type[Settings], where: str, problem: Any) -> str:
     """One line about one invalid setting."""
     path = ".".join(str(part) for part in (where, *problem["loc"]) if part != "")
     if problem["type"] == "extra_forbidden":
-        name = str(problem["loc"][-1])
-        close = difflib.get_close_matches(name, _all_names(cls), n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(close)}?" if close else "; remove it"
-        return f"{path}: no such setting{hint}"
+        return no_such_setting(path, cls, where)
     if problem["type"] == "missing":
         return f"{path} is missing; set it"
     message = problem["msg"].removeprefix("Value error, ")
@@ -143,10 +197,46 @@ def _problem(cls: type[Settings], where: str, problem: Any) -> str:
     return f"{path}={problem['input']!r}: {message}"
 
 
-def _all_names(cls: type[Settings]) -> Iterable[str]:
-    """The names of a class's settings, and of the settings within them."""
+def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
+    """Says that there is no such setting, and names the nearest ones.
+
+    Those are the setting that had this name formerly; else those with a similar name; else those
+    whose description has the name's words. Those of the same group go first.
+
+    Args:
+      path: the name, such as `optimizer.learning_rate`.
+      cls: the class that `where` names, such as `model.patch`; the whole configuration by default.
+    """
+    prefix = f"{where}." if where else ""
+    known = {f"{prefix}{name}": text for name, text in all_settings(cls)}
+    group, _, name = path.rpartition(".")
+    renamed = [new for old, new in RENAMED.items() if path == old or path.startswith(f"{old}.")]
+    last = {other: other.rpartition(".")[2] for other in known}
+    names = {*last.values()}
+    close = [other for other in known if last[other] == name]
+    for cutoff in (0.8, 0.6):
+        for match in difflib.get_close_matches(name, names, cutoff=cutoff) * (not close):
+            close += [other for other in known if last[other] == match]
+        words = name.replace("_", " ").lower().removesuffix("s")
+        close = close or [other for other, text in known.items() if words in text.lower()]
+    here = [other for other in close if other.rpartition(".")[0] == group]
+    chosen = (renamed or here or close)[:3]
+    hint = f"did you mean {' or '.join(chosen)}?" if chosen else "remove it"
+    return f"{path}: no such setting; {hint}"
+
+
+def all_settings(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Names and descriptions of a class's settings, groups and the settings within them included."""
     for name, field in cls.model_fields.items():
-        yield name
-        for part in (field.annotation, *typing.get_args(field.annotation)):
-            if isinstance(part, type) and issubclass(part, Settings):
-                yield from _all_names(part)
+        yield f"{prefix}{name}", description(cls, name)
+        named = ".*" if typing.get_origin(field.annotation) is dict else ""
+        for group in groups_within(field.annotation):
+            yield from all_settings(group, f"{prefix}{name}{named}.")
+
+
+def groups_within(annotation: Any) -> Iterator[type[Settings]]:
+    """The classes of settings that a type such as `dict[str, A | B]` names."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for part in typing.get_args(annotation):
+        yield from groups_within(part)

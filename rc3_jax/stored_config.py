@@ -5,29 +5,28 @@ from __future__ import annotations
 import fnmatch
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
-from rc3_jax.settings import ConfigError, Settings, plain
+from rc3_jax.settings import RENAMED, ConfigError, Settings, plain
 
 CONFIG_FILE = "config.json"
 
-RENAMED = {
-    "shares": "batch_mix",
-    "data.mask_share": "data.mask_ratio",
-    "data.most_masked": "data.max_masked",
-    "data.parallel_most_masked": "data.parallel_max_masked",
-    "optimizer.rates": "optimizer.lr_multipliers",
-}
-"""Former name of a setting -> its name now; stored configurations may have either."""
 REMOVED = ("data.regions.grid",)
 """Former settings that are derived from others now."""
 
 MAY_CHANGE = (
     "name",
     "init",
+    "steps",
+    "optimizer.lr",
+    "optimizer.warmup",
+    "optimizer.decay",
+    "optimizer.final_lr",
+    "optimizer.weight_decay",
+    "optimizer.clip",
     "microbatches",
     "mesh.*",
     "data.threads",
@@ -49,8 +48,8 @@ MAY_CHANGE = (
     "watchdog_minutes",
     "checkpoint.*",
 )
-"""Patterns of the settings that `--resume` accepts with another value: they change neither the rows
-nor what is computed from them. The number of records is compared besides."""
+"""Patterns of the settings that `--resume` takes with another value: those of the schedule, and what
+changes neither the rows nor what is computed from them. The number of records is compared besides."""
 
 
 def save_config(config: Settings, path: pathlib.Path) -> None:
@@ -106,18 +105,22 @@ def stored_max_words(stored: Mapping[str, Any]) -> int | None:
     return stored["data"].get("max_words") if stored["data"].get("clean_captions") else None
 
 
-def changed_settings(before: Settings, now: Settings) -> list[str]:
+def changed_settings(before: Settings, now: Settings) -> dict[str, str]:
     """Compares the settings of a stored run with the present ones, for `--resume`.
 
     Returns:
-      A phrase for each setting with another value that `MAY_CHANGE` does not list.
+      The name of each setting with another value -> a phrase with both values.
     """
     old, new = (
         flatten_dict(plain(settings), sep=".", keep_empty_nodes=True) for settings in (before, now)
     )
-    return [
-        f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
+    return {
+        name: f"{name} was {old.get(name)!r} and is {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name)
-        and not any(fnmatch.fnmatchcase(name, pattern) for pattern in MAY_CHANGE)
-    ]
+    }
+
+
+def is_among(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of the patterns, such as `objective.*`, stands for a setting."""
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

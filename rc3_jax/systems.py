@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from rc3_jax.objectives.cclm import UPDATES, cclm_losses, cclm_terms
 from rc3_jax.objectives.rc3 import rc3_losses, rc3_terms
 from rc3_jax.objectives.relevance import ramp
 from rc3_jax.objectives.terms import Pair, Term
+from rc3_jax.paths import as_path
 from rc3_jax.settings import ConfigError, check_choice
 from rc3_jax.stored_config import read_config
 
@@ -182,7 +182,7 @@ def encoder_settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     Raises:
       ConfigError: if it is none that `convert.py from-hf` made of a sentence encoder.
     """
-    folder = pathlib.Path(config.objective.relevance_encoder)
+    folder = as_path(config.objective.relevance_encoder, "objective.relevance_encoder")
     try:
         settings = read_config(folder)
         return {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
-from rc3_jax.config import default_config, validate
+from rc3_jax.config import RC3Settings, default_config, validate
 from rc3_jax.config_cclm import MODELS, cclm_config
 from rc3_jax.data.record import DataError
 from rc3_jax.data.sources.folder import FolderSource
-from rc3_jax.settings import ConfigError
-from rc3_jax.stored_config import MAY_CHANGE, RENAMED, changed_settings, read_config, save_config
+from rc3_jax.settings import RENAMED, ConfigError, no_such_setting
+from rc3_jax.stored_config import MAY_CHANGE, changed_settings, read_config, save_config
 from rc3_jax.training.run import prepare_run
 from tests.processes import launch
 from tests.tiny import ROOT, tiny_cclm, tiny_config
@@ -29,7 +30,7 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
 @pytest.mark.parametrize(
     ("make", "change", "named"),
     [
-        (tiny_config, {"batch_mix.captioned": 1.0}, "batch_mix.captioned"),
+        (tiny_config, {"batch_mix.region": 1.0}, "batch_mix.region"),
         (tiny_config, {"data.parallel_max_length": 8}, "data.parallel_max_length"),
         (tiny_config, {"data.max_length": 31}, "model.text.max_positions"),
         (tiny_config, {"model.patch.type": "swin"}, "model.patch.swin.mlp_width"),
@@ -86,7 +87,28 @@ def test_every_mistake_is_listed_and_close_names_are_offered():
     with pytest.raises(ConfigError) as caught:
         validate(config)
     assert "optimizer.learning_rates" in str(caught.value)
-    assert "model.text.widht: no such setting; did you mean width" in str(caught.value)
+    assert "optimizer.lr?" in str(caught.value)
+    assert "model.text.width" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("optimizer.learning_rate", "optimizer.lr"),
+        ("learning_rate", "optimizer.lr"),
+        ("lr", "optimizer.lr"),
+        ("shares", "batch_mix"),
+        ("shares.strict", "batch_mix"),
+        ("optimizer.rates.new.factor", "optimizer.lr_multipliers"),
+        ("data.most_masked", "data.max_masked"),
+        ("model.text.widht", "model.text.width"),
+        ("data.sources.pairs.captoins", "data.sources.*.captions"),
+    ],
+)
+def test_an_unknown_name_brings_the_nearest_setting(name, nearest):
+    message = no_such_setting(name, RC3Settings)
+    assert name in message
+    assert nearest in re.findall(r"[a-z_.*]+", message.partition("did you mean")[2])
 
 
 def stored(config) -> dict:

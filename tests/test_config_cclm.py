@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc3_jax.config_cclm import MODELS, cclm_config
+from rc3_jax.config_cclm import MODELS, PUBLISHED_NO_DECAY, cclm_config
 from rc3_jax.convert.cclm import layout_of
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.parallel.rules import matches
@@ -49,6 +49,7 @@ def _published_group(name: str) -> tuple[float, float]:
 
 def test_every_parameter_is_in_its_published_group():
     config = cclm_config("cclm_3m")
+    config.optimizer.no_decay = PUBLISHED_NO_DECAY
     config.model.text.update(width=32, heads=2, mlp_width=8, max_positions=9)
     config.model.patch.update(
         image_size=32, width=4, depths=(1, 2, 1, 1), heads=(1, 1, 2, 2), window=2

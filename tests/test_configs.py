@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from rc3_jax.settings import ConfigError
+from rc3_jax.training import pretrain
 from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.pretrain import train
 from tests.data.files import captioned, regions, write
@@ -139,7 +140,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(config, tmp_path):
     for path, value in expected.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
     steps = [json.loads(line)["step"] for line in (stopped / "metrics.jsonl").open()]
-    assert steps == [1, 2, 4, 4]  # the last line is the evaluation's
+    assert steps == [1, 2, 4]
 
 
 @pytest.mark.slow
@@ -175,12 +176,28 @@ def test_data_may_lie_elsewhere_when_a_run_resumes(pairs, tmp_path):
         ("data.sources.scenes.seed", 1),
         ("model.fusion.depth", 2),
         ("objective.weights.itc", 2.0),
-        ("optimizer.lr", 1.0),
+        ("optimizer.b1", 0.5),
     ],
 )
-def test_other_settings_are_refused_by_name_when_a_run_resumes(tmp_path, setting, value):
+def test_other_settings_are_refused_by_name_when_a_run_resumes(
+    tmp_path, monkeypatch, setting, value
+):
     config = tiny_config()
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     config.update_from_flattened_dict({setting: value})
-    with pytest.raises(ConfigError, match=setting):
+    with pytest.raises(ConfigError, match=f"--accept_changes={setting}") as caught:
         train(config, tmp_path, resume=True, console=quiet())
+    assert f"{value!r}" in str(caught.value)
+
+    def passed(*arguments):
+        raise StopIteration
+
+    monkeypatch.setattr(pretrain, "prepare_run", passed)
+    for pattern in (setting, f"{setting[:4]}*"):  # what the message advises
+        with pytest.raises(StopIteration):
+            train(config, tmp_path, True, (console := quiet()), [pattern])
+        assert setting in console.file.getvalue()
+    with pytest.raises(ConfigError, match="optimizer.lr"):
+        train(config, tmp_path, True, quiet(), [setting, "optimizer.learning_rate"])
+    with pytest.raises(ConfigError, match="--resume"):
+        train(config, tmp_path, False, quiet(), [setting])

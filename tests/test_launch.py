@@ -26,7 +26,10 @@ def test_a_run_from_the_command_line(tmp_path):
         (["--config=configs/rc3_demo.py:bach=8"], "bach"),
         (["--config=configs/rc3_demo.py:batch=x"], "batch='x'"),
         (["--config=configs/nowhere.py"], "configs/nowhere.py"),
-        (["--config=configs/rc3_demo.py", "--config.optimizer.lrr=1"], 'Did you mean "lr"'),
+        (["--config=configs/rc3_demo.py", "--config.optimizer.lrr=1"], "optimizer.lr?"),
+        (["--config=configs/rc3_demo.py", "--config.optimizer.learning_rate=1"], "optimizer.lr?"),
+        (["--config=configs/rc3_demo.py", "--config.shares.strict=1"], "batch_mix"),
+        (["--resume"], "--workdir"),
         (["--config=configs/rc3_demo.py", "--config.steps=many"], "'many'"),
         (["--config=configs/rc3_demo.py", "--config.batch_size=2"], "batch_size=2"),
         (
@@ -40,7 +43,8 @@ def test_a_run_from_the_command_line(tmp_path):
     ],
 )
 def test_mistakes_end_with_the_reason_in_one_line(tmp_path, arguments, message):
-    done = launch(*arguments, f"--workdir={tmp_path}")
+    folder = [] if "--resume" in arguments else [f"--workdir={tmp_path}"]
+    done = launch(*arguments, *folder)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     assert message in last

@@ -28,6 +28,7 @@ from rc3_jax.data.tokenizer import (
     load_tokenizer,
     train_tokenizer,
 )
+from rc3_jax.paths import as_path
 
 
 class Corpus(NamedTuple):
@@ -138,7 +139,7 @@ def run_tokenizer(
 
 def _stored(folder: pathlib.Path | str | None) -> str | None:
     """The tokenizer's file in a folder, if there is one."""
-    path = pathlib.Path(folder or "") / FILE_NAME
+    path = as_path(folder or "") / FILE_NAME
     return str(path) if folder and path.is_file() else None
 
 

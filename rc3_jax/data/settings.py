@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import pydantic
 from pydantic import Field
 
 from rc3_jax.data.sources import SourceSettings
-from rc3_jax.settings import Settings
+from rc3_jax.settings import PositiveFraction, Settings
 
 
 class ImageSettings(Settings):
     """How training changes images."""
 
-    crop_scale: tuple[float, float] = (0.5, 1.0)
+    crop_scale: tuple[PositiveFraction, PositiveFraction] = (0.5, 1.0)
     """Least and largest share of an image's area that a random crop keeps."""
-    jitter: float = Field(0.2, ge=0)
+    jitter: float = Field(0.2, ge=0, le=1)
     """Brightness, contrast and saturation are multiplied by factors within 1 ± jitter."""
     flip: bool = True
     """Mirrors half of the images, except where a text speaks of left or right."""
-    rand_augment: tuple[int, float] = (0, 0)
+    rand_augment: tuple[pydantic.NonNegativeInt, Annotated[float, Field(ge=0, le=10)]] = (0, 0)
     """Number of further changes to an image, and their strength up to 10."""
 
     @pydantic.model_validator(mode="after")
@@ -69,7 +71,7 @@ class DataSettings(Settings):
     """Words that a cleaned text keeps, at most."""
     modality_dropout: float = Field(0.15, ge=0, le=0.5)
     """Chance of dropping all patches of an image, and of dropping all its regions."""
-    language_exponent: float = Field(0.7, ge=0)
+    language_exponent: float = Field(0.7, ge=0, le=1)
     """Smooths the frequencies of language pairs."""
     image: ImageSettings = ImageSettings()
     regions: RegionSettings = RegionSettings()

@@ -87,8 +87,8 @@ def batch_rows(batch_size: int, batch_mix: Any, kinds: Sequence[str]) -> dict[st
     if not any(KINDS[kind].image for kind in present):
         raise DataError(
             f"data.sources offer {sorted(kinds) or 'nothing'} with batch_mix {given}: training "
-            "needs strict or weak rows, that is images with two texts each, or for CCLM captioned "
-            "or region rows"
+            "needs strict or weak rows, that is images with two texts each, captioned rows with one "
+            "text, or for CCLM region rows"
         )
     total = sum(present.values())
     exact = {kind: batch_size * share / total for kind, share in present.items()}

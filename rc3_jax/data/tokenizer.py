@@ -14,6 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rc3_jax.data.record import DataError
+from rc3_jax.paths import as_path
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """XLM-R's special tokens in the order of their ids 0 to 3; `<mask>` is the last id."""
@@ -93,12 +94,12 @@ def load_tokenizer(path: str, max_length: int) -> Tokenizer:
     Raises:
       DataError: if nothing usable is there, with the remedy.
     """
-    place = pathlib.Path(path).expanduser()
+    place = as_path(path, "data.tokenizer.path").expanduser()
     try:
         if place.is_dir() and (place / FILE_NAME).exists():
             place = place / FILE_NAME
         if place.suffix == ".json":
-            return Tokenizer(tokenizers.Tokenizer.from_file(str(place)), max_length)
+            return from_json(place.read_text(encoding="utf-8"), max_length)
         if place.suffix == ".model":
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copy(place, pathlib.Path(folder) / "sentencepiece.bpe.model")

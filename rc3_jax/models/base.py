@@ -18,7 +18,7 @@ from rc3_jax.models.roi import RoiSettings
 from rc3_jax.models.text import TextSettings, TextTower
 from rc3_jax.models.towers import VisualSettings
 from rc3_jax.models.vit import ViTSettings
-from rc3_jax.settings import Settings
+from rc3_jax.settings import Fraction, PositiveFraction, Settings
 
 TEMPERATURE_INIT = 0.07
 TEMPERATURE_RANGE = (0.001, 0.5)
@@ -50,9 +50,9 @@ class PairModelSettings(ComputeSettings):
     fusion: FusionSettings = FusionSettings()
     projection_size: int = Field(256, gt=0)
     """Length of the vectors that are contrasted."""
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_mean: tuple[Fraction, Fraction, Fraction] = (0.5, 0.5, 0.5)
     """Mean of each colour channel, 0 to 1, that pixels are normalised with."""
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = (0.5, 0.5, 0.5)
     """Standard deviation of each colour channel."""
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from rc3_jax.models.roi import RoiSettings
 from rc3_jax.models.swin import SwinSettings
 from rc3_jax.models.text import TextSettings
 from rc3_jax.models.towers import VisualSettings
+from rc3_jax.settings import Fraction, PositiveFraction
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -91,8 +92,8 @@ class CCLMModelSettings(PairModelSettings):
     roi: RoiSettings = RoiSettings(regions=0)
     tied_decoder: bool = True
     """Words are predicted with the word embeddings; False: with a table of their own (X²-VLM)."""
-    image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
+    image_mean: tuple[Fraction, Fraction, Fraction] = CLIP_MEAN
+    image_std: tuple[PositiveFraction, PositiveFraction, PositiveFraction] = CLIP_STD
 
     @model_validator(mode="after")
     def _check_roi(self) -> Self:

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from rc3_jax.models.compute import Compute
 from rc3_jax.models.hugging_face import CHANNELS, TIMM_LAYER, VISION_LAYER, HuggingFace
@@ -67,9 +67,9 @@ class SwinSettings(VisualTowerSettings):
     """Pixels along a side of a token of the first stage; each later stage doubles it."""
     width: int = Field(128, gt=0)
     """Width of the tokens of the first stage; each later stage doubles it."""
-    depths: tuple[int, ...] = (2, 2, 18, 2)
+    depths: tuple[PositiveInt, ...] = (2, 2, 18, 2)
     """Blocks of each stage."""
-    heads: tuple[int, ...] = (4, 8, 16, 32)
+    heads: tuple[PositiveInt, ...] = (4, 8, 16, 32)
     """Attention heads of each stage."""
     window: int = Field(7, gt=0)
     """Tokens along a side of an attention window; a smaller stage is one window."""

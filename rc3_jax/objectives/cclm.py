@@ -49,27 +49,27 @@ UPDATES = (TEXT_TEXT.kinds, IMAGE_TEXT.kinds, REGION_TEXT.kinds)
 class TextWeights(Settings):
     """Weights of the terms of pairs of texts; 0 leaves a term out of the compiled step."""
 
-    contrast: float = 1.0
+    contrast: pydantic.NonNegativeFloat = 1.0
     """Contrast of the two views."""
-    matching: float = 1.0
+    matching: pydantic.NonNegativeFloat = 1.0
     """Matching of the two views, with hard negatives."""
-    masked_lm: float = 1.0
+    masked_lm: pydantic.NonNegativeFloat = 1.0
     """Masked language modelling, given the other view."""
 
 
 class ImageWeights(TextWeights):
     """Weights of the terms of images and their texts."""
 
-    captions: float = 1.0
+    captions: pydantic.NonNegativeFloat = 1.0
     """Contrast of the two texts of an image, where rows have two."""
 
 
 class RegionWeights(TextWeights):
     """Weights of the terms of regions and their texts."""
 
-    box: float = 1.0
+    box: pydantic.NonNegativeFloat = 1.0
     """L1 distance of the box that a text points at."""
-    giou: float = 1.0
+    giou: pydantic.NonNegativeFloat = 1.0
     """1 - GIoU of this box."""
 
 
@@ -93,11 +93,11 @@ class CCLMObjective(ContrastSettings):
     """One update for all kinds of rows, or one each for texts, images and regions (published)."""
     negatives: Literal["global", "local"] = "global"
     """Hard negatives come from the whole batch, or from the rows of a device (published)."""
-    negative_floor: float = pydantic.Field(0.0, ge=0)
+    negative_floor: float = pydantic.Field(0.0, ge=0, le=1)
     """Added to the probability of each negative (published: 1e-5)."""
     group_positives: bool = True
     """Rows about the same image or sentence are positives; False: negatives (published)."""
-    itc_grad_scale: float = 1.0
+    itc_grad_scale: pydantic.PositiveFloat = 1.0
     """Factor of the gradient that the contrasts give to the towers (published: 1 / GPUs)."""
 
 

@@ -34,8 +34,8 @@ from rc3_jax.objectives.terms import (
 from rc3_jax.objectives.tiles import Tiling
 from rc3_jax.settings import Settings
 
-KINDS = ("strict", "weak", "parallel")
-IMAGE_TEXT = Pair(("strict", "weak"), "image", "a", "temperature_image_text")
+KINDS = ("strict", "weak", "parallel", "captioned")
+IMAGE_TEXT = Pair(("strict", "weak", "captioned"), "image", "a", "temperature_image_text")
 TEXT_TEXT = Pair(("strict", "parallel"), "a", "b", "temperature_text_text")
 FUSED = "temperature_fused"
 REGULARIZERS = ("soft", "kl", "hinge", "mse")
@@ -45,17 +45,17 @@ REGULARIZERS = ("soft", "kl", "hinge", "mse")
 class RC3Weights(Settings):
     """Weights of the terms; 0 leaves a term out of the compiled step."""
 
-    itc: float = 1.0
+    itc: pydantic.NonNegativeFloat = 1.0
     """Image-text contrast."""
-    xtcl: float = 1.0
+    xtcl: pydantic.NonNegativeFloat = 1.0
     """Cross-lingual textual contrast."""
-    xvtcl: float = 1.0
+    xvtcl: pydantic.NonNegativeFloat = 1.0
     """Cross-lingual visio-textual contrast of strict rows."""
-    xvtcl_weak: float = 1.0
+    xvtcl_weak: pydantic.NonNegativeFloat = 1.0
     """Cross-lingual visio-textual contrast of weak rows, with its regularizer."""
-    itm: float = 1.0
+    itm: pydantic.NonNegativeFloat = 1.0
     """Image-text matching."""
-    mclm: float = 1.0
+    mclm: pydantic.NonNegativeFloat = 1.0
     """Masked conditional language modelling."""
 
 
@@ -108,7 +108,8 @@ def rc3_losses(
 
     Args:
       model: bound to its parameters; the function runs inside `nn.apply`.
-      batch: rows of each of the `KINDS` present, see `data.stream`.
+      batch: rows of each of the `KINDS` present, see `data.stream`. Captioned rows have one text:
+        they enter the terms of images and a text, ITC, ITM and MCLM.
       key: source of the hard negatives.
       ramp, relevance_vectors: see `rc3_terms`.
       objective: `config.objective`, static.

@@ -24,17 +24,17 @@ Form = Literal["weighted", "soft", "hinge", "mse", "kl", "none", "off"]
 class ScaleSettings(Settings):
     """Scales of the regularizer's forms."""
 
-    soft: float = 0.3
+    soft: pydantic.NonNegativeFloat = 0.3
     """Scale of the `soft` form."""
-    hinge: float = 1.0
+    hinge: pydantic.NonNegativeFloat = 1.0
     """Scale of the `hinge` form."""
-    mse: float = 1.0
+    mse: pydantic.NonNegativeFloat = 1.0
     """Scale of the `mse` form."""
-    kl: float = 1.0
+    kl: pydantic.NonNegativeFloat = 1.0
     """Scale of the `kl` form."""
-    margin: float = 0.1
+    margin: float = pydantic.Field(0.1, ge=-2, le=2)
     """How much the proximity may exceed the relevance before `hinge` acts."""
-    relevance_temperature: float = pydantic.Field(0.1, gt=0)
+    relevance_temperature: pydantic.PositiveFloat = 0.1
     """Temperature of the targets of `soft` and `kl`."""
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Self
+from typing import Self, TextIO
 
 import jax
 from rich.console import Console
+
+from rc3_jax.paths import scheme_of
 
 METRICS = "metrics.jsonl"
 MEAN_LOSS = "mean_loss"
@@ -49,7 +53,10 @@ class Clock:
 
 
 class Log:
-    """Writes every metric to a file, and the terms of the loss to the console.
+    """Writes every metric to a file, one line a step, and the terms of the loss to the console.
+
+    Attributes:
+      last: the last line that was written, or that `rewind` kept; empty before.
 
     Args:
       folder: where `metrics.jsonl` is appended to; None writes no file (other processes).
@@ -64,7 +71,9 @@ class Log:
     ):
         self._terms = terms
         self._path = None if folder is None else folder / METRICS
-        self._file = None if self._path is None else self._path.open("a", encoding="utf-8")
+        self._file = None if self._path is None else _opened(self._path)
+        self._start = 0
+        self.last: dict[str, float | None] = {}
         self.console = console or Console(quiet=folder is None, soft_wrap=True)
         self._say = speaker(self.console)
 
@@ -79,25 +88,37 @@ class Log:
         """Removes the lines after a step, which a resumed run writes again."""
         if self._path is None or self._file is None:
             return
-        kept = [row for row in read_metrics(self._path.parent) if 0 < (row["step"] or 0) <= step]
+        kept: dict[float, dict[str, float | None]] = {}
+        for row in read_metrics(self._path.parent):
+            if 0 < (number := row["step"] or 0) <= step:
+                kept[number] = kept.get(number, {}) | row
         self._file.truncate(0)
-        self._file.writelines(json.dumps(row) + "\n" for row in kept)
-        self._file.flush()
+        self.last = {}
+        for row in kept.values():
+            self._append(row)
 
     def has_evaluation(self, step: int) -> bool:
-        """Whether the file has an evaluation of the step."""
-        rows = [] if self._path is None else read_metrics(self._path.parent)
-        return any(row["step"] == step and is_evaluation(row) for row in rows)
+        """Whether the last line is that of the step, with an evaluation."""
+        return self.last.get("step") == step and is_evaluation(self.last)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line of JSON; a value that is no finite number becomes null."""
+        """Adds values to the line of a step, the last one; what is no finite number becomes null."""
         if self._file is None:
             return
         row = {
             name: float(value) if math.isfinite(value) else None for name, value in values.items()
         }
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
+        if self.last.get("step") == step:
+            self._file.truncate(self._start)
+            row = self.last | row
+        self._append({"step": step, **row})
+
+    def _append(self, row: dict[str, float | None]) -> None:
+        if self._file is not None:
+            self._start = self._file.seek(0, os.SEEK_END)
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+            self.last = row
 
     def step(self, step: int, steps: int, values: Mapping[str, float]) -> None:
         """Shows a step's line."""
@@ -106,6 +127,22 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line as it is."""
         self._say(text)
+
+
+def _opened(path: pathlib.Path) -> TextIO:
+    """A file to append to."""
+    return _Rewritten(path) if scheme_of(path) else path.open("a", encoding="utf-8")
+
+
+class _Rewritten(io.StringIO):
+    """A file of an object store, where nothing can be appended: each flush writes it anew."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(path.read_text(encoding="utf-8") if path.is_file() else "")
+        self._path = path
+
+    def flush(self) -> None:
+        self._path.write_text(self.getvalue(), encoding="utf-8")
 
 
 def speaker(console: Console | None = None) -> Say:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import jax
 import ml_collections
 import numpy as np
+import pydantic
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Int
@@ -24,15 +25,15 @@ BATCH = PartitionSpec(BATCH_AXES)
 class MeshSettings(Settings):
     """The devices along each axis of the mesh, and how parameters are sharded over the axes."""
 
-    replica: int = 1
+    replica: pydantic.PositiveInt = 1
     """Devices along the axis that crosses slices or hosts."""
-    data: int = -1
+    data: int = pydantic.Field(-1, ge=-1)
     """Devices along the data axis; -1: all that the others leave."""
-    fsdp: int = 1
+    fsdp: pydantic.PositiveInt = 1
     """Devices that share one copy of the parameters."""
-    tensor: int = 1
+    tensor: pydantic.PositiveInt = 1
     """Devices that share the work on each row."""
-    fsdp_threshold: int = 2**20
+    fsdp_threshold: pydantic.NonNegativeInt = 2**20
     """Elements; smaller arrays stay whole along `fsdp`."""
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = (
         (r"(self|cross)_attention/(query|key|value)/(kernel|bias)", ("tensor",)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import ml_collections
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 
 from rc3_jax.config import parse_argument
 from rc3_jax.parallel.mesh import MeshSettings
@@ -39,7 +39,7 @@ class FewShotSettings(Settings):
     """Few-shot fine-tunings of launch/iglue.py; the defaults are those of IGLUE."""
 
     epochs: int = Field(20, gt=0)
-    lrs: tuple[float, ...] = (1e-4, 5e-5, 1e-5)
+    lrs: tuple[PositiveFloat, ...] = (1e-4, 5e-5, 1e-5)
     """Learning rates, each of which is tried."""
 
 
@@ -80,8 +80,8 @@ class FinetuneSettings(Settings):
     """Tokens of a text, at most the model's."""
     max_words: int | None = Field(None, ge=0)
     """Words of a cleaned text; 0 leaves texts as they are, None cleans as in pre-training."""
-    seed: int = 0
-    lrs: tuple[float, ...] = ()
+    seed: int = Field(0, ge=0, lt=2**32)
+    lrs: tuple[PositiveFloat, ...] = ()
     """Rates in place of `optimizer.lr`, each of which is tried; the best one on dev is kept."""
     dropout: float = Field(0.1, ge=0, lt=1)
     remat: Literal["none", "dots", "full"] | None = None
@@ -97,7 +97,7 @@ class FinetuneSettings(Settings):
     """Steps between two console lines."""
     watchdog_minutes: float = Field(30.0, ge=0)
     """Minutes without progress after which the process ends; 0 waits for ever."""
-    save_minutes: float = 5.0
+    save_minutes: float = Field(5.0, ge=0)
     """A checkpoint is written after an epoch if so many minutes have passed since the last one."""
     mesh: MeshSettings = MeshSettings(rules=())
     optimizer: OptimizerSettings = OptimizerSettings(
@@ -107,7 +107,6 @@ class FinetuneSettings(Settings):
         weight_decay=1e-4,
         b2=0.999,
         eps=1e-6,
-        no_decay=(r".*/bias", r".*norm/scale"),
     )
 
 

@@ -14,6 +14,7 @@ from rc3_jax.data.coverage import check_languages, coverage_lines, text_coverage
 from rc3_jax.data.record import DataError
 from rc3_jax.observe.log import Say, speaker
 from rc3_jax.parallel.mesh import batch_devices, make_mesh
+from rc3_jax.paths import check_local_paths
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.base import TaskData, checksum
 from rc3_jax.tasks.benchmarks import TASKS
@@ -80,7 +81,7 @@ def check_settings(config: ml_collections.ConfigDict) -> None:
     """Raises ConfigError for invalid settings."""
     if "task" not in config:
         raise ConfigError("the configuration is of no task; name a file of configs/downstream")
-    FinetuneSettings.parse(config)
+    check_local_paths(FinetuneSettings.parse(config))
     devices = batch_devices(make_mesh(config.mesh))
     if config.batch_size % devices:
         raise ConfigError(f"batch_size={config.batch_size} is no multiple of the {devices} devices")

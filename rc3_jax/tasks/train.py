@@ -28,7 +28,7 @@ from rc3_jax.tasks.batches import Batches
 from rc3_jax.tasks.head import TaskHead
 from rc3_jax.training.checkpoint import CHECKPOINTS, Checkpoints, load_params, save_params
 from rc3_jax.training.loop import Intervals, fit
-from rc3_jax.training.optimizer import OptimizerSettings, make_optimizer
+from rc3_jax.training.optimizer import OptimizerSettings, make_optimizer, schedule
 from rc3_jax.training.state import TrainState
 from rc3_jax.training.step import Batch, TrainStep
 from rc3_jax.training.watchdog import Watchdog
@@ -139,6 +139,7 @@ class _Trainer:
         # AdamW's updates are proportional to the rate, which is a value of the state.
         settings = OptimizerSettings.parse(config.optimizer).model_copy(update={"lr": 1.0})
         scheduled = make_optimizer(settings, self._steps, head.params)
+        rate_of = schedule(settings, self._steps)
 
         def optimizer(rate: Any) -> optax.GradientTransformation:
             return optax.chain(scheduled, scale_by_stored_rate(rate))
@@ -156,7 +157,13 @@ class _Trainer:
         self.abstract = with_shardings(shapes, mesh, config.mesh)
         places = jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
         self._initial = jax.jit(initial, out_shardings=places)
-        self._step = TrainStep(loss, optimizer(1.0), self.abstract, mesh)
+        self._step = TrainStep(
+            loss,
+            optimizer(1.0),
+            self.abstract,
+            mesh,
+            lambda state: state.opt_state[-1]["rate"] * rate_of(state.step),
+        )
 
     def train(self, rate: float, run: _RunFolder, console: Console | None) -> None:
         """Trains with one learning rate, from its last checkpoint on."""
@@ -170,7 +177,8 @@ class _Trainer:
             Watchdog(config.watchdog_minutes) as watchdog,
             Checkpoints(run.path, keep=1) as checkpoints,
         ):
-            newest = checkpoints.latest or 0
+            found = checkpoints.restore(self.abstract, log.say) if checkpoints.latest else None
+            newest = 0 if found is None else int(found.step)
             log.rewind(newest)
             sync_global_devices("rewound")
             scores_at = {row["step"]: mean_score(row, self._head.main) for row in run.history()}
@@ -189,11 +197,11 @@ class _Trainer:
                 epoch = f"epoch {step // epoch_steps}/{config.epochs}"
                 return {"dev": dev}, f"{epoch}  lr {rate:g}  dev {main} {value:.1%}"
 
-            if newest:
-                log.say(f"lr {rate:g}: resuming after epoch {newest // epoch_steps}")
-                state = checkpoints.restore(self.abstract)
-            else:
+            if found is None:
                 state = self._initial(self._head.params, rate)
+            else:
+                log.say(f"lr {rate:g}: resuming after epoch {newest // epoch_steps}")
+                state = found
             rows, minutes = self._batches.batch_size, config.save_minutes
             intervals = Intervals(steps, rows, config.log_every, epoch_steps, epoch_steps, minutes)
             fit(

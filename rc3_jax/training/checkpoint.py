@@ -8,7 +8,10 @@ fine-tuned weights holds `params` in place of checkpoints.
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import pathlib
+import re
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple, Self
@@ -16,8 +19,11 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental.multihost_utils import process_allgather, sync_global_devices
 from orbax.checkpoint import v1 as ocp
 
+from rc3_jax.observe.log import Say
+from rc3_jax.paths import absolute
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.state import TrainState
 
@@ -26,9 +32,15 @@ PARAMS = "params"
 STATE = "state"
 """The folder of a `TrainState` within that of a checkpoint."""
 CHECKPOINTS = "checkpoints"
+DAMAGED = "damaged"
+"""The folder of a run for checkpoints that could not be read."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Shapes of nested parameters by their paths, parts joined by `/`."""
+
+
+class _UnreadableError(ConfigError):
+    """A folder whose arrays cannot be read."""
 
 
 class Checkpoints:
@@ -42,7 +54,7 @@ class Checkpoints:
     def __init__(self, folder: pathlib.Path, keep: int):
         training = ocp.training
         self._checkpointer = training.Checkpointer(
-            (folder / CHECKPOINTS).absolute(),
+            absolute(folder / CHECKPOINTS),
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(sys.maxsize),
             preservation_policy=training.preservation_policies.LatestN(keep),
         )
@@ -64,14 +76,65 @@ class Checkpoints:
         if step != self.latest:
             self._checkpointer.save_checkpointables(step, {STATE: state}, force=True)
 
-    def restore(self, abstract: TrainState) -> TrainState:
-        """The newest state, sharded as `abstract` says."""
-        return self._checkpointer.load_checkpointables(None, {STATE: abstract})[STATE]
+    def restore(self, abstract: TrainState, say: Say) -> TrainState | None:
+        """The newest state that can be read, sharded as `abstract` says; None if there is none.
+
+        Newer ones that cannot be read are told, and moved to the folder `damaged` of the run.
+
+        Raises:
+          ConfigError: if no checkpoint can be read, or one is that of another model.
+        """
+        damaged: dict[int, str] = {}
+        for step in self._steps():
+            path = self._checkpointer.directory / str(step)
+            problem, state = "", None
+            try:
+                with _readable(path):
+                    _check_state(path, abstract)
+                    loaded = self._checkpointer.load_checkpointables(step, {STATE: abstract})
+                    state = loaded[STATE]
+            except _UnreadableError as error:
+                problem = str(error)
+            if process_allgather(np.asarray(bool(problem))).any():
+                damaged[step] = problem or f"{path} cannot be read by another process"
+            else:
+                self._move_away(damaged, step, say)
+                return state
+        if damaged:
+            raise ConfigError(
+                "\n  ".join(
+                    [
+                        "no checkpoint can be read:",
+                        *damaged.values(),
+                        f"remove {self._checkpointer.directory} to begin anew with --resume",
+                    ]
+                )
+            )
+        return None
+
+    def _steps(self) -> list[int]:
+        return [found.step for found in reversed(self._checkpointer.checkpoints)]
+
+    def _move_away(self, damaged: Mapping[int, str], sound: int, say: Say) -> None:
+        folder = self._checkpointer.directory.parent / DAMAGED
+        for step, problem in damaged.items():
+            say(f"{problem}; it is moved to {folder}, and the run goes on from step {sound}")
+        if not damaged:
+            return
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            for step in damaged:
+                target = folder / str(step)
+                if target.exists():
+                    target.rmtree()
+                (self._checkpointer.directory / str(step)).rename(target)
+        sync_global_devices("moved")
+        self._checkpointer.reload()
 
 
 def save_params(folder: pathlib.Path, params: Any) -> None:
     """Writes parameters alone, for `config.init`, conversion and tasks."""
-    ocp.save((folder / PARAMS).absolute(), params)
+    ocp.save(absolute(folder / PARAMS), params)
 
 
 def load_params(
@@ -185,20 +248,76 @@ def _find(folder: pathlib.Path, step: int | None) -> _Stored:
             known = ", ".join(map(str, sorted(steps)))
             raise ConfigError(f"{folder} holds no checkpoint of step {step}, but of {known}")
         path, in_run = steps[max(steps) if step is None else step], True
-    path = path.absolute()
+    path = absolute(path)
     with _readable(path):
-        named = {"checkpointable_name": STATE} if in_run else {}
-        return _Stored(path, in_run, dict(ocp.metadata(path, **named).metadata))
+        return _Stored(path, in_run, _metadata(path, STATE if in_run else None))
+
+
+def _metadata(path: pathlib.Path, name: str | None) -> dict[str, Any]:
+    """The shapes and types that Orbax finds in a folder, or under a name in that of a checkpoint."""
+    found = ocp.metadata(path, **({} if name is None else {"checkpointable_name": name})).metadata
+    if found is None:  # Orbax has told why, and raises nothing; reading the arrays does
+        ocp.load(path, **({} if name is None else {"checkpointable_name": name}))
+    return dict(found)
 
 
 @contextlib.contextmanager
 def _readable(path: pathlib.Path) -> Iterator[None]:
     """Turns the many ways in which Orbax fails on a damaged folder into one."""
     try:
-        yield
+        with _silent():
+            yield
+    except ConfigError:
+        raise
     except Exception as error:  # Orbax raises nothing narrower for damaged arrays
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"{path} cannot be read as parameters: {reason}") from error
+        raise _UnreadableError(_problem(path, error)) from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what Orbax logs about a damaged folder, pages of it, from the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _problem(path: pathlib.Path, error: BaseException) -> str:
+    """One line about a folder that cannot be read, with the file as far as the errors tell it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    texts = [str(error) for error in chain]
+    files = re.findall(rf"{re.escape(str(path))}/[^\s\"'\\]+", " ".join(texts))
+    described = path / STATE / "_METADATA"
+    broken = any(isinstance(error, json.JSONDecodeError) for error in chain)
+    if path.parent.name == CHECKPOINTS and (broken or not described.is_file()):
+        files.append(f"{described}")
+    reason = next((text for text in reversed(texts) if text), type(error).__name__).strip()
+    file = f"{max(files, key=len)}: " if files else ""
+    return f"{path} cannot be read as parameters ({file}{_short(reason)})"
+
+
+def _short(reason: str) -> str:
+    """The last clause of a message of TensorStore, without its specification."""
+    first = reason.partition("\n")[0].partition(" [tensorstore_spec")[0]
+    return first if len(first) <= 160 else first[:60] + " ... " + first[-95:]
+
+
+def _check_state(path: pathlib.Path, abstract: TrainState) -> None:
+    """Raises ConfigError unless a checkpoint has the arrays of a state."""
+    stored, wanted = (
+        {
+            "/".join(
+                str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in at
+            ): (tuple(leaf.shape))
+            for at, leaf in jax.tree_util.tree_leaves_with_path(tree)
+        }
+        for tree in (_metadata(path, STATE), abstract)
+    )
+    check_shapes(path, stored, wanted, "the settings")
 
 
 def shapes_of(params: Any) -> Shapes:

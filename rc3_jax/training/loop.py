@@ -76,7 +76,8 @@ def fit(
     def score(number: int, params: Any) -> Mapping[str, Any]:
         watchdog.beat("evaluating")
         scores, line = evaluate(number, params)
-        log.write(number, flatten_dict(scores, sep="/"))
+        if not log.has_evaluation(number):  # an ended run is scored again
+            reporter.write(number, flatten_dict(scores, sep="/"))
         log.say(f"step {number} evaluation  {line}")
         reporter.skip(number)
         return scores
@@ -138,6 +139,18 @@ class _Reporter:
         self._intervals, self._log = intervals, log
         self._losses: list[float] = []
 
+    def write(self, number: int, values: Mapping[str, float]) -> None:
+        """Adds values to a step's line, with the time and the samples seen."""
+        last = self._log.last
+        before, samples = last.get("step") or 0, last.get("samples_seen") or 0
+        if not samples:  # a line of a run that did not count them
+            samples = before * self._intervals.batch_size
+        described = {
+            "time": time.time(),
+            "samples_seen": samples + (number - before) * self._intervals.batch_size,
+        }
+        self._log.write(number, {**values, **described})
+
     def read(self) -> None:
         """Raises FloatingPointError unless the pending loss is finite."""
         if self.pending is None:
@@ -146,10 +159,10 @@ class _Reporter:
         self.pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not math.isfinite(values["loss"] + values["parameter_norm"]):
-            self._log.write(number, values)
+            unsound = [f"{name} is {v:g}" for name, v in values.items() if not math.isfinite(v)]
+            self.write(number, values)
             raise FloatingPointError(
-                f"step {number}: the loss is {values['loss']:g} and the norm of the parameters is "
-                f"{values['parameter_norm']:g} after it; train with a lower optimizer.lr or "
+                f"step {number}: {', '.join(unsound)}; train with a lower optimizer.lr or "
                 "optimizer.clip"
             )
         self._losses.append(values["loss"])
@@ -161,7 +174,7 @@ class _Reporter:
             values[MEAN_LOSS] = float(np.mean(self._losses))
             self._losses.clear()
         if shows or MEAN_LOSS in values:
-            self._log.write(number, values)
+            self.write(number, values)
 
     def skip(self, number: int) -> None:
         """Leaves the time since the last reading out of the reported speed."""

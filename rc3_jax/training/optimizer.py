@@ -16,7 +16,7 @@ from rc3_jax.settings import ConfigError, Settings
 class LrMultiplier(Settings):
     """The learning rate of some parameters."""
 
-    factor: float
+    factor: pydantic.NonNegativeFloat
     """Factor of their rate, and of their weight decay."""
     parameters: tuple[str, ...]
     """Regular expressions of their paths."""
@@ -25,30 +25,31 @@ class LrMultiplier(Settings):
 class OptimizerSettings(Settings):
     """AdamW with warm-up and decay of the rate, after the gradient is clipped by its global norm."""
 
-    lr: float = 1e-4
+    lr: pydantic.PositiveFloat = 1e-4
     """Highest learning rate."""
     warmup: float = pydantic.Field(0.05, ge=0, le=1)
     """Share of the run in which the rate rises."""
     decay: Literal["cosine", "linear", "constant"] = "cosine"
     """Form of the decay after the warm-up."""
-    final_lr: float = pydantic.Field(0.0, ge=0)
+    final_lr: float = pydantic.Field(0.0, ge=0, le=1)
     """Share of `lr` at the end."""
-    weight_decay: float = 0.01
+    weight_decay: pydantic.NonNegativeFloat = 0.01
     """Decoupled weight decay."""
-    b1: float = 0.9
+    b1: float = pydantic.Field(0.9, ge=0, lt=1)
     """Decay of the first moment."""
-    b2: float = 0.98
+    b2: float = pydantic.Field(0.98, ge=0, lt=1)
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: pydantic.PositiveFloat = 1e-8
     """Added to the root of the second moment."""
-    clip: float = 1.0
-    """Greatest global norm of the gradient."""
+    clip: pydantic.NonNegativeFloat = 1.0
+    """Greatest global norm of the gradient; 0 does not clip."""
     mu_dtype: str | None = None
     """Type of the first moment, such as `bfloat16`; None: float32."""
     lr_multipliers: dict[str, LrMultiplier] = pydantic.Field({})
     """Name -> parameters with a rate of their own; names may be added."""
-    no_decay: tuple[str, ...] = (r".*/bias", r".*norm/scale", r"temperature.*")
-    """Regular expressions of the paths of parameters without weight decay."""
+    no_decay: tuple[str, ...] = (r"(?!(.*/)?(kernel|word_embedding/embedding|decoder)$).*",)
+    """Regular expressions of the paths of parameters without weight decay; by default all but
+    kernels and tables of words."""
 
 
 def schedule(config: OptimizerSettings, steps: int) -> optax.Schedule:
@@ -106,7 +107,7 @@ def make_optimizer(
         for name, group in config.lr_multipliers.items()
     ]
     return optax.chain(
-        optax.clip_by_global_norm(config.clip),
+        optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(),
         optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.mu_dtype),
         optax.add_decayed_weights(
             config.weight_decay, mask=jax.tree.map(lambda skip: not skip, no_decay)

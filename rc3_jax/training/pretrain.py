@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,8 +18,16 @@ from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
 from rc3_jax.observe.log import Log
 from rc3_jax.parallel.mesh import to_global
-from rc3_jax.settings import ConfigError
-from rc3_jax.stored_config import CONFIG_FILE, changed_settings, read_config, save_config
+from rc3_jax.paths import as_path
+from rc3_jax.settings import ConfigError, describe, no_such_setting
+from rc3_jax.stored_config import (
+    CONFIG_FILE,
+    MAY_CHANGE,
+    changed_settings,
+    is_among,
+    read_config,
+    save_config,
+)
 from rc3_jax.systems import term_names
 from rc3_jax.training.aot import advice
 from rc3_jax.training.checkpoint import CHECKPOINTS, Checkpoints
@@ -31,7 +39,9 @@ from rc3_jax.training.step import Batch
 from rc3_jax.training.warm_start import warm_start_parts
 from rc3_jax.training.watchdog import Watchdog
 
-RECORDS = "records.json"
+RECORDS = "records"
+"""What `accept_changes` calls the numbers of records."""
+RECORDS_FILE = "records.json"
 """Numbers of the training records, by kind and languages; a resumed run must have the same."""
 
 
@@ -40,6 +50,7 @@ def train(
     folder: pathlib.Path,
     resume: bool = False,
     console: Console | None = None,
+    accept_changes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the scores that `folder/scores.json` then holds.
 
@@ -47,22 +58,31 @@ def train(
       folder: the run's folder; the README lists what it will hold.
       resume: continues from the newest checkpoint in the folder, if there is one.
       console: where progress is shown; standard output by default.
+      accept_changes: patterns of settings that a resumed run may have otherwise although they
+        change the mathematics of its rows, such as `objective.*`; `records` stands for the data.
 
     Raises:
       ConfigError: for invalid settings; if the folder holds a run already and `resume` is False, or
-        with other settings and `resume` is True.
+        one with other settings and `resume` is True.
       DataError: for data that cannot be used.
       FloatingPointError: if the loss is no longer finite; the last checkpoint remains.
       OutOfMemory: if a device's memory does not suffice.
     """
     config = validate(config)
     is_first = jax.process_index() == 0
-    _check_folder(folder, config, resume)
+    changes = _check_folder(folder, config, resume, accept_changes)
     folder.mkdir(parents=True, exist_ok=True)
     with Log(folder if is_first else None, console, term_names(config)) as log:
+        for change in changes:
+            log.say(f"--resume: {change}")
         run = prepare_run(config, folder if resume else None)  # large files take their time
         try:
-            scores = _train(run, folder, log)
+            scores = _train(run, folder, log, accept_changes)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{error}: python launch/train.py --resume --workdir={folder} "
+                f"--config.optimizer.lr={config.optimizer.lr / 2:g}"
+            ) from error
         finally:
             name = "skipped.jsonl" if is_first else f"skipped.{jax.process_index()}.jsonl"
             run.skips.write(folder / name)
@@ -74,7 +94,9 @@ def train(
     return scores
 
 
-def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
+def _train(
+    run: Run, folder: pathlib.Path, log: Log, accept_changes: Sequence[str]
+) -> dict[str, Any]:
     """From the first state, or the newest checkpoint, to the final scores."""
     config = run.config
     rows = batch_rows(config.batch_size, config.batch_mix, list(run.corpus.pools))
@@ -84,7 +106,7 @@ def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
         Checkpoints(folder, config.checkpoint.keep) as checkpoints,
     ):
         evaluator = Evaluator(run, lambda: watchdog.beat("evaluating"))
-        state = _first_state(run, folder, checkpoints, log)
+        state = _first_state(run, folder, checkpoints, log, accept_changes)
         _describe(run, state, rows, log)
 
         def batches(start: int) -> Iterator[Batch]:
@@ -115,63 +137,105 @@ def _train(run: Run, folder: pathlib.Path, log: Log) -> dict[str, Any]:
     return dict(scores)
 
 
-def _first_state(run: Run, folder: pathlib.Path, checkpoints: Checkpoints, log: Log) -> TrainState:
+def _first_state(
+    run: Run,
+    folder: pathlib.Path,
+    checkpoints: Checkpoints,
+    log: Log,
+    accept_changes: Sequence[str],
+) -> TrainState:
     """The state to start from; also writes down what the run depends on."""
-    newest = checkpoints.latest
-    _check_records(run, folder, resumed=newest is not None)
+    records = {
+        kind: {"+".join(pair): len(numbers) for pair, numbers in pool.pairs.items()}
+        for kind, pool in run.corpus.pools.items()
+    }
+    if checkpoints.latest is not None and not is_among(RECORDS, accept_changes):
+        _check_records(records, folder)
+    state = checkpoints.restore(run.abstract_state, log.say)
+    step = 0 if state is None else int(state.step)
+    if step > run.config.steps:
+        raise ConfigError(f"steps={run.config.steps}: {folder} has done {step} steps; give more")
     if jax.process_index() == 0:
         save_config(run.config, folder / CONFIG_FILE)
         (folder / FILE_NAME).write_text(run.tokenizer.to_json(), encoding="utf-8")
-    if newest is not None:
-        log.say(f"resuming after step {newest}")
-        log.rewind(newest)
-        return checkpoints.restore(run.abstract_state)
-    log.rewind(0)
+        (folder / RECORDS_FILE).write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+    log.rewind(step)
+    if state is not None:
+        log.say(f"resuming after step {step}")
+        return state
     state = run.create_state()
     if run.config.init is not None:
-        parts = warm_start_parts(pathlib.Path(run.config.init)) or sorted(state.params)
+        parts = warm_start_parts(as_path(run.config.init, "init")) or sorted(state.params)
         new = [part for part in sorted(state.params) if part not in parts]
         log.say(f"{', '.join(parts)} from {run.config.init}")
         log.say(f"drawn at random: {', '.join(new) or 'nothing'}")
     return state
 
 
-def _check_folder(folder: pathlib.Path, config: PretrainSettings, resume: bool) -> None:
-    """Raises ConfigError unless a run with these settings may be in the folder."""
+def stored_settings(folder: pathlib.Path) -> PretrainSettings:
+    """The settings of the run in a folder.
+
+    Raises:
+      ConfigError: if the folder holds no run, or settings that are invalid now.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ConfigError(f"{folder} holds no run to resume; name its folder with --workdir")
+    stored = read_config(folder)
+    return settings_class(stored).parse(stored, str(file))
+
+
+def _check_folder(
+    folder: pathlib.Path, config: PretrainSettings, resume: bool, accept_changes: Sequence[str]
+) -> list[str]:
+    """The settings that a resumed run has otherwise than it began with, a phrase each.
+
+    Raises:
+      ConfigError: unless a run with these settings may be in the folder.
+    """
     begun = folder / CHECKPOINTS
     if not resume:
+        if accept_changes:
+            raise ConfigError("--accept_changes is for --resume; leave it out")
         if begun.exists() and any(begun.iterdir()):
             raise ConfigError(
                 f"{folder} holds a run already; continue it with --resume, or choose another --workdir"
             )
-    elif (folder / CONFIG_FILE).exists():
-        stored = read_config(folder)
-        if changed := changed_settings(settings_class(stored).parse(stored), config):
-            raise ConfigError(
-                "\n  ".join([f"--resume: other settings than in {folder / CONFIG_FILE}:", *changed])
-                + "\n  take the settings of the run, or start another one in another --workdir"
-            )
+        return []
+    if not (folder / CONFIG_FILE).exists():
+        return []
+    stored = stored_settings(folder)
+    names = [RECORDS, *(name for settings in (stored, config) for name, *_ in describe(settings))]
+    for pattern in accept_changes:
+        if not any(is_among(name, [pattern]) for name in names):
+            raise ConfigError(f"--accept_changes: {no_such_setting(pattern, type(config))}")
+    changes = changed_settings(stored, config)
+    taken = {name for name in changes if is_among(name, (*MAY_CHANGE, *accept_changes))}
+    if refused := sorted(changes.keys() - taken):
+        accepted = ",".join([*accept_changes, *refused])
+        first = f"--resume: the mathematics of promised rows differs from {folder / CONFIG_FILE}:"
+        remedy = (
+            "leave --config out to take the settings of the run, take these with "
+            f"--accept_changes={accepted}, or start another run in another --workdir"
+        )
+        raise ConfigError("\n  ".join([first, *(changes[name] for name in refused), remedy]))
+    follows = "; schedule and ramp follow the new length"
+    return [phrase + follows * (name == "steps") for name, phrase in changes.items()]
 
 
-def _check_records(run: Run, folder: pathlib.Path, resumed: bool) -> None:
+def _check_records(records: Mapping[str, Any], folder: pathlib.Path) -> None:
     """Raises DataError if a resumed run has other numbers of records than it began with.
 
     The order of the rows depends on these numbers, wherever the data lie.
     """
-    counts = {
-        kind: {"+".join(pair): len(numbers) for pair, numbers in pool.pairs.items()}
-        for kind, pool in run.corpus.pools.items()
-    }
-    file = folder / RECORDS
-    if resumed and file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before != counts:
-            raise DataError(
-                f"--resume: the run began with records {before}, and data.sources offer {counts} now; "
-                f"restore the data, or start another run in another --workdir"
-            )
-    elif jax.process_index() == 0:
-        file.write_text(json.dumps(counts, indent=2) + "\n", encoding="utf-8")
+    file = folder / RECORDS_FILE
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else records
+    if before != records:
+        raise DataError(
+            f"--resume: the run began with records {before}, and data.sources offer {records} now; "
+            f"restore the data, take them with --accept_changes={RECORDS}, or start another run in "
+            "another --workdir"
+        )
 
 
 def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) -> None:

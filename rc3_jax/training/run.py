@@ -23,9 +23,10 @@ from rc3_jax.models.base import PairModel
 from rc3_jax.objectives.rc3 import RC3Objective
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import with_shardings
+from rc3_jax.paths import as_path
 from rc3_jax.systems import abstract_encoder, build_model, system_of
 from rc3_jax.training.checkpoint import load_params
-from rc3_jax.training.optimizer import make_optimizer
+from rc3_jax.training.optimizer import make_optimizer, schedule
 from rc3_jax.training.state import EMA_PARTS, TrainState, ema_update, initial_params
 from rc3_jax.training.step import TrainStep, split_by_kind
 from rc3_jax.training.warm_start import check_vocabulary, load_warm_start
@@ -63,11 +64,13 @@ class RunModel:
     def train_step(self) -> TrainStep:
         """The step; all objectives see the rows of all devices."""
         system = system_of(self.config)
+        rate_of = schedule(self.config.optimizer, self.config.steps)
         return TrainStep(
             system.loss(self.model, self.config, self.mesh),
             self.optimizer,
             self.abstract_state,
             self.mesh,
+            lambda state: rate_of(state.step),
             system.updates(self.config),
             self._average,
         )
@@ -102,8 +105,8 @@ class Run(RunModel):
         given = None if self.config.init is None else load_warm_start(self.config, abstract.params)
         encoder = None
         if name := getattr(self.config.objective, "relevance_encoder", None):
-            check_vocabulary(pathlib.Path(name), self.tokenizer)
-            encoder = load_params(pathlib.Path(name), abstract.ema, parts=("text",))
+            check_vocabulary(as_path(name), self.tokenizer)
+            encoder = load_params(as_path(name), abstract.ema, parts=("text",))
         initial = jax.jit(self.initial_state, out_shardings=target, donate_argnums=(0, 1))
         return initial(given, encoder)
 

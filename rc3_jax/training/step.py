@@ -32,6 +32,7 @@ class TrainStep:
 
     Args:
       state: shapes and shardings of the state, as `parallel.rules.with_shardings` returns them.
+      learning_rate: the rate of a state's next update, for the metrics.
       groups: kinds of rows that make an update of their own, in order; None takes all kinds.
       average: `(ema, params, step) -> ema`, the new average of the parameters; None keeps `ema`.
     """
@@ -42,6 +43,7 @@ class TrainStep:
         optimizer: optax.GradientTransformation,
         state: TrainState,
         mesh: Mesh,
+        learning_rate: Callable[[TrainState], Any],
         groups: Sequence[Sequence[str] | None] = (None,),
         average: Callable[[Any, Any, Array], Any] | None = None,
     ):
@@ -65,6 +67,7 @@ class TrainStep:
                 "loss": sum(losses),
                 "gradient_norm": jnp.linalg.norm(jnp.stack(norms)),
                 "parameter_norm": optax.tree.norm(params),
+                "learning_rate": jnp.asarray(learning_rate(state)),
             }
             ema = state.ema if average is None else average(state.ema, params, state.step)
             return TrainState(state.step + 1, params, opt_state, ema), metrics
@@ -80,7 +83,7 @@ class TrainStep:
         self._compiled: Callable[..., tuple[TrainState, Metrics]] | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        """The next state and the metrics of the batch: the loss, its terms, norms, temperatures."""
+        """The next state and the metrics of the batch: the loss, its terms, norms, temperatures, rate."""
         return (self._compiled or self._jitted)(state, batch)
 
     def lower(self, batch: Batch) -> jax.stages.Lowered:

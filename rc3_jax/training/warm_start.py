@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rc3_jax.data.tokenizer import FILE_NAME, Tokenizer, load_tokenizer
+from rc3_jax.paths import as_path
 from rc3_jax.settings import ConfigError
 from rc3_jax.stored_config import CONFIG_FILE, read_config
 from rc3_jax.training.checkpoint import load_params
@@ -24,7 +25,7 @@ def load_warm_start(config: Any, abstract: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
       ConfigError: if the folder holds no parameters, or those of another model.
     """
-    folder = pathlib.Path(config.init)
+    folder = as_path(config.init, "init")
     parts = warm_start_parts(folder)
     if unknown := set(parts or ()) - abstract.keys():
         raise ConfigError(

@@ -44,6 +44,26 @@ def test_each_writing_is_one_line_of_json(tmp_path):
     ]
 
 
+def test_a_step_has_one_line_also_when_a_run_goes_on(tmp_path):
+    with Log(tmp_path, _console(False)[0]) as log:
+        log.write(1, {"loss": 3.0})
+        log.write(1, {"dev/en": 0.5})
+        log.write(2, {"loss": 2.0})
+        assert _lines(tmp_path) == [
+            {"step": 1, "loss": 3.0, "dev/en": 0.5},
+            {"step": 2, "loss": 2.0},
+        ]
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "loss": 1.0}\n{"step": 3, "dev/en": 0.7}\n{"step": 4, "lo')
+    with Log(tmp_path, _console(False)[0]) as log:
+        log.rewind(3)
+        assert log.has_evaluation(3) and not log.has_evaluation(2)
+        log.write(3, {"dev/de": 0.6})
+        log.write(4, {"loss": 0.5})
+    assert [row["step"] for row in _lines(tmp_path)] == [1, 2, 3, 4]
+    assert _lines(tmp_path)[2] == {"step": 3, "loss": 1.0, "dev/en": 0.7, "dev/de": 0.6}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan")])
 def test_what_is_no_finite_number_becomes_null(tmp_path, value):
     with Log(tmp_path, _console(False)[0]) as log:

@@ -74,7 +74,7 @@ def test_a_rate_that_diverges_leaves_the_others(pretrained, tmp_path):
     console, data = quiet(), colour_task(1)
     config = tuning("xvnli", epochs=2, lrs=(1e30, 1e-3))
     result = finetune(config, data, pretrained, tmp_path / "tuned", console)
-    assert "lr 1e+30: step 1: the loss is" in console.file.getvalue()
+    assert "lr 1e+30: step 1: " in console.file.getvalue()
     assert {epoch["lr"] for epoch in result["dev"]} == {1e-3}
     with pytest.raises(FloatingPointError, match="step 1"):
         alone = tuning("xvnli", epochs=1, lrs=(1e30,))

@@ -3,6 +3,7 @@
 import io
 import json
 import pathlib
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from rc3_jax.evaluation.evaluate import Evaluator
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.load import load_model
+from rc3_jax.training.optimizer import schedule
 from rc3_jax.training.pretrain import train
 from rc3_jax.training.run import prepare_run
 from tests.tiny import quiet, tiny_config
@@ -76,6 +78,11 @@ def test_a_run_leaves_its_scores_metrics_settings_and_checkpoint(whole):
     assert json.loads((folder / "records.json").read_text())["strict"].keys() == {
         *("de+en", "de+fr", "en+fr")
     }
+    rate = schedule(prepare_run(tiny_config(), folder).config.optimizer, 4)
+    for number, row in enumerate(lines(folder)):
+        assert row["samples_seen"] == 16 * row["step"]
+        assert row["learning_rate"] == pytest.approx(float(rate(number)))
+        assert 0 <= time.time() - row["time"] < 86_400
     assert (folder / "tokenizer.json").exists()
     assert (folder / "checkpoints" / "4").is_dir()
     for part in ("step 4/4", "samples/s", "IR@10"):
@@ -105,14 +112,6 @@ def test_a_model_is_loaded_from_its_run_and_scores_as_when_it_ended(whole, tmp_p
 def test_a_folder_with_a_run_is_not_written_over(whole):
     with pytest.raises(ConfigError, match="--resume"):
         train(tiny_config(), whole.folder, console=quiet())
-
-
-@pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    config = tiny_config()
-    config.optimizer.update(lr=1e30, warmup=0.0)
-    with pytest.raises(FloatingPointError, match="optimizer.lr"):
-        train(config, tmp_path, console=quiet())
 
 
 @pytest.mark.slow

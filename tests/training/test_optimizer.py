@@ -80,3 +80,16 @@ def test_a_pattern_that_matches_nothing_is_an_error():
         mask(PARAMS, ("fusio/.*",), "optimizer.lr_multipliers.new")
     chosen = mask(PARAMS, (".*/kernel",), "x")
     assert chosen["text"] == {"kernel": True, "bias": False}
+
+
+def test_a_clip_of_zero_does_not_clip():
+    gradients = jax.tree.map(lambda p: jnp.full(p.shape, 1e3), PARAMS)
+    updates = {}
+    for clip in (0.0, 1.0, 1e9):
+        optimizer = make_optimizer(settings(clip=clip, eps=1.0, weight_decay=0.0), 100, PARAMS)
+        state = optimizer.init(PARAMS)
+        updates[clip] = optimizer.update(gradients, state, PARAMS)[0]
+    off, clipped, far = (jax.tree.leaves(updates[clip]) for clip in (0.0, 1.0, 1e9))
+    for one, other in zip(off, far, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert all(np.all(np.abs(c) < np.abs(o)) for c, o in zip(clipped, off, strict=True))
