@@ -113,6 +113,26 @@ def _first(source: Source, count: int, what: str, skips: Skips) -> list[Record]:
     return records
 
 
+def sampled_texts(corpus: Corpus, count: int = 1000) -> dict[bool, dict[str, list[str]]]:
+    """Texts of so many training records of each kind, at equal distances.
+
+    Returns:
+      True for records with an image, False for others → language → texts.
+    """
+    found: dict[bool, dict[str, list[str]]] = {}
+    for kind, pool in corpus.pools.items():
+        by_language = found.setdefault(KINDS[kind].image, {})
+        for index in np.unique(np.linspace(0, len(pool) - 1, count).astype(int)).tolist():
+            try:
+                record, _ = pool[index]
+            except BadRecord:  # counted when the stream reads it
+                continue
+            for about in record_captions(record):
+                for language, texts in about.items():
+                    by_language.setdefault(language, []).extend(texts)
+    return found
+
+
 def run_tokenizer(
     config: ml_collections.ConfigDict, corpus: Corpus, folder: pathlib.Path | None
 ) -> Tokenizer:

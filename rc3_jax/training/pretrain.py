@@ -12,7 +12,11 @@ import ml_collections
 from rich.console import Console
 
 from rc3_jax.config import PretrainSettings, settings_class, validate
-from rc3_jax.data.record import DataError
+from rc3_jax.data.corpus import sampled_texts
+from rc3_jax.data.coverage import coverage_lines, text_coverage
+from rc3_jax.data.example import text_sizes
+from rc3_jax.data.kinds import KINDS, wanted
+from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.stream import batch_rows, iterate, make_batches
 from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
@@ -75,8 +79,9 @@ def train(
     with Log(folder if is_first else None, console, term_names(config)) as log:
         for change in changes:
             log.say(f"--resume: {change}")
-        run = prepare_run(config, folder if resume else None)  # large files take their time
+        skips = Skips(config.data.skip_limit)
         try:
+            run = prepare_run(config, folder if resume else None, skips)
             scores = _train(run, folder, log, accept_changes)
         except FloatingPointError as error:
             raise FloatingPointError(
@@ -85,7 +90,7 @@ def train(
             ) from error
         finally:
             name = "skipped.jsonl" if is_first else f"skipped.{jax.process_index()}.jsonl"
-            run.skips.write(folder / name)
+            skips.write(folder / name)
         if is_first:
             text = json.dumps({"step": config.steps, **scores}, indent=2)
             (folder / "scores.json").write_text(text + "\n", encoding="utf-8")
@@ -107,7 +112,7 @@ def _train(
     ):
         evaluator = Evaluator(run, lambda: watchdog.beat("evaluating"))
         state = _first_state(run, folder, checkpoints, log, accept_changes)
-        _describe(run, state, rows, log)
+        texts = _describe(run, state, rows, log)
 
         def batches(start: int) -> Iterator[Batch]:
             made = make_batches(
@@ -134,7 +139,7 @@ def _train(
         _, scores = fit(
             run.train_step(), state, batches, evaluate, intervals, checkpoints, log, watchdog
         )
-    return dict(scores)
+    return {**scores, "texts": texts}
 
 
 def _first_state(
@@ -238,11 +243,30 @@ def _check_records(records: Mapping[str, Any], folder: pathlib.Path) -> None:
         )
 
 
-def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) -> None:
+def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) -> dict[str, Any]:
+    """Tells what the run is made of; returns what the vocabulary makes of the training texts."""
+    config, skips = run.config, run.skips
     pools = ", ".join(f"{len(pool)} {kind}" for kind, pool in run.corpus.pools.items())
     log.say(
-        f"{run.config.name}: {count_parameters(state.params):,} parameters, vocabulary "
+        f"{config.name}: {count_parameters(state.params):,} parameters, vocabulary "
         f"{run.tokenizer.vocab_size:,}, {run.mesh.size} {jax.devices()[0].platform} device(s) as "
-        f"{dict(run.mesh.shape)}\nrecords: {pools}; {len(run.skips.reasons)} skipped; "
+        f"{dict(run.mesh.shape)}\nrecords: {pools}; {len(skips.reasons)} skipped; "
         f"{sum(map(len, run.corpus.heldout.values()))} held-out images; rows a batch: {rows}"
     )
+    for what, counts in skips.left_out.items():
+        log.say(f"left out: {sum(counts.values())} {what}, of {len(counts)} records")
+    for kind in wanted(KINDS, config.batch_mix):
+        if kind not in run.corpus.pools:
+            log.say(f"batch_mix.{kind}: no source offers such rows; the others take their place")
+    told: dict[str, Any] = {}
+    for has_image, texts in sampled_texts(run.corpus).items():
+        length = text_sizes(config, has_image)[0]
+        coverage = text_coverage(run.tokenizer.with_length(length), texts)
+        of_parallel = not has_image and config.data.parallel_max_length
+        setting = "data.parallel_max_length" if of_parallel else "data.max_length"
+        room = config.model.text.max_positions - config.model.text.position_offset
+        for line in coverage_lines(coverage, length, setting, room):
+            log.say(f"{'' if has_image else 'parallel '}{line}")
+        name = "images" if has_image else "parallel"
+        told[name] = {language: of._asdict() for language, of in coverage.items()}
+    return told

@@ -112,19 +112,22 @@ class Run(RunModel):
 
 
 def prepare_run(
-    config: ml_collections.ConfigDict | PretrainSettings, folder: pathlib.Path | None = None
+    config: ml_collections.ConfigDict | PretrainSettings,
+    folder: pathlib.Path | None = None,
+    skips: Skips | None = None,
 ) -> Run:
     """Checks the settings, opens the data, finds or trains the tokenizer, builds the model.
 
     Args:
       folder: the run's folder; a tokenizer stored there is used again. None keeps nothing.
+      skips: takes note of unusable records, also where they are too many; None makes one.
 
     Raises:
       DataError, ConfigError: for invalid data or settings, with the remedy.
     """
     config = validate(config)
     mesh = make_mesh(config.mesh)
-    skips = Skips(config.data.skip_limit)
+    skips = skips or Skips(config.data.skip_limit)
     corpus = open_corpus(config, skips)
     rows = batch_rows(config.batch_size, config.batch_mix, list(corpus.pools))
     check_batch(rows, mesh, config.microbatches)
