@@ -76,6 +76,7 @@ def compile_and_report() -> bool:
     """Prints what was asked for; True if arrays are stored that should not be."""
     import jax
 
+    from rc3_jax.config import validate
     from rc3_jax.data.kinds import KINDS as ALL_KINDS
     from rc3_jax.data.stream import batch_rows
     from rc3_jax.observe.aot_report import aot_report, rules_table
@@ -86,6 +87,7 @@ def compile_and_report() -> bool:
     for flag in (OUT, HLO):
         local_path(flag.value or "", f"--{flag.name}")
     config, topology = CONFIG.value, TOPOLOGY.value
+    validate(config)
     kinds = KINDS.value or [kind for kind, share in config.batch_mix.items() if share]
     unknown = [kind for kind in kinds if kind not in ALL_KINDS]
     if unknown:

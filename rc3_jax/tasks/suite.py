@@ -24,10 +24,10 @@ from rich.console import Console
 from rc3_jax.data.jsonl import read_json
 from rc3_jax.data.record import DataError
 from rc3_jax.observe.log import Say, speaker
-from rc3_jax.settings import ConfigError, check_choice
+from rc3_jax.settings import ConfigError, check_choice, no_such_setting
 from rc3_jax.tasks.base import TaskData
 from rc3_jax.tasks.benchmarks import TASKS
-from rc3_jax.tasks.config import MINIATURE, finetune_config, miniature_config
+from rc3_jax.tasks.config import MINIATURE, FinetuneSettings, finetune_config, miniature_config
 from rc3_jax.tasks.evaluate import data_checksum, evaluate
 from rc3_jax.tasks.finetune import UNFINISHED, finetune
 from rc3_jax.tasks.images import ImageFinder
@@ -217,7 +217,10 @@ def task_configs(data: str, images: str, options: Options) -> dict[str, ml_colle
         for task in chosen if not of_task else {of_task} & set(chosen):
             try:
                 configs[task].lock().update_from_flattened_dict({setting: value})
-            except (KeyError, TypeError, ValueError) as error:
+            except KeyError as error:
+                problem = no_such_setting(setting, FinetuneSettings)
+                raise ConfigError(f"{task}: {problem}") from error
+            except (TypeError, ValueError) as error:
                 raise ConfigError(f"{task}: {error.args[0]}") from error
     return {task: configs[task] for task in chosen}
 

@@ -177,7 +177,7 @@ class _Trainer:
             Watchdog(config.watchdog_minutes) as watchdog,
             Checkpoints(run.path, keep=1) as checkpoints,
         ):
-            found = checkpoints.restore(self.abstract, log.say) if checkpoints.latest else None
+            found = checkpoints.restore(self.abstract, log.say)
             newest = 0 if found is None else int(found.step)
             log.rewind(newest)
             sync_global_devices("rewound")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,10 +85,9 @@ def train(
             run = prepare_run(config, folder if resume else None, skips)
             scores = _train(run, folder, log, accept_changes)
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{error}: python launch/train.py --resume --workdir={folder} "
-                f"--config.optimizer.lr={config.optimizer.lr / 2:g}"
-            ) from error
+            again = ["python", "launch/train.py", "--resume", f"--workdir={folder}"]
+            again.append(f"--config.optimizer.lr={config.optimizer.lr / 2:g}")
+            raise FloatingPointError(f"{error}: {shlex.join(again)}") from error
         finally:
             name = "skipped.jsonl" if is_first else f"skipped.{jax.process_index()}.jsonl"
             skips.write(folder / name)
@@ -220,7 +220,7 @@ def _check_folder(
         accepted = ",".join([*accept_changes, *refused])
         first = f"--resume: the mathematics of promised rows differs from {folder / CONFIG_FILE}:"
         remedy = (
-            "leave --config out to take the settings of the run, take these with "
+            "leave these out to go on with the settings of the run, take them with "
             f"--accept_changes={accepted}, or start another run in another --workdir"
         )
         raise ConfigError("\n  ".join([first, *(changes[name] for name in refused), remedy]))
