@@ -24,6 +24,7 @@ from rc3_jax.convert.onnx_export import FOLDER as ONNX
 from rc3_jax.convert.onnx_export import export_onnx
 from rc3_jax.convert.output import (
     OWN_FILES,
+    TOKENIZER_SETTINGS,
     WORDS,
     add_source_to_errors,
     atomic_write,
@@ -33,11 +34,11 @@ from rc3_jax.convert.output import (
     size_text,
     write_json,
     write_settings,
+    write_tokenizer,
 )
 from rc3_jax.convert.torch_file import check_floats, read_folder, read_json
 from rc3_jax.convert.torch_names import exported_names, exported_towers
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
-from rc3_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from rc3_jax.models.text import TextSettings
 from rc3_jax.param_map import ParamMap
 from rc3_jax.settings import ConfigError, check_choice
@@ -54,7 +55,7 @@ from rc3_jax.training.checkpoint import (
 
 CODE = tuple(sorted((pathlib.Path(__file__).parent / "torch_model").glob("*_rc3.py")))
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-PROCESSOR, TOKENIZER_SETTINGS = "processor_config.json", "tokenizer_config.json"
+PROCESSOR = "processor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 
@@ -103,21 +104,16 @@ def to_torch(
     config["max_length"] = stored.get("data", stored).get(
         "max_length", TextSettings.parse(model.text).room
     )
-    pieces = load_tokenizer(str(tokenizer), config["max_length"]).vocab_size
-    if pieces != vocab_size:
-        raise ConfigError(
-            f"{tokenizer} has {pieces} pieces and the word embeddings have {vocab_size} rows; copy "
-            "there the vocabulary of the weights"
-        )
     count = sum(map(math.prod, shapes.values()))
     size = count * DTYPES[dtype].itemsize
     say(f"{source}: {count:,} parameters, {size_text(size)} as {dtype}")
     with atomic_write(target, size) as folder:
         folder.mkdir()
+        write_tokenizer(folder, tokenizer, vocab_size, config["max_length"])
         _write_weights(folder, source, step, DTYPES[dtype], shard_bytes, exported_names(model))
         write_json(folder / CONFIG_FILE, config)
         _write_processor(folder, model, config["max_length"], stored_max_words(stored))
-        for path in (*CODE, tokenizer):
+        for path in CODE:
             shutil.copy(path, folder / path.name)
         card = model_card(source, stored, count=count, dtype=dtype, step=step, licence=licence)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -220,7 +216,7 @@ def _write_processor(
     max_length: int,
     max_words: int | None,
 ) -> None:
-    """Writes the settings of the processor and of its tokenizer."""
+    """Writes the settings of the processor."""
     processor = {
         "auto_map": {"AutoProcessor": "processing_rc3.RC3Processor"},
         "processor_class": "RC3Processor",
@@ -233,14 +229,6 @@ def _write_processor(
         "feature_size": model.roi.feature_size,
     }
     write_json(folder / PROCESSOR, processor)
-    names = ("bos_token", "pad_token", "eos_token", "unk_token")
-    tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_length,
-        **dict(zip(names, SPECIAL_TOKENS, strict=True)),
-        "mask_token": "<mask>",
-    }
-    write_json(folder / TOKENIZER_SETTINGS, tokenizer)
 
 
 def _exported_settings(source: pathlib.Path) -> dict[str, Any]:

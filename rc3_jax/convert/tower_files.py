@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from rc3_jax.convert.huggingface import PARTS, read_tower, tower_files
 from rc3_jax.convert.huggingface_source import Normalisation, locate, sentence_encoder
 from rc3_jax.convert.output import (
     OWN_FILES,
+    TOKENIZER_SETTINGS,
     add_source_to_errors,
     atomic_write,
     check_target,
@@ -25,6 +25,7 @@ from rc3_jax.convert.output import (
     size_text,
     write_json,
     write_settings,
+    write_tokenizer,
 )
 from rc3_jax.convert.torch_file import WEIGHTS
 from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
@@ -139,7 +140,9 @@ def to_hf(
       ConfigError: with the reason; then nothing was written.
     """
     check_choice("part", part, PARTS)
-    check_target(target, overwrite, (CONFIG_FILE, WEIGHTS[0], *VOCABULARIES, PREPROCESSOR))
+    check_target(
+        target, overwrite, (CONFIG_FILE, WEIGHTS[0], TOKENIZER, TOKENIZER_SETTINGS, PREPROCESSOR)
+    )
     model = model_settings(source, "rc3")
     heads = ("masked_lm_head", "word_bias") if part == "text" else ()
     paths = [path for path in stored_shapes(source, step) if path.split("/")[0] in (part, *heads)]
@@ -156,8 +159,8 @@ def to_hf(
         folder.mkdir()
         save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
         write_json(folder / CONFIG_FILE, config)
-        if part == "text" and (source / TOKENIZER).is_file():
-            shutil.copy(source / TOKENIZER, folder / TOKENIZER)
+        if text is not None and (source / TOKENIZER).is_file():
+            write_tokenizer(folder, source / TOKENIZER, config["vocab_size"], text.room)
         if part == "patch" and all(name in model for name in Normalisation.model_fields):
             write_json(folder / PREPROCESSOR, _preprocessor(model))
     say(f"wrote {target}")
