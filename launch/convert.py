@@ -211,12 +211,10 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator would only be in the way
-    from rc3_jax.convert.torch_file import TensorFileError
-
     command = COMMANDS[argv[1]]
     try:
         command.run(*map(pathlib.Path, argv[2:]))
-    except (ConfigError, DataError, TensorFileError) as error:
+    except (ConfigError, DataError) as error:
         reason, *details = str(error).splitlines()
         for detail in details:
             print(detail, file=sys.stderr)

@@ -23,6 +23,7 @@ from rc3_jax.convert.output import (
     write_settings,
 )
 from rc3_jax.convert.torch_file import (
+    check_finite,
     check_floats,
     check_suffix,
     read_tensors,
@@ -119,6 +120,7 @@ def flax_to_cclm(
         say(f"note: {difference}")
     tensors = cclm.to_published(params, layout)
     del params
+    check_finite(source, tensors)
     size = stored_bytes(target, tensors)
     say(f"{len(tensors)} tensors, {len(layout.buffers)} of them buffers, {size_text(size)}")
     with atomic_write(target, size) as path:

@@ -31,6 +31,7 @@ from rc3_jax.models.hugging_face import Tensors
 from rc3_jax.models.text import MASKED_LM_NAMES, TextSettings
 from rc3_jax.models.towers import TOWERS
 from rc3_jax.models.visual import VisualTowerSettings
+from rc3_jax.param_map import common_prefix
 from rc3_jax.settings import ConfigError, check_choice
 from rc3_jax.training.checkpoint import check_shapes, shapes_of
 
@@ -229,6 +230,8 @@ def _read_beit_v2(
     if part != "patch":
         raise refused
     own = _own(path, read_tensors(path), "", PUBLISHED_IGNORED, notes)
+    if prefix := common_prefix(own, ["cls_token"]):
+        raise TensorFileError(f"{path}: store the tensors without the prefix {prefix!r}")
     try:
         settings = BeitSettings.of_published(own)
     except (KeyError, StopIteration, ValueError) as error:
@@ -271,19 +274,21 @@ def _masked_lm_head(
 ) -> dict[str, Any]:
     """`masked_lm_head` and `word_bias` of XLM-R; empty where the checkpoint has none."""
     copies = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DECODER)}
-    if not tensors:
-        return {}
-    originals = {f"{DECODER}weight": words}
-    if "lm_head.bias" in tensors:
-        originals[f"{DECODER}bias"] = tensors["lm_head.bias"]
-    if any(
-        name not in originals or not np.array_equal(copy, originals[name])
+    if f"{DECODER}bias" in copies:
+        tensors.setdefault("lm_head.bias", copies[f"{DECODER}bias"])
+    originals = {f"{DECODER}weight": words, f"{DECODER}bias": tensors.get("lm_head.bias")}
+    differing = [
+        name
         for name, copy in copies.items()
-    ):
+        if (original := originals.get(name)) is None or not np.array_equal(copy, original)
+    ]
+    if differing:
         notes.append(
-            "the head of masked words is left out: it has word embeddings of its own, and ours "
-            "takes those of the text tower"
+            f"the head of masked words is left out: {' and '.join(differing)} differ from the word "
+            "embeddings and lm_head.bias, to which XLM-R ties them, and ours has no others"
         )
+        return {}
+    if not tensors:
         return {}
     if settings.epsilon != (ours := TextSettings().epsilon):
         notes.append(

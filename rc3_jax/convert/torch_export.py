@@ -36,7 +36,7 @@ from rc3_jax.convert.output import (
     write_settings,
     write_tokenizer,
 )
-from rc3_jax.convert.torch_file import check_floats, read_folder, read_json
+from rc3_jax.convert.torch_file import check_finite, check_floats, read_folder, read_json
 from rc3_jax.convert.torch_names import exported_names, exported_towers
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.models.text import TextSettings
@@ -187,6 +187,7 @@ def _write_weights(
             name: tensor.astype(dtype, copy=False)
             for name, tensor in names.to_theirs(params).items()
         }
+        check_finite(source, tensors)
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         say(f"{file}: {len(tensors)} tensors")

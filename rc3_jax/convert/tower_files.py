@@ -27,7 +27,7 @@ from rc3_jax.convert.output import (
     write_settings,
     write_tokenizer,
 )
-from rc3_jax.convert.torch_file import WEIGHTS
+from rc3_jax.convert.torch_file import WEIGHTS, check_finite
 from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
@@ -153,6 +153,7 @@ def to_hf(
     with add_source_to_errors(source):
         text = TextSettings.parse(model.text, "model.text") if part == "text" else None
         tensors, config = tower_files(text or visual_settings(model.patch), tower, params)
+        check_finite(source, tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
     say(f"{source}: {config['architectures'][0]}, {len(tensors)} tensors, {size_text(size)}")
     with atomic_write(target, size) as folder:
