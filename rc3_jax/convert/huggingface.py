@@ -124,7 +124,7 @@ def read_tower(
         else:
             params = format.names.to_ours(own, template)
     if part == "patch":
-        normalisation = image_normalisation(path)
+        normalisation = image_normalisation(path, settings.image_size, notes)
         return Tower(*_resized(path, settings, params, image_size), {}, None, normalisation, notes)
     heads = _masked_lm_head(path, head, own[WORDS], settings, notes)
     if layers is not None:

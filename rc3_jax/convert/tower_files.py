@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from rc3_jax.convert.corpus_texts import corpus_texts
 from rc3_jax.convert.huggingface import PARTS, read_tower, tower_files
-from rc3_jax.convert.huggingface_source import Normalisation, locate, sentence_encoder
+from rc3_jax.convert.huggingface_source import locate, sentence_encoder
 from rc3_jax.convert.output import (
     OWN_FILES,
     TOKENIZER_SETTINGS,
@@ -43,6 +43,7 @@ VISUAL = {"rc3": "patch", "cclm": "vision"}
 """What each system calls its visual tower."""
 VOCABULARIES = (TOKENIZER, "sentencepiece.bpe.model")
 PREPROCESSOR = "preprocessor_config.json"
+NORMALISATION = ("image_mean", "image_std")
 
 
 def from_hf(
@@ -162,7 +163,7 @@ def to_hf(
         write_json(folder / CONFIG_FILE, config)
         if text is not None and (source / TOKENIZER).is_file():
             write_tokenizer(folder, source / TOKENIZER, config["vocab_size"], text.room)
-        if part == "patch" and all(name in model for name in Normalisation.model_fields):
+        if part == "patch" and all(name in model for name in NORMALISATION):
             write_json(folder / PREPROCESSOR, _preprocessor(model))
     say(f"wrote {target}")
 
@@ -175,8 +176,9 @@ def _preprocessor(model: Any) -> dict[str, Any]:
         "size": {"height": size, "width": size},
         "resample": 3,
         "do_rescale": True,
+        "rescale_factor": 1 / 255,
         "do_normalize": True,
-        **{name: list(model[name]) for name in Normalisation.model_fields},
+        **{name: list(model[name]) for name in NORMALISATION},
     }
 
 
