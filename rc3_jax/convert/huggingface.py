@@ -58,7 +58,8 @@ class Tower(NamedTuple):
     Attributes:
       settings: for `config.model.text` or `config.model.patch`.
       params: nested dict of float32 arrays.
-      heads: further parameters of the model, `masked_lm_head` and `word_bias`; empty if none.
+      heads: further parameters of the model: `masked_lm_head` and `word_bias` if the checkpoint has
+        them, and `fusion` if layers were chosen for it.
       pooling: how a sentence encoder's vector is read, `mean` or `cls`; None for other models.
       normalisation: `image_mean` and `image_std` of `config.model`, if the checkpoint has them.
       notes: what the user should know.
@@ -78,6 +79,8 @@ def read_tower(
     part: str,
     image_size: int | None = None,
     layers: Sequence[int] | None = None,
+    fusion_layers: Sequence[int] | None = None,
+    seed: int = 0,
     allow_pickle: bool = False,
 ) -> Tower:
     """The text or patch tower of a checkpoint.
@@ -89,6 +92,8 @@ def read_tower(
       image_size: pixels along a side of the images for a patch tower, whose positions are
         interpolated; by default the checkpoint's own.
       layers: numbers of the text layers to take, in their new order; all by default.
+      fusion_layers: numbers of those that the fusion encoder starts from; none by default.
+      seed: of the cross-attention of these, which a text tower lacks.
       allow_pickle: reads weights that are stored as pickles, without running code in them.
 
     Raises:
@@ -97,7 +102,7 @@ def read_tower(
       TensorFileError: for broken or missing files.
     """
     check_choice("part", part, PARTS)
-    if (image_size if part == "text" else layers) is not None:
+    if (image_size if part == "text" else layers or fusion_layers) is not None:
         raise ConfigError("image_size is for patch towers alone, and layers for text towers")
     notes: list[str] = []
     path, pooling = locate(source, allow_pickle), None
@@ -127,8 +132,13 @@ def read_tower(
         normalisation = image_normalisation(path, settings.image_size, notes)
         return Tower(*_resized(path, settings, params, image_size), {}, None, normalisation, notes)
     heads = _masked_lm_head(path, head, own[WORDS], settings, notes)
+    if fusion_layers is not None:
+        heads["fusion"] = _fusion(settings, params["encoder"], fusion_layers, seed)
+        notes.append("the cross-attention of the fusion layers is drawn at random")
     if layers is not None:
-        settings, params = _picked_layers(settings, params, layers)
+        encoder = _picked_layers(params["encoder"], layers, settings.depth, "layers")
+        settings = settings.model_copy(update=dict(depth=len(layers)))
+        params = {**params, "encoder": encoder}
     return Tower(settings, params, heads, pooling, {}, notes)
 
 
@@ -254,15 +264,28 @@ def _resized(
         return changed, settings.resized(params, image_size)
 
 
-def _picked_layers(
-    settings: TextSettings, params: dict[str, Any], layers: Sequence[int]
-) -> tuple[TextSettings, dict[str, Any]]:
-    """A text tower of the chosen layers."""
-    layers, depth = list(layers), settings.depth
+def _picked_layers(encoder: Mapping, layers: Sequence[int], depth: int, name: str) -> Any:
+    """The chosen layers of an encoder."""
+    layers = list(layers)
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(depth)):
-        raise ConfigError(f"layers={layers} must be different numbers from 0 to {depth - 1}")
-    encoder = jax.tree.map(lambda x: x[layers], params["encoder"])
-    return settings.model_copy(update=dict(depth=len(layers))), {**params, "encoder": encoder}
+        raise ConfigError(f"{name}={layers} must be different numbers from 0 to {depth - 1}")
+    return jax.tree.map(lambda x: x[layers], encoder)
+
+
+def _fusion(
+    settings: TextSettings, encoder: Mapping, layers: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """A fusion encoder of text layers, as the published CCLM starts (CCLM.md section 1.3)."""
+    picked = _picked_layers(encoder, layers, settings.depth, "fusion_layers")
+    stack = Compute().stack(
+        *(len(layers), settings.heads, settings.mlp_width),
+        pre_norm=False,
+        epsilon=settings.epsilon,
+        cross_attention=True,
+    )
+    states = np.zeros((1, 2, settings.width), np.float32)
+    drawn = jax.jit(stack.init)(jax.random.key(seed), states, None, states)["params"]
+    return {"layers": {**jax.tree.map(np.asarray, drawn["layers"]), **picked["layers"]}}
 
 
 def _masked_lm_head(

@@ -32,6 +32,7 @@ from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rc3_jax.models.base import FusionSettings
 from rc3_jax.models.text import TextSettings
 from rc3_jax.models.towers import visual_settings
 from rc3_jax.settings import ConfigError, check_choice
@@ -54,6 +55,8 @@ def from_hf(
     system: str = "rc3",
     image_size: int | None = None,
     text_layers: Sequence[int] | None = None,
+    fusion_layers: Sequence[int] | None = None,
+    seed: int = 0,
     languages: Sequence[str] = (),
     corpus: Sequence[pathlib.Path] = (),
     min_count: int = 1,
@@ -69,6 +72,8 @@ def from_hf(
       patch: folder or Hub name of a checkpoint of one of the visual towers.
       image_size: pixels a side to resize the positions for; the checkpoint's by default.
       text_layers: numbers of the layers to take; all by default.
+      fusion_layers: numbers of the text layers that the fusion encoder starts from; with none, it
+        starts at random. Its cross-attention, which no text tower has, is drawn with `seed`.
       corpus: caption files and sentences to cut the vocabulary to; empty leaves it whole.
       languages: those of the corpus that count; empty for all.
       min_count: how often a piece must occur to be kept.
@@ -82,14 +87,23 @@ def from_hf(
         raise ConfigError("name a checkpoint with --text, --patch, or both")
     if (languages or min_count != 1) and not corpus:
         raise ConfigError("languages are cut to what a corpus holds; name its files with --corpus")
-    if text is None and (corpus or text_layers) or patch is None and image_size:
-        raise ConfigError("--corpus and --text_layers need --text, and --image_size needs --patch")
+    if text is None and (corpus or text_layers or fusion_layers) or patch is None and image_size:
+        raise ConfigError(
+            "--corpus, --text_layers and --fusion_layers need --text, and --image_size needs --patch"
+        )
     check_target(target, overwrite, OWN_FILES)
     params: dict[str, Any] = {}
     settings: dict[str, Any] = {"system": system, "model": {}, "source": {}}
     tokenizer = None
     if text is not None:
-        tower = read_tower(text, part="text", layers=text_layers, allow_pickle=allow_pickle)
+        tower = read_tower(
+            text,
+            part="text",
+            layers=text_layers,
+            fusion_layers=fusion_layers,
+            seed=seed,
+            allow_pickle=allow_pickle,
+        )
         _say(text, tower.params, tower.notes)
         params |= {"text": tower.params, **tower.heads}
         tokenizer = _tokenizer(text, len(_words(params)))
@@ -104,6 +118,9 @@ def from_hf(
         elif corpus:
             raise ConfigError(f"{text} has no vocabulary that could be cut")
         settings["model"]["text"] = tower.settings.model_dump()
+        if fusion_layers:
+            fusion = FusionSettings(depth=len(fusion_layers), epsilon=tower.settings.epsilon)
+            settings["model"]["fusion"] = fusion.model_dump()
         settings |= {"vocab_size": len(_words(params)), "pooling": tower.pooling or "mean"}
         settings["source"]["text"] = str(text)
     if patch is not None:
