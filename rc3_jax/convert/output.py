@@ -121,28 +121,38 @@ def write_tokenizer(folder: pathlib.Path, file: pathlib.Path, rows: int, max_len
     normalizes and splits texts as XLM-R does, and not as the file says.
 
     Args:
-      file: the run's `tokenizer.json`.
+      file, rows, max_length: see `check_tokenizer`.
+    """
+    check_tokenizer(file, rows, max_length)
+    shutil.copyfile(file, folder / TOKENIZER)
+    bos, pad, eos, unk = SPECIAL_TOKENS
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes the file's own rules
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **dict(bos_token=bos, cls_token=bos, eos_token=eos, sep_token=eos),
+        **dict(pad_token=pad, unk_token=unk, mask_token="<mask>"),
+    }
+    write_json(folder / TOKENIZER_SETTINGS, settings)
+
+
+def check_tokenizer(file: pathlib.Path, rows: int, max_length: int) -> None:
+    """Refuses a vocabulary that is not that of the weights.
+
+    Args:
+      file: a run's `tokenizer.json`.
       rows: of the word embeddings.
       max_length: token ids of the longest text that the model reads.
 
     Raises:
       ConfigError: unless there is a row for each piece.
-      DataError: for a file that holds no vocabulary.
+      DataError: for a file that holds no vocabulary, or one that does not frame texts.
     """
     if (pieces := load_tokenizer(str(file), max_length).vocab_size) != rows:
         raise ConfigError(
             f"{file} has {pieces} pieces and the word embeddings have {rows} rows; copy there the "
             "vocabulary of the weights"
         )
-    shutil.copyfile(file, folder / TOKENIZER)
-    bos, pad, eos, unk = SPECIAL_TOKENS
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",  # takes the file's own rules
-        "model_max_length": max_length,
-        **dict(bos_token=bos, cls_token=bos, eos_token=eos, sep_token=eos),
-        **dict(pad_token=pad, unk_token=unk, mask_token="<mask>"),
-    }
-    write_json(folder / TOKENIZER_SETTINGS, settings)
 
 
 def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDict:

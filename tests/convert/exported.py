@@ -99,7 +99,8 @@ def tiny_folder(
         mean = float(name.endswith("scale") or name.startswith("temperature"))
         return rng.normal(mean, 0.2, leaf.shape).astype(np.float32)
 
-    shapes = abstract_params("rc3", config.model, tokenizer.vocab_size)
+    has_bias = config.objective.contrast == "sigmoid"
+    shapes = abstract_params("rc3", config.model, tokenizer.vocab_size, has_bias=has_bias)
     params = jax.tree_util.tree_map_with_path(draw, shapes)
     folder.mkdir(parents=True)
     save_params(folder, params)

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import processors
 
 from rc3_jax.convert.output import write_tokenizer
-from rc3_jax.convert.torch_export import to_torch
+from rc3_jax.convert.torch_export import from_torch, to_torch
 from rc3_jax.convert.tower_files import to_hf
 from rc3_jax.data import tokenizer as tokenizer_module
 from rc3_jax.data.record import DataError
@@ -136,12 +136,15 @@ def test_a_vocabulary_that_does_not_frame_texts_is_refused(exported, tmp_path, p
     text = backend.to_str()
     run = shutil.copytree(exported.run, tmp_path / "run")
     (run / "tokenizer.json").write_text(text)
+    exported_copy = shutil.copytree(exported.folder, tmp_path / "exported")
+    (exported_copy / "tokenizer.json").write_text(text)
     for load in (
         lambda: load_tokenizer(str(run), MAX_LENGTH),
         lambda: from_json(text, MAX_LENGTH),
         lambda: to_torch(run, tmp_path / "out"),
         lambda: to_text_tower(run, tmp_path / "out"),
         lambda: load_model(run),
+        lambda: from_torch(exported_copy, tmp_path / "out"),
     ):
         with pytest.raises(DataError, match="post_processor"):
             load()

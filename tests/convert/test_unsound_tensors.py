@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import jax
@@ -137,6 +138,15 @@ def test_numbers_that_are_not_finite_are_refused_on_the_way_out(exported, tmp_pa
     with pytest.raises(ConfigError, match=f"{run}.*{name}"):
         convert(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_sigmoid_contrast_of_cclm_is_refused(tmp_path):
+    """The published code has no bias; RC³'s goes to PyTorch, see `test_torch_model.py`."""
+    shapes = abstract_params("cclm", tiny_cclm().model, 20, has_bias=True)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_cclm().to_dict(), default=str))
+    save_params(tmp_path, random_like(shapes))
+    with pytest.raises(ConfigError, match="sigmoid"):
+        flax_to_cclm(tmp_path, tmp_path / "out.safetensors")
 
 
 def test_a_run_of_cclm_with_nan_is_refused(sources, tmp_path):
