@@ -240,7 +240,7 @@ def _read_beit_v2(
     if part != "patch":
         raise refused
     own = _own(path, read_tensors(path), "", PUBLISHED_IGNORED, notes)
-    if prefix := common_prefix(own, ["cls_token"]):
+    if prefix := common_prefix(own, ["blocks.0.norm1.weight"]):
         raise TensorFileError(f"{path}: store the tensors without the prefix {prefix!r}")
     try:
         settings = BeitSettings.of_published(own)
