@@ -39,6 +39,11 @@ IMAGE_SIZE = flags.DEFINE_integer(
 TEXT_LAYERS = flags.DEFINE_list(
     "text_layers", None, "from-hf: numbers of the text layers to take, from 0; all by default."
 )
+FUSION_LAYERS = flags.DEFINE_list(
+    "fusion_layers",
+    None,
+    "from-hf: numbers of the text layers that the fusion encoder starts from.",
+)
 LANGUAGES = flags.DEFINE_list("languages", [], "from-hf: languages of the corpus that count.")
 CORPUS = flags.DEFINE_list(
     "corpus", [], "from-hf: captions (.jsonl) and sentences to cut the vocabulary to."
@@ -57,7 +62,7 @@ LICENCE = flags.DEFINE_string("licence", None, "to-torch: licence of the weights
 TOLERANCE = flags.DEFINE_float(
     "tolerance", 1e-4, "check: largest difference, relative to an output's largest value."
 )
-SEED = flags.DEFINE_integer("seed", 0, "check: of the inputs.")
+SEED = flags.DEFINE_integer("seed", 0, "check: of the inputs; from-hf: of what is drawn.")
 MODEL = flags.DEFINE_string(
     "model",
     None,
@@ -84,6 +89,8 @@ def _from_hf(target: pathlib.Path) -> None:
         system=SYSTEM.value,
         image_size=IMAGE_SIZE.value,
         text_layers=_numbers(TEXT_LAYERS),
+        fusion_layers=_numbers(FUSION_LAYERS),
+        seed=SEED.value,
         languages=LANGUAGES.value,
         corpus=[pathlib.Path(file) for file in CORPUS.value],
         min_count=MIN_COUNT.value,
@@ -162,7 +169,10 @@ class Command(NamedTuple):
     flags: Sequence[flags.FlagHolder]
 
 
-TOWER_FLAGS = (TEXT, PATCH, SYSTEM, IMAGE_SIZE, TEXT_LAYERS, LANGUAGES, CORPUS, MIN_COUNT)
+TOWER_FLAGS = (
+    *(TEXT, PATCH, SYSTEM, IMAGE_SIZE, TEXT_LAYERS, FUSION_LAYERS),
+    *(LANGUAGES, CORPUS, MIN_COUNT, SEED),
+)
 COMMANDS = {
     "from-hf": Command(_from_hf, ("TARGET",), (*TOWER_FLAGS, ALLOW_PICKLE, OVERWRITE)),
     "to-hf": Command(_to_hf, ("SOURCE", "TARGET"), (PART, CHECKPOINT, OVERWRITE)),
@@ -211,13 +221,12 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     os.environ["JAX_PLATFORMS"] = "cpu"  # an accelerator would only be in the way
-    from rc3_jax.convert.torch_file import TensorFileError
     from rc3_jax.paths import local_path
 
     command = COMMANDS[argv[1]]
     try:
         command.run(*map(local_path, argv[2:], command.arguments))
-    except (ConfigError, DataError, TensorFileError) as error:
+    except (ConfigError, DataError) as error:
         reason, *details = str(error).splitlines()
         for detail in details:
             print(detail, file=sys.stderr)

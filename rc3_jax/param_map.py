@@ -27,8 +27,10 @@ of a layer, where we hold the parameters of all layers in one array, along its f
 from __future__ import annotations
 
 import math
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,6 +125,7 @@ class ParamMap:
         wanted = flatten_dict(template, sep="/")
         shapes = {path: tuple(leaf.shape) for path, leaf in wanted.items()}
         names = self._pieces(shapes)
+        _raise_if_prefixed(tensors, names)
         problems = [f"extra: {x} {np.shape(tensors[x])}" for x in tensors if x not in names]
         found: dict[str, list[np.ndarray]] = {path: [] for path in wanted}
         for name, pieces in names.items():
@@ -196,6 +199,29 @@ class ParamMap:
                 numbers = re.findall(r"\d+", ours) if key != ours else []
                 return numbers, name._replace(theirs=theirs), axes
         return None
+
+
+def common_prefix(names: Collection[str], wanted: Collection[str]) -> str:
+    """What names have before the wanted ones, such as `encoder.`; empty if most have nothing.
+
+    It is what all names have in common, or else what most of the wanted ones have.
+    """
+    prefixes: Counter[str] = Counter()
+    for name in names:
+        ends = (0, *(dot.end() for dot in re.finditer(r"\.", name)))
+        prefixes.update([name[:end] for end in ends if name[end:] in wanted][:1])
+    most = prefixes.most_common(1)[0][0] if prefixes else ""
+    whole = re.sub(r"[^.]*$", "", os.path.commonprefix(list(names)))
+    return whole if whole and most.startswith(whole) else most
+
+
+def _raise_if_prefixed(names: Collection[str], wanted: Collection[str]) -> None:
+    if prefix := common_prefix(names, wanted):
+        count = sum(name.startswith(prefix) for name in names)
+        raise ValueError(
+            f"the checkpoint does not fit the model: {count} of {len(names)} names begin with "
+            f"{prefix!r}, which the model's names do not have; store the tensors without it"
+        )
 
 
 def _raise_if(problems: list[str], summary: str) -> None:

@@ -97,6 +97,8 @@ def layout_of(model: ml_collections.ConfigDict) -> Layout:
 def own_tensors(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
     """The tensors without the layout's copies and buffers, which a checkpoint may have or not.
 
+    A copy whose original is absent is taken for it.
+
     Raises:
       ValueError: lists copies that differ from their originals.
     """
@@ -107,8 +109,13 @@ def own_tensors(tensors: Mapping[str, np.ndarray], layout: Layout) -> dict[str, 
     ]
     if differing:
         raise ValueError("; ".join(differing))
+    only_copy = {
+        name: tensors[copy]
+        for copy, name in layout.copies.items()
+        if copy in tensors and name not in tensors
+    }
     known = {**layout.copies, **layout.buffers}
-    return {name: tensor for name, tensor in tensors.items() if name not in known}
+    return only_copy | {name: tensor for name, tensor in tensors.items() if name not in known}
 
 
 def to_published(params: Mapping, layout: Layout) -> dict[str, np.ndarray]:

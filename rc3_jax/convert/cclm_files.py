@@ -23,12 +23,15 @@ from rc3_jax.convert.output import (
     write_settings,
 )
 from rc3_jax.convert.torch_file import (
+    check_finite,
     check_floats,
     check_suffix,
     read_tensors,
     stored_bytes,
     write_tensors,
 )
+from rc3_jax.models.base import learned_scalars
+from rc3_jax.settings import ConfigError
 from rc3_jax.systems import abstract_params
 from rc3_jax.training.checkpoint import (
     check_shapes,
@@ -108,6 +111,11 @@ def flax_to_cclm(
     check_target(target, overwrite, None)
     shapes = stored_shapes(source, step)
     model = model_settings(source, "cclm")
+    if learned_scalars(shapes)["has_bias"]:
+        raise ConfigError(
+            f"{source} was trained with objective.contrast=sigmoid, whose learned bias the published "
+            "code does not have; export a model that was trained with softmax"
+        )
     vocab_size = shapes.get(WORDS, (XLM_R_VOCABULARY,))[0]
     with add_source_to_errors(source):
         layout = cclm.layout_of(model)
@@ -119,6 +127,7 @@ def flax_to_cclm(
         say(f"note: {difference}")
     tensors = cclm.to_published(params, layout)
     del params
+    check_finite(source, tensors)
     size = stored_bytes(target, tensors)
     say(f"{len(tensors)} tensors, {len(layout.buffers)} of them buffers, {size_text(size)}")
     with atomic_write(target, size) as path:

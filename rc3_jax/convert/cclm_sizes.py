@@ -14,6 +14,7 @@ import numpy as np
 from rc3_jax.config_cclm import cclm_model
 from rc3_jax.convert.cclm import TOWERS, VISION, WORDS
 from rc3_jax.models.positions import resize_relative_positions
+from rc3_jax.param_map import common_prefix
 from rc3_jax.settings import ConfigError
 
 TABLE = "attn.relative_position_bias_table"
@@ -35,10 +36,16 @@ def model_of(
     """
     kinds = [kind for kind, tower in TOWERS.items() if f"{tower}.{WORDS}" in tensors]
     if len(kinds) != 1:
-        words = " or ".join(f"{tower}.{WORDS}" for tower in TOWERS.values())
+        words = [f"{tower}.{WORDS}" for tower in TOWERS.values()]
+        prefix = common_prefix(tensors, words)
         raise ConfigError(
-            f"the tensors are of no published pre-training model of CCLM, which has either {words}; "
-            "name --model to list all that differs from one"
+            f"the tensors are of no published pre-training model of CCLM, which has either "
+            f"{' or '.join(words)}; "
+            + (
+                f"store them without the prefix {prefix!r}"
+                if prefix
+                else "name --model to list all that differs from one"
+            )
         )
     (kind,) = kinds
     tower = TOWERS[kind]

@@ -21,7 +21,7 @@ from rich.table import Table
 from rc3_jax.convert.huggingface import MODEL_TYPES
 from rc3_jax.convert.output import WORDS, add_source_to_errors, import_extra
 from rc3_jax.data.tokenizer import BOS_ID, PAD_ID, SPECIAL_TOKENS
-from rc3_jax.models.base import normalise_pixels
+from rc3_jax.models.base import learned_scalars, normalise_pixels
 from rc3_jax.models.compute import Compute
 from rc3_jax.models.rc3 import RC3ModelSettings
 from rc3_jax.models.text import TextSettings
@@ -194,9 +194,10 @@ def _flax_outputs(
     vocab_size = shapes.get(WORDS, (0,))[0]
     if whole:
         settings = RC3ModelSettings.parse({**model, "dtype": "float32", "dropout": 0.0}, "model")
-        wanted = abstract_params("rc3", settings.config_dict(), vocab_size)
+        scalars = learned_scalars(shapes)
+        wanted = abstract_params("rc3", settings.config_dict(), vocab_size, **scalars)
         check_shapes(folder, shapes, shapes_of(wanted))
-        module: nn.Module = settings.build(vocab_size)
+        module: nn.Module = settings.build(vocab_size, **scalars)
     else:
         text = TextSettings.parse(model["text"], "model.text") if WORDS in shapes else None
         patch = visual_settings(model["patch"]) if "patch" in model else None

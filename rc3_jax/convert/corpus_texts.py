@@ -9,6 +9,7 @@ from pydantic import Field
 
 from rc3_jax.data.jsonl import Captions, Row, read_lines, read_objects
 from rc3_jax.data.record import BadRecord, DataError, Skips, checked_language
+from rc3_jax.data.text import usable_text
 
 Texts = dict[str, tuple[str, ...]]
 """Language → texts."""
@@ -64,8 +65,11 @@ def _rows(path: pathlib.Path, language: str, skips: Skips) -> Iterator[Texts]:
     if _holds_captions(path):
         return skips.usable(read_objects(path), _of_captions, str(path))
 
-    def of_line(_place: object, line: str) -> Texts | None:
-        return {language: (line,)} if line.strip() else None
+    def of_line(place: object, line: str) -> Texts | None:
+        try:
+            return {language: (usable_text(line),)} if line.strip() else None
+        except ValueError as error:
+            raise BadRecord(place, str(error)) from error
 
     return skips.usable(read_lines(path), of_line, str(path))
 

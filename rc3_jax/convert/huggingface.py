@@ -31,6 +31,7 @@ from rc3_jax.models.hugging_face import Tensors
 from rc3_jax.models.text import MASKED_LM_NAMES, TextSettings
 from rc3_jax.models.towers import TOWERS
 from rc3_jax.models.visual import VisualTowerSettings
+from rc3_jax.param_map import common_prefix
 from rc3_jax.settings import ConfigError, check_choice
 from rc3_jax.training.checkpoint import check_shapes, shapes_of
 
@@ -57,7 +58,8 @@ class Tower(NamedTuple):
     Attributes:
       settings: for `config.model.text` or `config.model.patch`.
       params: nested dict of float32 arrays.
-      heads: further parameters of the model, `masked_lm_head` and `word_bias`; empty if none.
+      heads: further parameters of the model: `masked_lm_head` and `word_bias` if the checkpoint has
+        them, and `fusion` if layers were chosen for it.
       pooling: how a sentence encoder's vector is read, `mean` or `cls`; None for other models.
       normalisation: `image_mean` and `image_std` of `config.model`, if the checkpoint has them.
       notes: what the user should know.
@@ -77,6 +79,8 @@ def read_tower(
     part: str,
     image_size: int | None = None,
     layers: Sequence[int] | None = None,
+    fusion_layers: Sequence[int] | None = None,
+    seed: int = 0,
     allow_pickle: bool = False,
 ) -> Tower:
     """The text or patch tower of a checkpoint.
@@ -88,6 +92,8 @@ def read_tower(
       image_size: pixels along a side of the images for a patch tower, whose positions are
         interpolated; by default the checkpoint's own.
       layers: numbers of the text layers to take, in their new order; all by default.
+      fusion_layers: numbers of those that the fusion encoder starts from; none by default.
+      seed: of the cross-attention of these, which a text tower lacks.
       allow_pickle: reads weights that are stored as pickles, without running code in them.
 
     Raises:
@@ -96,7 +102,7 @@ def read_tower(
       TensorFileError: for broken or missing files.
     """
     check_choice("part", part, PARTS)
-    if (image_size if part == "text" else layers) is not None:
+    if (image_size if part == "text" else layers or fusion_layers) is not None:
         raise ConfigError("image_size is for patch towers alone, and layers for text towers")
     notes: list[str] = []
     path, pooling = locate(source, allow_pickle), None
@@ -123,11 +129,16 @@ def read_tower(
         else:
             params = format.names.to_ours(own, template)
     if part == "patch":
-        normalisation = image_normalisation(path)
+        normalisation = image_normalisation(path, settings.image_size, notes)
         return Tower(*_resized(path, settings, params, image_size), {}, None, normalisation, notes)
     heads = _masked_lm_head(path, head, own[WORDS], settings, notes)
+    if fusion_layers is not None:
+        heads["fusion"] = _fusion(settings, params["encoder"], fusion_layers, seed)
+        notes.append("the cross-attention of the fusion layers is drawn at random")
     if layers is not None:
-        settings, params = _picked_layers(settings, params, layers)
+        encoder = _picked_layers(params["encoder"], layers, settings.depth, "layers")
+        settings = settings.model_copy(update=dict(depth=len(layers)))
+        params = {**params, "encoder": encoder}
     return Tower(settings, params, heads, pooling, {}, notes)
 
 
@@ -229,6 +240,8 @@ def _read_beit_v2(
     if part != "patch":
         raise refused
     own = _own(path, read_tensors(path), "", PUBLISHED_IGNORED, notes)
+    if prefix := common_prefix(own, ["blocks.0.norm1.weight"]):
+        raise TensorFileError(f"{path}: store the tensors without the prefix {prefix!r}")
     try:
         settings = BeitSettings.of_published(own)
     except (KeyError, StopIteration, ValueError) as error:
@@ -251,15 +264,28 @@ def _resized(
         return changed, settings.resized(params, image_size)
 
 
-def _picked_layers(
-    settings: TextSettings, params: dict[str, Any], layers: Sequence[int]
-) -> tuple[TextSettings, dict[str, Any]]:
-    """A text tower of the chosen layers."""
-    layers, depth = list(layers), settings.depth
+def _picked_layers(encoder: Mapping, layers: Sequence[int], depth: int, name: str) -> Any:
+    """The chosen layers of an encoder."""
+    layers = list(layers)
     if not layers or len(set(layers)) < len(layers) or not set(layers) <= set(range(depth)):
-        raise ConfigError(f"layers={layers} must be different numbers from 0 to {depth - 1}")
-    encoder = jax.tree.map(lambda x: x[layers], params["encoder"])
-    return settings.model_copy(update=dict(depth=len(layers))), {**params, "encoder": encoder}
+        raise ConfigError(f"{name}={layers} must be different numbers from 0 to {depth - 1}")
+    return jax.tree.map(lambda x: x[layers], encoder)
+
+
+def _fusion(
+    settings: TextSettings, encoder: Mapping, layers: Sequence[int], seed: int
+) -> dict[str, Any]:
+    """A fusion encoder of text layers, as the published CCLM starts (CCLM.md section 1.3)."""
+    picked = _picked_layers(encoder, layers, settings.depth, "fusion_layers")
+    stack = Compute().stack(
+        *(len(layers), settings.heads, settings.mlp_width),
+        pre_norm=False,
+        epsilon=settings.epsilon,
+        cross_attention=True,
+    )
+    states = np.zeros((1, 2, settings.width), np.float32)
+    drawn = jax.jit(stack.init)(jax.random.key(seed), states, None, states)["params"]
+    return {"layers": {**jax.tree.map(np.asarray, drawn["layers"]), **picked["layers"]}}
 
 
 def _masked_lm_head(
@@ -271,19 +297,21 @@ def _masked_lm_head(
 ) -> dict[str, Any]:
     """`masked_lm_head` and `word_bias` of XLM-R; empty where the checkpoint has none."""
     copies = {name: tensors.pop(name) for name in list(tensors) if name.startswith(DECODER)}
-    if not tensors:
-        return {}
-    originals = {f"{DECODER}weight": words}
-    if "lm_head.bias" in tensors:
-        originals[f"{DECODER}bias"] = tensors["lm_head.bias"]
-    if any(
-        name not in originals or not np.array_equal(copy, originals[name])
+    if f"{DECODER}bias" in copies:
+        tensors.setdefault("lm_head.bias", copies[f"{DECODER}bias"])
+    originals = {f"{DECODER}weight": words, f"{DECODER}bias": tensors.get("lm_head.bias")}
+    differing = [
+        name
         for name, copy in copies.items()
-    ):
+        if (original := originals.get(name)) is None or not np.array_equal(copy, original)
+    ]
+    if differing:
         notes.append(
-            "the head of masked words is left out: it has word embeddings of its own, and ours "
-            "takes those of the text tower"
+            f"the head of masked words is left out: {' and '.join(differing)} differ from the word "
+            "embeddings and lm_head.bias, to which XLM-R ties them, and ours has no others"
         )
+        return {}
+    if not tensors:
         return {}
     if settings.epsilon != (ours := TextSettings().epsilon):
         notes.append(

@@ -82,22 +82,73 @@ def sentence_encoder(folder: pathlib.Path) -> tuple[pathlib.Path, str | None]:
     return transformer, _pooling(pooling / CONFIG)
 
 
-class Normalisation(Settings):
-    """How pixels in [0, 1] are normalised; None where a file does not say."""
+class Preprocessor(Settings):
+    """What an image processor of transformers does to the numbers of pixels, 0 to 255.
 
-    image_mean: tuple[_Channel, _Channel, _Channel] | None = None
+    They are multiplied by a factor, lowered by 1 where there is an offset, and normalised.
+    """
+
+    do_rescale: bool | None = True
+    rescale_factor: _Positive | None = 1 / 255
+    rescale_offset: bool | None = False
+    offset: bool | None = False
+    do_normalize: bool | None = True
+    image_mean: _Channels | None = None
     image_std: tuple[_Positive, _Positive, _Positive] | None = None
 
+    def normalisation(self) -> dict[str, tuple[float, ...]]:
+        """`image_mean` and `image_std` for pixels in [0, 1] that give the same.
 
-_Channel = Annotated[float, Field(allow_inf_nan=False)]
+        Raises:
+          ValueError: if the statistics are not of the numbers that the factor gives.
+        """
+        scaled = self.do_rescale is not False
+        factor = (self.rescale_factor or 1 / 255) if scaled else 1.0
+        low = -1.0 if scaled and (self.rescale_offset or self.offset) else 0.0
+        width, unit = 255 * factor, abs(255 * factor - 1) < 1e-3 and not low
+        given = {"image_mean": self.image_mean, "image_std": self.image_std}
+        if self.do_normalize is False:
+            given = {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
+        elif missing := [name for name, value in given.items() if value is None and not unit]:
+            raise ValueError(
+                f"{missing[0]} is missing, and do_rescale={self.do_rescale} with "
+                f"rescale_factor={self.rescale_factor} gives pixels of {low:g} to "
+                f"{low + width:g}; write it there"
+            )
+        mean, std = given["image_mean"], given["image_std"]
+        identity = mean == (0.0,) * 3 and std == (1.0,) * 3
+        wrong = [f"image_mean={x}" for x in mean or () if not low <= x <= low + width]
+        wrong += [f"image_std={x}" for x in std or () if not width / 50 <= x <= width]
+        if wrong and not identity:
+            raise ValueError(
+                f"{wrong[0]} is no statistic of pixels of {low:g} to {low + width:g}, which "
+                f"do_rescale={self.do_rescale} and rescale_factor={self.rescale_factor} give; "
+                "correct the one or the other"
+            )
+        found = {}
+        if mean is not None:
+            found["image_mean"] = mean if unit else tuple((x - low) / width for x in mean)
+        if std is not None:
+            found["image_std"] = std if unit else tuple(x / width for x in std)
+        return found
+
+
 _Positive = Annotated[float, Field(allow_inf_nan=False, gt=0)]
+_Channel = Annotated[float, Field(allow_inf_nan=False)]
+_Channels = tuple[_Channel, _Channel, _Channel]
 
 
-def image_normalisation(folder: pathlib.Path) -> dict[str, tuple[float, ...]]:
+def image_normalisation(
+    folder: pathlib.Path, image_size: int, notes: list[str]
+) -> dict[str, tuple[float, ...]]:
     """`image_mean` and `image_std` of pixels in [0, 1], as far as the folder has them.
 
+    Args:
+      image_size: pixels a side of the images that the checkpoint takes.
+      notes: gets what the image processor does otherwise than we do.
+
     Raises:
-      ConfigError: if they are not three numbers each.
+      ConfigError: if they are not three numbers each, or contradict the factor of the pixels.
       TensorFileError: for a broken file.
     """
     path = folder / "preprocessor_config.json"
@@ -106,11 +157,23 @@ def image_normalisation(folder: pathlib.Path) -> dict[str, tuple[float, ...]]:
         values = read_json(path).get("image_processor")
     if not isinstance(values, dict):
         return {}
-    if values.get("do_normalize") is False:
-        return dict(image_mean=(0.0,) * 3, image_std=(1.0,) * 3)
-    known = {name: values[name] for name in Normalisation.model_fields if name in values}
+    known = {name: values[name] for name in Preprocessor.model_fields if name in values}
     with add_source_to_errors(path):
-        return Normalisation.parse(known).model_dump(exclude_none=True)
+        found = Preprocessor.parse(known).normalisation()
+    size = values.get("size")
+    sides = set(size.values() if isinstance(size, dict) else [size])
+    differing = [f"size={size}"] if size is not None and sides != {image_size} else []
+    for name, ours in (("resample", 3), ("do_center_crop", False)):
+        if values.get(name, ours) not in (ours, None):
+            differing.append(f"{name}={values[name]}")
+    if isinstance(size, dict) and "shortest_edge" in size:
+        differing.append(f"size={size}")
+    if differing:
+        notes.append(
+            f"its images were prepared with {', '.join(dict.fromkeys(differing))}; ours are squashed "
+            f"to {image_size} x {image_size} pixels by bicubic interpolation"
+        )
+    return found
 
 
 def _within(path: pathlib.Path, place: str) -> pathlib.Path:

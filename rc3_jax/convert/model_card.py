@@ -13,7 +13,7 @@ from rc3_jax.settings import ConfigError
 
 CARD = "README.md"
 NOT_STATED = "not stated"
-TAGS = ["rc3", "vision-language", "multilingual", "image-text-retrieval"]
+TAGS = ["rc3", "feature-extraction", "vision-language", "multilingual", "image-text-retrieval"]
 TEXT = """
 # {name}
 
@@ -39,8 +39,19 @@ print(outputs.logits_per_image)  # images by rows, texts by columns, divided by 
 print(outputs.matching_logits.softmax(-1)[:, 1])  # chance that a text belongs to its image
 ```
 
-`model.encode_text`, `encode_image`, `encode_pair`, `match` and `fill_mask` give the parts; see
-`modeling_rc3.py`. Regions of a detector go to the processor as `regions`.
+Any number of texts and images can be compared; as many texts as images are matched pair by pair too.
+`model.get_text_features` and `get_image_features` give the vectors alone, `encode_text`,
+`encode_image`, `encode_pair`, `match` and `fill_mask` the parts; see `modeling_rc3.py`. Regions of a
+detector go to the processor as `regions`.
+
+```python
+from transformers import pipeline
+
+classify = pipeline("zero-shot-image-classification", model=".", trust_remote_code=True)
+print(classify("photo.jpg", candidate_labels=["a dog", "a cat"], hypothesis_template="{{}}"))
+embed = pipeline("feature-extraction", model=".", trust_remote_code=True)
+print(len(embed("ein Hund")[0]))  # the numbers of a text's vector
+```
 
 ## Data
 
@@ -95,7 +106,7 @@ def model_card(
         license=licence,
         language=_languages(stored, measured) or None,
         library_name="transformers",
-        pipeline_tag="feature-extraction",
+        pipeline_tag="zero-shot-image-classification",
         tags=TAGS,
     )
     text = TEXT.format(

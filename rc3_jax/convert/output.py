@@ -17,14 +17,18 @@ from typing import Any
 import ml_collections
 from safetensors import SafetensorError
 
+from rc3_jax.data.record import DataError
+from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
+from rc3_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from rc3_jax.settings import ConfigError
 from rc3_jax.stored_config import CONFIG_FILE, read_config
 from rc3_jax.training.checkpoint import PARAMS
 
 WORDS = "text/word_embedding/embedding"
 """Path of the table of word embeddings."""
-OWN_FILES = (PARAMS, CONFIG_FILE, "tokenizer.json")
+OWN_FILES = (PARAMS, CONFIG_FILE, TOKENIZER)
 """What a folder of our parameters holds."""
+TOKENIZER_SETTINGS = "tokenizer_config.json"
 PACKAGES = ("jax", "flax", "orbax-checkpoint", "numpy")
 BEGAN = time.monotonic()
 
@@ -53,7 +57,7 @@ def atomic_write(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
       size: approximate bytes to be written, which must be free on the disk.
 
     Raises:
-      ConfigError: if it cannot be written; nothing is left of it then.
+      ConfigError: if it cannot be written; nothing is left of it then, nor after any other error.
     """
     parent = target.absolute().parent
     partial = parent / f"partial-{os.getpid()}-{target.name}"
@@ -72,7 +76,7 @@ def atomic_write(target: pathlib.Path, size: int) -> Iterator[pathlib.Path]:
             shutil.rmtree(replaced)
         else:
             os.replace(partial, target)
-    except ConfigError:
+    except (ConfigError, DataError):
         raise
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         reason = str(error).strip().partition("\n")[0]
@@ -108,6 +112,47 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     partial = path.with_name(f"partial-{path.name}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def write_tokenizer(folder: pathlib.Path, file: pathlib.Path, rows: int, max_length: int) -> None:
+    """Copies a vocabulary and writes the settings with which `AutoTokenizer` gives the run's ids.
+
+    Without them transformers would build a tokenizer of XLM-R from the pieces alone, which
+    normalizes and splits texts as XLM-R does, and not as the file says.
+
+    Args:
+      file, rows, max_length: see `check_tokenizer`.
+    """
+    check_tokenizer(file, rows, max_length)
+    shutil.copyfile(file, folder / TOKENIZER)
+    bos, pad, eos, unk = SPECIAL_TOKENS
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # takes the file's own rules
+        "model_max_length": max_length,
+        "model_input_names": ["input_ids", "attention_mask"],
+        **dict(bos_token=bos, cls_token=bos, eos_token=eos, sep_token=eos),
+        **dict(pad_token=pad, unk_token=unk, mask_token="<mask>"),
+    }
+    write_json(folder / TOKENIZER_SETTINGS, settings)
+
+
+def check_tokenizer(file: pathlib.Path, rows: int, max_length: int) -> None:
+    """Refuses a vocabulary that is not that of the weights.
+
+    Args:
+      file: a run's `tokenizer.json`.
+      rows: of the word embeddings.
+      max_length: token ids of the longest text that the model reads.
+
+    Raises:
+      ConfigError: unless there is a row for each piece.
+      DataError: for a file that holds no vocabulary, or one that does not frame texts.
+    """
+    if (pieces := load_tokenizer(str(file), max_length).vocab_size) != rows:
+        raise ConfigError(
+            f"{file} has {pieces} pieces and the word embeddings have {rows} rows; copy there the "
+            "vocabulary of the weights"
+        )
 
 
 def model_settings(folder: pathlib.Path, system: str) -> ml_collections.ConfigDict:

@@ -24,20 +24,23 @@ from rc3_jax.convert.onnx_export import FOLDER as ONNX
 from rc3_jax.convert.onnx_export import export_onnx
 from rc3_jax.convert.output import (
     OWN_FILES,
+    TOKENIZER_SETTINGS,
     WORDS,
     add_source_to_errors,
     atomic_write,
     check_target,
+    check_tokenizer,
     model_settings,
     say,
     size_text,
     write_json,
     write_settings,
+    write_tokenizer,
 )
-from rc3_jax.convert.torch_file import check_floats, read_folder, read_json
+from rc3_jax.convert.torch_file import check_finite, check_floats, read_folder, read_json
 from rc3_jax.convert.torch_names import exported_names, exported_towers
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
-from rc3_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from rc3_jax.models.base import learned_scalars
 from rc3_jax.models.text import TextSettings
 from rc3_jax.param_map import ParamMap
 from rc3_jax.settings import ConfigError, check_choice
@@ -54,7 +57,7 @@ from rc3_jax.training.checkpoint import (
 
 CODE = tuple(sorted((pathlib.Path(__file__).parent / "torch_model").glob("*_rc3.py")))
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-PROCESSOR, TOKENIZER_SETTINGS = "processor_config.json", "tokenizer_config.json"
+PROCESSOR, PREPROCESSOR = "processor_config.json", "preprocessor_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5 * 10**9
 
@@ -98,26 +101,23 @@ def to_torch(
         raise ConfigError(f"{tokenizer} is missing; copy there the vocabulary of the weights")
     vocab_size = shapes.get(WORDS, (0,))[0]
     with add_source_to_errors(source):
-        check_shapes(source, shapes, shapes_of(abstract_params("rc3", model, vocab_size)))
+        wanted = abstract_params("rc3", model, vocab_size, **learned_scalars(shapes))
+        check_shapes(source, shapes, shapes_of(wanted))
         config = _config(model, vocab_size, dtype)
+    config["scalars"] = [name for name in shapes if name.startswith("temperature")]
     config["max_length"] = stored.get("data", stored).get(
         "max_length", TextSettings.parse(model.text).room
     )
-    pieces = load_tokenizer(str(tokenizer), config["max_length"]).vocab_size
-    if pieces != vocab_size:
-        raise ConfigError(
-            f"{tokenizer} has {pieces} pieces and the word embeddings have {vocab_size} rows; copy "
-            "there the vocabulary of the weights"
-        )
     count = sum(map(math.prod, shapes.values()))
     size = count * DTYPES[dtype].itemsize
     say(f"{source}: {count:,} parameters, {size_text(size)} as {dtype}")
     with atomic_write(target, size) as folder:
         folder.mkdir()
+        write_tokenizer(folder, tokenizer, vocab_size, config["max_length"])
         _write_weights(folder, source, step, DTYPES[dtype], shard_bytes, exported_names(model))
         write_json(folder / CONFIG_FILE, config)
         _write_processor(folder, model, config["max_length"], stored_max_words(stored))
-        for path in (*CODE, tokenizer):
+        for path in CODE:
             shutil.copy(path, folder / path.name)
         card = model_card(source, stored, count=count, dtype=dtype, step=step, licence=licence)
         (folder / CARD).write_text(card, encoding="utf-8")
@@ -139,7 +139,7 @@ def from_torch(
     It may have been trained on since, and saved by `save_pretrained`.
 
     Raises:
-      ConfigError, TensorFileError: with the reason; then nothing was written.
+      ConfigError, DataError, TensorFileError: with the reason; then nothing was written.
     """
     check_target(target, overwrite, OWN_FILES)
     settings = _exported_settings(source)
@@ -152,15 +152,18 @@ def from_torch(
     check_floats(source, tensors)
     say(f"{source}: {len(tensors)} tensors")
     with add_source_to_errors(source):
-        template = abstract_params("rc3", model, settings["vocab_size"])
+        scalars = learned_scalars(tensors)
+        template = abstract_params("rc3", model, settings["vocab_size"], **scalars)
         params = exported_names(model).to_ours(tensors, template)
     del tensors
+    if (tokenizer := source / TOKENIZER).is_file():
+        check_tokenizer(tokenizer, settings["vocab_size"], TextSettings.parse(model.text).room)
     size = sum(leaf.nbytes for leaf in flatten_dict(params).values())
     with atomic_write(target, size) as folder:
         folder.mkdir()
         save_params(folder, params)
-        if (source / TOKENIZER).is_file():
-            shutil.copy(source / TOKENIZER, folder / TOKENIZER)
+        if tokenizer.is_file():
+            shutil.copyfile(tokenizer, folder / TOKENIZER)
         names = ("model", "vocab_size", "max_length")
         kept = {name: settings[name] for name in names if name in settings}
         if (source / PROCESSOR).is_file():
@@ -191,6 +194,7 @@ def _write_weights(
             name: tensor.astype(dtype, copy=False)
             for name, tensor in names.to_theirs(params).items()
         }
+        check_finite(source, tensors)
         save_file(tensors, folder / file, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file)
         say(f"{file}: {len(tensors)} tensors")
@@ -199,13 +203,14 @@ def _write_weights(
 
 
 def _config(model: ml_collections.ConfigDict, vocab_size: int, dtype: str) -> dict[str, Any]:
-    """`config.json` of the exported folder, without `max_length`."""
+    """`config.json` of the exported folder, without `max_length` and `scalars`."""
     return {
         "architectures": ["RC3Model"],
         "model_type": "rc3",
         "auto_map": {
             "AutoConfig": "configuration_rc3.RC3Config",
             "AutoModel": "modeling_rc3.RC3Model",
+            "AutoModelForZeroShotImageClassification": "modeling_rc3.RC3Model",
         },
         "vocab_size": vocab_size,
         "dtype": dtype,
@@ -220,27 +225,27 @@ def _write_processor(
     max_length: int,
     max_words: int | None,
 ) -> None:
-    """Writes the settings of the processor and of its tokenizer."""
-    processor = {
-        "auto_map": {"AutoProcessor": "processing_rc3.RC3Processor"},
-        "processor_class": "RC3Processor",
+    """Writes the settings of the processor, and those of images alone."""
+    images = {
         "image_size": model.patch.image_size,
         "image_mean": list(model.image_mean),
         "image_std": list(model.image_std),
+    }
+    alone = {
+        "auto_map": {"AutoImageProcessor": "image_processing_rc3.RC3ImageProcessor"},
+        "image_processor_type": "RC3ImageProcessor",
+    }
+    write_json(folder / PREPROCESSOR, alone | images)
+    processor = {
+        "auto_map": {"AutoProcessor": "processing_rc3.RC3Processor"},
+        "processor_class": "RC3Processor",
+        **images,
         "max_length": max_length,
         "max_words": max_words,
         "regions": model.roi.regions,
         "feature_size": model.roi.feature_size,
     }
     write_json(folder / PROCESSOR, processor)
-    names = ("bos_token", "pad_token", "eos_token", "unk_token")
-    tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": max_length,
-        **dict(zip(names, SPECIAL_TOKENS, strict=True)),
-        "mask_token": "<mask>",
-    }
-    write_json(folder / TOKENIZER_SETTINGS, tokenizer)
 
 
 def _exported_settings(source: pathlib.Path) -> dict[str, Any]:
@@ -256,5 +261,15 @@ def _exported_settings(source: pathlib.Path) -> dict[str, Any]:
 def _names(folder: pathlib.Path) -> set[str]:
     """Names of the files that the exporter may have written there."""
     shards = {path.name for path in folder.glob("model-*.safetensors")}
-    own = {CONFIG_FILE, PROCESSOR, TOKENIZER, TOKENIZER_SETTINGS, WEIGHTS, INDEX, CARD, ONNX}
+    own = {
+        CONFIG_FILE,
+        PROCESSOR,
+        PREPROCESSOR,
+        TOKENIZER,
+        TOKENIZER_SETTINGS,
+        WEIGHTS,
+        INDEX,
+        CARD,
+        ONNX,
+    }
     return own | {path.name for path in CODE} | shards

@@ -17,15 +17,18 @@ from ml_dtypes import bfloat16
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rc3_jax.convert.output import say
+from rc3_jax.settings import ConfigError
+
 TORCH_SUFFIXES = (".th", ".pth", ".pt", ".bin")
 SUFFIXES = (*TORCH_SUFFIXES, ".safetensors")
-PARALLEL_PREFIX = "module."
-"""What DistributedDataParallel puts before every name."""
+WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What DistributedDataParallel, torch.compile and trainers put before every name."""
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 """How Hugging Face names a model's tensors; in shards, with `.index.json` for the list of them."""
 
 
-class TensorFileError(ValueError):
+class TensorFileError(ConfigError):
     """A file that cannot be read or written; the message names it and the remedy."""
 
 
@@ -41,24 +44,13 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     """The tensors of a checkpoint by name; bfloat16 becomes float32.
 
     A PyTorch file holds them in a dict, alone or under `model`; anything beside `model` is left
-    out. So is the prefix `module.` if all names have it.
+    out. So is, with a note, a prefix of `WRAPPERS` that all names have.
 
     Raises:
-      TensorFileError: for a file that is missing, damaged, of another kind, or names code to run.
+      TensorFileError: for a file that is missing, damaged, of another kind, names code to run, or
+        holds numbers that are not finite.
     """
-    if not path.is_file():
-        raise TensorFileError(f"{path}: no such file; name the file of the checkpoint")
-    check_suffix(path)
-    read = _read_torch if path.suffix in TORCH_SUFFIXES else _read_safetensors
-    tensors = {
-        name: tensor.astype(np.float32) if tensor.dtype == bfloat16 else tensor
-        for name, tensor in read(path).items()
-    }
-    if not tensors:
-        raise TensorFileError(f"{path} holds no tensors")
-    if all(name.startswith(PARALLEL_PREFIX) for name in tensors):
-        tensors = {name.removeprefix(PARALLEL_PREFIX): x for name, x in tensors.items()}
-    return tensors
+    return _without_wrappers(path, _read(path))
 
 
 def read_folder(folder: pathlib.Path, allow_pickle: bool = False) -> dict[str, np.ndarray]:
@@ -73,11 +65,56 @@ def read_folder(folder: pathlib.Path, allow_pickle: bool = False) -> dict[str, n
     """
     tensors: dict[str, np.ndarray] = {}
     for path in _weight_files(folder, allow_pickle):
-        shard = read_tensors(path)
+        shard = _read(path)
         if twice := sorted(tensors.keys() & shard.keys()):
             raise TensorFileError(f"{path}: {twice[0]} is in another shard already")
         tensors |= shard
+    return _without_wrappers(folder, tensors)
+
+
+def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """The tensors by the names in the file."""
+    if not path.is_file():
+        raise TensorFileError(f"{path}: no such file; name the file of the checkpoint")
+    check_suffix(path)
+    read = _read_torch if path.suffix in TORCH_SUFFIXES else _read_safetensors
+    tensors = {
+        name: tensor.astype(np.float32) if tensor.dtype == bfloat16 else tensor
+        for name, tensor in read(path).items()
+    }
+    if not tensors:
+        raise TensorFileError(f"{path} holds no tensors")
+    check_finite(path, tensors)
     return tensors
+
+
+def _without_wrappers(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    found = dict(tensors)
+    while prefix := next((x for x in WRAPPERS if all(n.startswith(x) for n in found)), None):
+        say(f"note: {path}: every name begins with {prefix}, which is left out")
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def check_finite(where: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Raises TensorFileError with every tensor that is not finite, or would not be in float32.
+
+    Args:
+      where: the file or folder that they are read from.
+    """
+    with np.errstate(over="ignore"):
+        counts = {
+            name: np.sum(~np.isfinite(x.astype(np.float32) if x.dtype == np.float64 else x))
+            for name, x in tensors.items()
+        }
+    bad = [f"{name} ({n} of {tensors[name].size} numbers)" for name, n in counts.items() if n]
+    if bad:
+        raise TensorFileError(
+            f"{where}: NaN, infinity or too large for the type of number; take an undamaged "
+            f"checkpoint, such as an earlier one: {', '.join(bad)}"
+        )
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,9 +13,10 @@ from safetensors.numpy import save_file
 
 from rc3_jax.convert.corpus_texts import corpus_texts
 from rc3_jax.convert.huggingface import PARTS, read_tower, tower_files
-from rc3_jax.convert.huggingface_source import Normalisation, locate, sentence_encoder
+from rc3_jax.convert.huggingface_source import locate, sentence_encoder
 from rc3_jax.convert.output import (
     OWN_FILES,
+    TOKENIZER_SETTINGS,
     add_source_to_errors,
     atomic_write,
     check_target,
@@ -25,12 +25,14 @@ from rc3_jax.convert.output import (
     size_text,
     write_json,
     write_settings,
+    write_tokenizer,
 )
-from rc3_jax.convert.torch_file import WEIGHTS
+from rc3_jax.convert.torch_file import WEIGHTS, check_finite
 from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
 from rc3_jax.data.record import DataError
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import Tokenizer, load_tokenizer
+from rc3_jax.models.base import FusionSettings
 from rc3_jax.models.text import TextSettings
 from rc3_jax.models.towers import visual_settings
 from rc3_jax.settings import ConfigError, check_choice
@@ -42,6 +44,7 @@ VISUAL = {"rc3": "patch", "cclm": "vision"}
 """What each system calls its visual tower."""
 VOCABULARIES = (TOKENIZER, "sentencepiece.bpe.model")
 PREPROCESSOR = "preprocessor_config.json"
+NORMALISATION = ("image_mean", "image_std")
 
 
 def from_hf(
@@ -52,6 +55,8 @@ def from_hf(
     system: str = "rc3",
     image_size: int | None = None,
     text_layers: Sequence[int] | None = None,
+    fusion_layers: Sequence[int] | None = None,
+    seed: int = 0,
     languages: Sequence[str] = (),
     corpus: Sequence[pathlib.Path] = (),
     min_count: int = 1,
@@ -67,6 +72,8 @@ def from_hf(
       patch: folder or Hub name of a checkpoint of one of the visual towers.
       image_size: pixels a side to resize the positions for; the checkpoint's by default.
       text_layers: numbers of the layers to take; all by default.
+      fusion_layers: numbers of the text layers that the fusion encoder starts from; with none, it
+        starts at random. Its cross-attention, which no text tower has, is drawn with `seed`.
       corpus: caption files and sentences to cut the vocabulary to; empty leaves it whole.
       languages: those of the corpus that count; empty for all.
       min_count: how often a piece must occur to be kept.
@@ -80,14 +87,23 @@ def from_hf(
         raise ConfigError("name a checkpoint with --text, --patch, or both")
     if (languages or min_count != 1) and not corpus:
         raise ConfigError("languages are cut to what a corpus holds; name its files with --corpus")
-    if text is None and (corpus or text_layers) or patch is None and image_size:
-        raise ConfigError("--corpus and --text_layers need --text, and --image_size needs --patch")
+    if text is None and (corpus or text_layers or fusion_layers) or patch is None and image_size:
+        raise ConfigError(
+            "--corpus, --text_layers and --fusion_layers need --text, and --image_size needs --patch"
+        )
     check_target(target, overwrite, OWN_FILES)
     params: dict[str, Any] = {}
     settings: dict[str, Any] = {"system": system, "model": {}, "source": {}}
     tokenizer = None
     if text is not None:
-        tower = read_tower(text, part="text", layers=text_layers, allow_pickle=allow_pickle)
+        tower = read_tower(
+            text,
+            part="text",
+            layers=text_layers,
+            fusion_layers=fusion_layers,
+            seed=seed,
+            allow_pickle=allow_pickle,
+        )
         _say(text, tower.params, tower.notes)
         params |= {"text": tower.params, **tower.heads}
         tokenizer = _tokenizer(text, len(_words(params)))
@@ -102,6 +118,9 @@ def from_hf(
         elif corpus:
             raise ConfigError(f"{text} has no vocabulary that could be cut")
         settings["model"]["text"] = tower.settings.model_dump()
+        if fusion_layers:
+            fusion = FusionSettings(depth=len(fusion_layers), epsilon=tower.settings.epsilon)
+            settings["model"]["fusion"] = fusion.model_dump()
         settings |= {"vocab_size": len(_words(params)), "pooling": tower.pooling or "mean"}
         settings["source"]["text"] = str(text)
     if patch is not None:
@@ -139,7 +158,9 @@ def to_hf(
       ConfigError: with the reason; then nothing was written.
     """
     check_choice("part", part, PARTS)
-    check_target(target, overwrite, (CONFIG_FILE, WEIGHTS[0], *VOCABULARIES, PREPROCESSOR))
+    check_target(
+        target, overwrite, (CONFIG_FILE, WEIGHTS[0], TOKENIZER, TOKENIZER_SETTINGS, PREPROCESSOR)
+    )
     model = model_settings(source, "rc3")
     heads = ("masked_lm_head", "word_bias") if part == "text" else ()
     paths = [path for path in stored_shapes(source, step) if path.split("/")[0] in (part, *heads)]
@@ -150,15 +171,16 @@ def to_hf(
     with add_source_to_errors(source):
         text = TextSettings.parse(model.text, "model.text") if part == "text" else None
         tensors, config = tower_files(text or visual_settings(model.patch), tower, params)
+        check_finite(source, tensors)
     size = sum(tensor.nbytes for tensor in tensors.values())
     say(f"{source}: {config['architectures'][0]}, {len(tensors)} tensors, {size_text(size)}")
     with atomic_write(target, size) as folder:
         folder.mkdir()
         save_file(tensors, folder / WEIGHTS[0], metadata={"format": "pt"})
         write_json(folder / CONFIG_FILE, config)
-        if part == "text" and (source / TOKENIZER).is_file():
-            shutil.copy(source / TOKENIZER, folder / TOKENIZER)
-        if part == "patch" and all(name in model for name in Normalisation.model_fields):
+        if text is not None and (source / TOKENIZER).is_file():
+            write_tokenizer(folder, source / TOKENIZER, config["vocab_size"], text.room)
+        if part == "patch" and all(name in model for name in NORMALISATION):
             write_json(folder / PREPROCESSOR, _preprocessor(model))
     say(f"wrote {target}")
 
@@ -171,8 +193,9 @@ def _preprocessor(model: Any) -> dict[str, Any]:
         "size": {"height": size, "width": size},
         "resample": 3,
         "do_rescale": True,
+        "rescale_factor": 1 / 255,
         "do_normalize": True,
-        **{name: list(model[name]) for name in Normalisation.model_fields},
+        **{name: list(model[name]) for name in NORMALISATION},
     }
 
 

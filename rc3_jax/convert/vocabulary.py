@@ -55,8 +55,8 @@ def cut_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], min_count: int = 
       texts: any number of them.
 
     Raises:
-      DataError: for another type of vocabulary, for texts that are framed by other tokens than the
-        four special ones, for `min_count` below 1, and if the texts use no piece.
+      DataError: for another type of vocabulary, for `min_count` below 1, and if the texts use no
+        piece.
     """
     if min_count < 1:
         raise DataError(f"min_count={min_count} must be at least 1")
@@ -68,11 +68,6 @@ def cut_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], min_count: int = 
         raise DataError(
             f"the vocabulary is of type {kind}, and only Unigram ones such as XLM-R's can be cut; "
             "keep this one whole: choose no languages"
-        )
-    if any(i >= len(SPECIAL_TOKENS) for i in backend.encode("").ids):
-        raise DataError(
-            f"the vocabulary frames texts with tokens beside {', '.join(SPECIAL_TOKENS)} and cannot "
-            "be cut; keep it whole: choose no languages"
         )
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     cleaned = map(tokenizer.clean, texts)

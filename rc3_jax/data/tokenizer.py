@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tokenizers
+from huggingface_hub import try_to_load_from_cache
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rc3_jax.data.record import DataError
@@ -20,7 +21,7 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """XLM-R's special tokens in the order of their ids 0 to 3; `<mask>` is the last id."""
 FRAME_IDS = (0, 1, 2)
 """`<s>`, `<pad>`, `</s>`: what frames a text."""
-BOS_ID = 0
+BOS_ID, EOS_ID = 0, 2
 PAD_ID = 1
 """Padding; XLM-R counts positions from the next number on."""
 FILE_NAME = "tokenizer.json"
@@ -41,13 +42,25 @@ class Tokenizer:
         max_length: int,
         clean: Callable[[str], str] | None = None,
     ):
-        """`clean` becomes `cleaning`; it may be `clean_caption`."""
+        """`clean` becomes `cleaning`; it may be `clean_caption`.
+
+        Raises:
+          DataError: unless special tokens have XLM-R's ids, and `<s>` and `</s>` frame a text.
+        """
         ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
         self.vocab_size = backend.get_vocab_size()
         if ids != [0, 1, 2, 3] or backend.token_to_id("<mask>") != self.vocab_size - 1:
             raise DataError(
                 f"the tokenizer's special tokens {SPECIAL_TOKENS} have the ids {ids}, and <mask> "
                 f"{backend.token_to_id('<mask>')}; XLM-R's are 0 to 3 and the last"
+            )
+        backend.no_truncation()
+        backend.no_padding()
+        words = backend.encode("a", add_special_tokens=False).ids
+        if (framed := backend.encode("a").ids) != [BOS_ID, *words, EOS_ID]:
+            raise DataError(
+                f"the tokenizer makes {framed} of the ids {words} of 'a', and XLM-R frames a text "
+                f"with {BOS_ID} and {EOS_ID}; set its post_processor to <s> $A </s>"
             )
         backend.enable_truncation(max_length)
         backend.enable_padding(length=max_length, pad_id=PAD_ID, pad_token="<pad>")
@@ -104,6 +117,8 @@ def load_tokenizer(path: str, max_length: int) -> Tokenizer:
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copy(place, pathlib.Path(folder) / "sentencepiece.bpe.model")
                 return _from_hugging_face(folder, max_length)
+        if not place.is_dir() and isinstance(file := try_to_load_from_cache(path, FILE_NAME), str):
+            return Tokenizer(tokenizers.Tokenizer.from_file(file), max_length)
         return _from_hugging_face(str(place) if place.is_dir() else path, max_length)
     except Exception as error:  # the libraries raise bare Exceptions for unreadable files
         raise DataError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import pathlib
 from typing import NamedTuple
@@ -10,9 +11,10 @@ from typing import NamedTuple
 import jax
 import ml_collections
 import numpy as np
+import sentencepiece
 
 from rc3_jax.convert.torch_export import to_torch
-from rc3_jax.data.tokenizer import PAD_ID, Tokenizer, train_tokenizer
+from rc3_jax.data.tokenizer import PAD_ID, Tokenizer, load_tokenizer, train_tokenizer
 from rc3_jax.models.towers import TOWERS
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.scenes.source import SceneRecords
@@ -46,6 +48,24 @@ def tiny_tokenizer() -> Tokenizer:
     return train_tokenizer([text for code in captions for text in captions[code]], 500, MAX_LENGTH)
 
 
+def from_sentencepiece(texts, vocab_size: int, folder, max_length: int = MAX_LENGTH) -> Tokenizer:
+    """XLM-R's own kind: its SentencePiece settings, loaded by transformers."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=model,
+        vocab_size=vocab_size,
+        model_type="unigram",
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "some.model").write_bytes(model.getvalue())
+    return load_tokenizer(str(folder / "some.model"), max_length)
+
+
 def tiny_settings(patch: dict | None = None, roi: dict | None = None, **model):
     """The configuration of a tiny run; `patch` and `roi` change parts of its model."""
     config = tiny_config()
@@ -64,12 +84,14 @@ def tiny_settings(patch: dict | None = None, roi: dict | None = None, **model):
     return config
 
 
-def tiny_folder(folder: pathlib.Path, config=None, seed: int = 0) -> dict:
+def tiny_folder(
+    folder: pathlib.Path, config=None, seed: int = 0, tokenizer: Tokenizer | None = None
+) -> dict:
     """Writes parameters, settings and vocabulary; returns the parameters.
 
     Every parameter is random, norms and biases too; factors of norms and temperatures are around 1.
     """
-    config = config or tiny_settings()
+    config, tokenizer = config or tiny_settings(), tokenizer or tiny_tokenizer()
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -77,12 +99,13 @@ def tiny_folder(folder: pathlib.Path, config=None, seed: int = 0) -> dict:
         mean = float(name.endswith("scale") or name.startswith("temperature"))
         return rng.normal(mean, 0.2, leaf.shape).astype(np.float32)
 
-    shapes = abstract_params("rc3", config.model, tiny_tokenizer().vocab_size)
+    has_bias = config.objective.contrast == "sigmoid"
+    shapes = abstract_params("rc3", config.model, tokenizer.vocab_size, has_bias=has_bias)
     params = jax.tree_util.tree_map_with_path(draw, shapes)
     folder.mkdir(parents=True)
     save_params(folder, params)
     (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    (folder / "tokenizer.json").write_text(tiny_tokenizer().to_json())
+    (folder / "tokenizer.json").write_text(tokenizer.to_json())
     return params
 
 

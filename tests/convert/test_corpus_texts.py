@@ -73,11 +73,12 @@ def test_bad_lines_are_counted_named_and_limited(tmp_path):
     bad_rows = ["{", "[]", "{}", '{"captions": {"en": ""}}', '{"captions": {"english": "A"}}']
     bad_rows.append('{"captions": {"en": "\\ud800"}}')
     captions.write_text("\n".join(['{"captions": {"en": "A"}}', *bad_rows]))
-    plain.write_bytes(b"Gut.\n\xff\xfe\nBesser.\n" + b"x" * 2**21 + b"\n")
+    bad_lines = [b"\xff\xfe", b"...", "\u200b".encode(), b"x" * 2001, b"x" * 2**21]
+    plain.write_bytes(b"\n".join([b"Gut.", *bad_lines, "Bo\u0308se\x00.".encode(), b""]))
     skips = Skips(0.99)
-    assert list(corpus_texts([captions, plain], ["en", "de"], skips)) == ["A", "Gut.", "Besser."]
-    lines = [f"{captions}:{n}" for n in range(2, 8)] + [f"{plain}:2", f"{plain}:4"]
+    assert list(corpus_texts([captions, plain], ["en", "de"], skips)) == ["A", "Gut.", "Böse."]
+    lines = [f"{captions}:{n}" for n in range(2, 8)] + [f"{plain}:{n}" for n in range(2, 7)]
     assert list(skips.reasons) == lines
-    for path, count in ((captions, "6 of 7"), (plain, "2 of 4")):
+    for path, count in ((captions, "6 of 7"), (plain, "5 of 7")):
         with pytest.raises(DataError, match=f"{re.escape(str(path))}: {count}"):
             list(corpus_texts([path], ["en", "de"]))

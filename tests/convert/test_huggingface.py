@@ -166,7 +166,25 @@ def test_a_stored_decoder_must_be_the_word_embeddings(tied, tmp_path):
     save_file(tensors, folder / "model.safetensors")
     found = read_tower(folder, part="text")
     assert bool(found.heads) == tied
-    assert any("word embeddings of its own" in note for note in found.notes) != tied
+    assert any("lm_head.decoder.weight" in note for note in found.notes) != tied
+
+
+@pytest.mark.parametrize("stored", ["equal", "another", "alone"])
+def test_the_bias_of_a_stored_decoder_is_the_bias_of_the_head(stored, tmp_path):
+    """transformers ties lm_head.decoder.bias to lm_head.bias, and may save either."""
+    folder = saved(_masked_lm(), tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    bias = tensors["lm_head.bias"]
+    tensors["lm_head.decoder.bias"] = bias + 1 if stored == "another" else bias.copy()
+    if stored == "alone":
+        del tensors["lm_head.bias"]
+    save_file(tensors, folder / "model.safetensors")
+    found = read_tower(folder, part="text")
+    if stored == "another":
+        assert not found.heads
+        assert any("lm_head.decoder.bias" in note for note in found.notes)
+    else:
+        np.testing.assert_array_equal(found.heads["word_bias"], bias)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

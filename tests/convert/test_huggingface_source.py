@@ -224,7 +224,7 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
     "file, settings, expected",
     [
         (PREPROCESSOR, dict(image_mean=[0.1, 0.2, 1]), dict(image_mean=(0.1, 0.2, 1))),
-        (PREPROCESSOR, dict(size=3), {}),
+        (PREPROCESSOR, dict(size=18), {}),
         (
             PREPROCESSOR,
             dict(do_normalize=False, image_mean=[3, 3, 3]),
@@ -237,8 +237,82 @@ PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
 )
 def test_normalisation_of_pixels(tmp_path, file, settings, expected):
     (tmp_path / file).write_text(json.dumps(settings))
-    assert image_normalisation(tmp_path) == expected
+    assert image_normalisation(tmp_path, 18, []) == expected
     assert read_tower(_write(tmp_path, "vit"), part="patch").normalisation == expected
+
+
+IMAGENET = dict(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+IN_255 = dict(image_mean=[123.675, 116.28, 103.53], image_std=[58.395, 57.12, 57.375])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        IMAGENET,
+        IMAGENET | dict(do_rescale=True, rescale_factor=0.00392156862745098),
+        IMAGENET | dict(rescale_factor=0.0039),  # as some write it
+        IN_255 | dict(do_rescale=False),
+        IN_255 | dict(do_rescale=False, rescale_factor=1 / 255),
+        IN_255 | dict(rescale_factor=1),
+        IMAGENET | dict(rescale_factor=1 / 127.5),
+        IMAGENET | dict(rescale_factor=1 / 127.5, rescale_offset=True),
+        dict(do_normalize=False, rescale_factor=1 / 127.5, offset=True),
+        dict(do_normalize=False, do_rescale=False),
+        dict(do_rescale=False, image_mean=[0, 0, 0], image_std=[1, 1, 1]),
+        dict(do_rescale=True, do_normalize=False),
+    ],
+)
+def test_normalisation_is_what_the_image_processor_computes(tmp_path, settings):
+    """Against the steps of transformers' processors: a factor, an offset, statistics."""
+    (tmp_path / PREPROCESSOR).write_text(json.dumps(settings))
+    found = image_normalisation(tmp_path, 18, [])
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3)).astype(np.float64)
+    expected = pixels
+    if settings.get("do_rescale", True):
+        expected = pixels * settings.get("rescale_factor", 1 / 255)
+        expected = expected - (settings.get("offset") or settings.get("rescale_offset") or 0)
+    if settings.get("do_normalize", True):
+        expected = (expected - settings["image_mean"]) / settings["image_std"]
+    ours = (pixels / 255 - found["image_mean"]) / found["image_std"]
+    np.testing.assert_allclose(ours, expected, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (IN_255, ("123.675", "do_rescale=True")),
+        (IN_255 | dict(do_rescale=True), ("123.675", "do_rescale=True")),
+        (IMAGENET | dict(do_rescale=False), ("0.229", "do_rescale=False")),
+        (IMAGENET | dict(rescale_factor=1), ("0.229", "rescale_factor=1")),
+        (IN_255 | dict(rescale_factor=1 / 127.5), ("123.675", "rescale_factor=0.00784")),
+        (dict(image_mean=[0.5] * 3, image_std=[58.0] * 3), ("58.0", "rescale_factor=0.0039")),
+        (dict(image_mean=[123.0] * 3, do_rescale=False), ("image_std", "do_rescale=False")),
+        (dict(do_rescale="no"), ("do_rescale",)),
+        (dict(rescale_factor=0), ("rescale_factor",)),
+    ],
+)
+def test_statistics_of_other_pixels_are_refused(tmp_path, settings, named):
+    (tmp_path / PREPROCESSOR).write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=PREPROCESSOR) as error:
+        read_tower(_write(tmp_path, "vit"), part="patch")
+    assert all(name in str(error.value) for name in named)
+
+
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(size={"height": 18, "width": 18}, resample=3, do_center_crop=False), None),
+        (dict(size=18), None),
+        (dict(size=24), "size=24"),
+        (dict(size={"shortest_edge": 18}), "shortest_edge"),
+        (dict(resample=2), "resample=2"),
+        (dict(do_center_crop=True), "do_center_crop"),
+    ],
+)
+def test_other_preparation_of_images_is_told(tmp_path, settings, named):
+    (tmp_path / PREPROCESSOR).write_text(json.dumps(settings | IMAGENET))
+    notes = read_tower(_write(tmp_path, "vit"), part="patch").notes
+    assert len(notes) == (named is not None) and (not notes or named in notes[0])
 
 
 @pytest.mark.parametrize(
@@ -255,4 +329,4 @@ def test_normalisation_of_pixels(tmp_path, file, settings, expected):
 def test_invalid_normalisation_is_refused(tmp_path, values):
     (tmp_path / PREPROCESSOR).write_text(json.dumps(values))
     with pytest.raises(ConfigError, match=f"{PREPROCESSOR}.*{next(iter(values))}"):
-        image_normalisation(tmp_path)
+        image_normalisation(tmp_path, 18, [])

@@ -275,7 +275,8 @@ def test_onnx_files_compute_the_same(exported, tmp_path):
 def test_the_usage_on_the_card_runs(folder):
     require("torch")
     Image.new("RGB", (50, 40), "red").save(folder / "photo.jpg")
-    usage = (folder / "README.md").read_text().split("```python\n")[1].split("```")[0]
+    blocks = (folder / "README.md").read_text().split("```python\n")[1:]
+    usage = "".join(block.split("```")[0] for block in blocks)
     done = subprocess.run(
         [sys.executable, "-c", usage],
         cwd=folder,
@@ -285,4 +286,5 @@ def test_the_usage_on_the_card_runs(folder):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("tensor(") == 2
+    assert done.stdout.count("tensor(") == 2 and "a cat" in done.stdout
+    assert done.stdout.splitlines()[-1] == "8"

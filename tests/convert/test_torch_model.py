@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from PIL import Image
 
+from rc3_jax.convert.check import check, largest_of
+from rc3_jax.convert.torch_export import from_torch
 from rc3_jax.convert.torch_names import exported_names
 from rc3_jax.data.image import resize
 from rc3_jax.data.tokenizer import PAD_ID
@@ -46,6 +49,7 @@ CASES = {
     "beit": dict(patch=dict(type="beit", drop_path=0.1)),
     "swin": dict(patch=SWIN, readout="mean"),
     "swin with one window": dict(patch=SWIN | dict(window=8), roi=dict(regions=0)),
+    "sigmoid": dict(contrast="sigmoid"),
 }
 
 
@@ -58,7 +62,9 @@ def our_outputs(model, rows, ids) -> dict:
     states, text_vector = model.encode_text(ids)
     fused = model.fusion(states, ids != PAD_ID, visual.tokens, visual.mask)
     names = ("image_text", "text_text", "fused")
-    temperature, *others = (model.temperature_and_bias(f"temperature_{name}")[0] for name in names)
+    found = [model.temperature_and_bias(f"temperature_{name}") for name in names]
+    (temperature, bias), *others = found
+    logits = visual.embedding @ text_vector.T / temperature + (0 if bias is None else bias)
     everywhere = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
     return {
         "image_tokens": visual.tokens,
@@ -70,8 +76,9 @@ def our_outputs(model, rows, ids) -> dict:
         "fused_vector": model.fused_vector(fused, ids != PAD_ID),
         "matching_logits": model.match(fused),
         "words": model.predict_tokens(fused, everywhere),
-        "logits_per_image": visual.embedding @ text_vector.T / temperature,
-        "temperatures": jnp.stack(others),
+        "logits_per_image": logits,
+        "logits_per_text": logits.T,
+        "temperatures": jnp.stack([x for scalars in others for x in scalars if x is not None]),
     }
 
 
@@ -87,13 +94,15 @@ def torch_outputs(model, ids, visual) -> dict:
     fused, outputs = model.encode_pair(ids, **visual), model(ids, **visual)
     assert torch.equal(fused.fused_vector, outputs.fused_vector)
     assert torch.equal(model.match(ids, **visual), outputs.matching_logits)
+    scalars = [name for name in model.config.scalars if "image_text" not in name]
+    order = sorted(scalars, key=lambda name: ("fused" in name, name))
     return dict(outputs) | {
         "image_tokens": image.tokens,
         "image_mask": image.mask.float(),
         "text_tokens": text.tokens,
         "fused_tokens": fused.tokens,
         "words": model.fill_mask(ids, **visual),
-        "temperatures": torch.stack([model.temperature_text_text, model.temperature_fused]),
+        "temperatures": torch.stack([getattr(model, name) for name in order]),
     }
 
 
@@ -109,9 +118,13 @@ def inputs(exported):
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_outputs_and_gradients_equal_flax(case, tmp_path):
-    tiny = export_tiny(tmp_path, tiny_settings(**case))
+    config = tiny_settings(**{name: x for name, x in case.items() if name != "contrast"})
+    config.objective.contrast = case.get("contrast", "softmax")
+    tiny = export_tiny(tmp_path, config)
     settings, names = tiny.config.model, exported_names(tiny.config.model)
-    ours, theirs = build_rc3(settings, tiny_tokenizer().vocab_size), load(tiny.folder)
+    has_bias = "contrast" in case
+    ours = build_rc3(settings, tiny_tokenizer().vocab_size, has_bias=has_bias)
+    theirs = load(tiny.folder)
     theirs.save_pretrained(tmp_path / "saved")
     saved = {name: x.shape for name, x in load_alone.saved_tensors(tmp_path / "saved").items()}
     assert saved == {name: x.shape for name, x in names.to_theirs(tiny.params).items()}
@@ -140,6 +153,74 @@ def test_outputs_and_gradients_equal_flax(case, tmp_path):
     for name, value in found.items():
         np.testing.assert_allclose(outputs[name].detach(), value, rtol=0, atol=1e-5, err_msg=name)
     compare_by_module(gradients, our_gradients, 1e-4)
+    from_torch(tiny.folder, tmp_path / "back")
+    assert largest_of(check(tmp_path / "back", tiny.folder)).relative < 1e-4
+
+
+@torch.no_grad()
+def test_any_number_of_texts_and_images_can_be_compared(theirs, inputs):
+    ids, visual = inputs
+    pixels = visual["pixel_values"]
+    both, apart = theirs(ids, pixels), theirs(ids[:3], pixels)
+    torch.testing.assert_close(apart.logits_per_image, both.logits_per_image[:, :3])
+    torch.testing.assert_close(apart.logits_per_text, both.logits_per_image[:, :3].T)
+    assert apart.matching_logits is None and apart.fused_vector is None
+    texts, images = theirs.get_text_features(ids), theirs.get_image_features(pixels)
+    torch.testing.assert_close(texts, both.text_vector)
+    torch.testing.assert_close(images, both.image_vector)
+    logits = images @ texts.T / theirs.temperature_image_text
+    torch.testing.assert_close(both.logits_per_image, logits)
+    alone = theirs(input_ids=ids), theirs(pixel_values=pixels)
+    torch.testing.assert_close(alone[0][0], texts)
+    torch.testing.assert_close(alone[1][0], images)
+    assert [list(x.keys()) for x in alone] == [["text_vector"], ["image_vector"]]
+    given = theirs(ids, pixels, return_dict=False)
+    assert isinstance(given, tuple) and torch.equal(given[0], both[0])
+    mask = (ids != PAD_ID).long()
+    mask[:, 3:] = 0
+    shorter = torch.where(mask.bool(), ids, PAD_ID)
+    torch.testing.assert_close(
+        theirs.get_text_features(ids, attention_mask=mask), theirs.get_text_features(shorter)
+    )
+    with pytest.raises(ValueError, match="input_ids"):
+        theirs()
+
+
+def test_pipelines_of_transformers(exported, tmp_path):
+    """The tasks that the card names, against the vectors of the model itself."""
+    path = tmp_path / "image.png"
+    colours = np.random.default_rng(8).integers(0, 256, (50, 40, 3)).astype(np.uint8)
+    Image.fromarray(colours).save(path)
+    labels = ["a red circle", "ein Hund läuft über die Wiese", "猫"]
+    options = dict(model=str(exported.folder), trust_remote_code=True)
+    model = load(exported.folder)
+    processor = transformers.AutoProcessor.from_pretrained(exported.folder, trust_remote_code=True)
+    with torch.no_grad():
+        outputs = model(**processor(text=labels, images=path))
+
+    classify = transformers.pipeline("zero-shot-image-classification", **options)
+    found = classify(str(path), candidate_labels=labels, hypothesis_template="{}")
+    scores = {item["label"]: item["score"] for item in found}
+    expected = outputs.logits_per_image[0].softmax(-1).tolist()
+    assert [scores[label] for label in labels] == pytest.approx(expected, abs=1e-5)
+    several = classify([str(path)] * 2, candidate_labels=labels, hypothesis_template="{}")
+    assert len(several) == 2
+
+    extract = transformers.pipeline("feature-extraction", **options)
+    vectors = np.concatenate([np.array(extract(label)) for label in labels])
+    np.testing.assert_allclose(vectors, outputs.text_vector, atol=1e-5)
+    card = ModelCard.load(exported.folder / "README.md").data
+    assert {card.pipeline_tag, *card.tags} >= {classify.task, extract.task}
+
+    images = transformers.AutoImageProcessor.from_pretrained(
+        exported.folder, trust_remote_code=True
+    )
+    assert torch.equal(images(path)["pixel_values"], processor(images=path)["pixel_values"])
+    images.save_pretrained(tmp_path / "saved")
+    again = transformers.AutoImageProcessor.from_pretrained(
+        tmp_path / "saved", trust_remote_code=True
+    )
+    assert torch.equal(again([path])["pixel_values"], images(path)["pixel_values"])
 
 
 @torch.no_grad()

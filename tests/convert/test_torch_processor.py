@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 from PIL import Image
 
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.record import Record
-from rc3_jax.data.text import clean_caption
+from rc3_jax.data.text import MAX_CHARACTERS, clean_caption, usable_text
 from rc3_jax.data.tokenizer import from_json
 from rc3_jax.models.base import normalise_pixels
 from tests.convert.exported import (
@@ -25,6 +28,7 @@ from tests.vision_reference import require
 
 torch = require("torch")
 transformers = require("transformers")
+processing_rc3 = importlib.import_module("rc3_jax.convert.torch_model.processing_rc3")
 
 TEXTS = [
     *(text for several in scene_captions("test", 10).values() for text in several),
@@ -114,11 +118,12 @@ def test_arrays_and_damaged_exif_data(processor, tmp_path):
 def test_token_ids_and_texts_equal_ours(processor, cleaning):
     tokenizer, ids = tiny_tokenizer(), processor(text=TEXTS)["input_ids"]
     assert ids.dtype == torch.int64
-    np.testing.assert_array_equal(ids, tokenizer.encode(TEXTS))
+    texts = [usable_text(text) for text in TEXTS]
+    np.testing.assert_array_equal(ids, tokenizer.encode(texts))
     np.testing.assert_array_equal(processor(text=TEXTS[0])["input_ids"], ids[:1])
     assert processor.batch_decode(ids) == [tokenizer.decode(row) for row in ids.tolist()]
     cleaned = from_json(tokenizer.to_json(), MAX_LENGTH, lambda text: clean_caption(text, 5))
-    np.testing.assert_array_equal(cleaning(text=TEXTS)["input_ids"], cleaned.encode(TEXTS))
+    np.testing.assert_array_equal(cleaning(text=TEXTS)["input_ids"], cleaned.encode(texts))
 
 
 def test_regions_equal_ours(exported, processor, tmp_path):
@@ -141,21 +146,87 @@ def test_regions_equal_ours(exported, processor, tmp_path):
     np.testing.assert_array_equal(one["region_boxes"], given["region_boxes"][1:2])
 
 
-def test_inputs_that_are_refused(processor, cleaning, tmp_path):
-    features = {"boxes": [[0.1, 0.1, 0.5, 0.5]], "features": np.zeros((1, 4))}
+def test_inputs_that_are_refused(processor, tmp_path):
+    box, pixels = {"boxes": [[0.1, 0.1, 0.5, 0.5]]}, photograph("RGB")
+    features = box | {"features": np.zeros((1, 4))}
     for given, named in (
         (dict(images=np.zeros((4, 4), np.uint8)), "uint8"),
         (dict(images=np.zeros((4, 4, 3), np.float32)), "float32"),
-        (dict(text=["a", "b"], images=[photograph("RGB")]), "2 input_ids, 1 pixel_values"),
+        (dict(images=[pixels, pixels], regions=box), "2 pixel_values, 1 region"),
         (dict(regions={"boxes": [[0, 0, 20, 30]]}), "boxes"),
         (dict(regions=features), "features"),
+        (dict(regions=box | {"features": np.full((1, FEATURE_SIZE), 1e39)}), "float32"),
+        (dict(regions=box | {"features": np.full((1, FEATURE_SIZE), np.nan)}), "NaN"),
+        (dict(regions={"boxes": [[0.1, np.nan, 0.5, 0.5]]}), "boxes"),
+        (dict(regions={"boxes": [[0.5, 0.5, 0.2, 0.2]]}), "boxes"),  # width and height
     ):
         with pytest.raises(ValueError, match=named):
             processor(**given)
-    with pytest.raises(ValueError, match="'!'"):
-        cleaning(text=["!"])
     with pytest.raises(FileNotFoundError):
         processor(images=tmp_path / "nothing.png")
+
+
+def accepted(usable, text):
+    try:
+        return usable(text)
+    except ValueError:
+        return None
+
+
+ODD = ".!…\u200b\u200d\u200e\u202e\u2066\ufeff\x00\x07\x85\t\n \u3000\ud800e\u0301☃#a中"
+
+
+@hypothesis.given(st.one_of(st.text(), st.text(st.sampled_from(ODD))))
+@hypothesis.example("a" * MAX_CHARACTERS)
+@hypothesis.example("a" * (MAX_CHARACTERS + 1))
+@hypothesis.example("\u200b")
+@hypothesis.example(".")
+def test_texts_are_those_that_training_takes(text):
+    """The exported file holds a copy of the rules."""
+    assert accepted(processing_rc3.usable_text, text) == accepted(usable_text, text)
+
+
+@pytest.mark.parametrize("text", ["", " ", ".", "...", "\u200b", "\x00\x07", "\ufeff", "a" * 2001])
+def test_texts_that_training_refuses_are_refused(processor, cleaning, text):
+    for one in (processor, cleaning):
+        with pytest.raises(ValueError):
+            one(text=["a dog", text])
+
+
+def test_texts_are_normalised_as_in_training(processor):
+    given = processor(text=["e\u0301te\u0301\u202e", "a\x00 dog\x85runs"])["input_ids"]
+    np.testing.assert_array_equal(given, tiny_tokenizer().encode(["été", "a dog runs"]))
+
+
+def test_damaged_images_are_refused(processor, tmp_path):
+    whole = save(tmp_path, "RGB.png").read_bytes()
+    contents = {"cut.png": whole[: len(whole) // 2], "text.jpg": b"no image", "empty.png": b""}
+    Image.new("F", (4, 4), 700.0).save(tmp_path / "range.tiff")
+    Image.new("F", (4, 4), float("nan")).save(tmp_path / "nan.tiff")
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for name in (*contents, "range.tiff", "nan.tiff"):
+        with pytest.raises(ValueError, match=name):
+            processor(images=tmp_path / name)
+    with Image.open(tmp_path / "cut.png") as opened, pytest.raises(ValueError, match="decoded"):
+        processor(images=[opened])
+    with pytest.raises(ValueError, match="images"):
+        processor(images=[])
+
+
+def test_large_images_are_refused_before_they_are_decoded(processor, tmp_path):
+    Image.new("1", (2**13, 2**13 + 1)).save(tmp_path / "large.png")
+    with pytest.raises(ValueError, match=r"large\.png"):
+        processor(images=tmp_path / "large.png")
+
+
+def test_float_and_deep_images_are_scaled(processor):
+    grey = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
+    expected = processor(images=Image.fromarray((grey * 255).astype(np.uint8)))["pixel_values"]
+    deep = Image.fromarray((grey * 65535).astype(np.int32))
+    for image in (Image.fromarray(grey), Image.fromarray(grey * 255), deep):
+        found = processor(images=image)["pixel_values"]
+        torch.testing.assert_close(found, expected, rtol=0, atol=0.05)
 
 
 def test_saving(processor, tmp_path):

@@ -16,6 +16,7 @@ from rc3_jax.convert.tower_files import from_hf, to_hf
 from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.stream import make_batches
 from rc3_jax.data.tokenizer import PAD_ID, load_tokenizer, train_tokenizer
+from rc3_jax.models.cclm import CCLMModelSettings
 from rc3_jax.models.text import TextSettings
 from rc3_jax.models.vit import ViTSettings
 from rc3_jax.parallel.mesh import to_global
@@ -112,8 +113,8 @@ def test_a_cut_vocabulary_reads_the_kept_languages_the_same(checkpoints, convert
         assert np.max(np.abs((ours - states_of(model.roberta, old_ids[:8])) * known)) < 1e-5
 
 
-def start_from(folder, make=tiny_config):
-    config = make()
+def start_from(folder):
+    config = tiny_config()
     config.init = str(folder)
     config.model.text = TextSettings().config_dict()  # what is left at its default is derived
     config.model.patch = ViTSettings().config_dict()
@@ -265,6 +266,42 @@ def test_layers_that_are_picked(checkpoints, tmp_path):
     np.testing.assert_array_equal(read_params(tmp_path / "one", [kernel])[kernel], expected[None])
 
 
+@pytest.mark.parametrize("system", ["cclm", "rc3"])
+def test_fusion_starts_from_text_layers(checkpoints, tmp_path, system):
+    """Text layers, then fusion layers without a second view, are XLM-R of the chosen layers."""
+    text, patch = str(checkpoints / "text"), str(checkpoints / "patch")
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        layers = dict(text_layers=[1], fusion_layers=[0], seed=seed)
+        from_hf(tmp_path / name, text=text, patch=patch, system=system, **layers)
+    config = start_from(tmp_path / "one")
+    if system == "cclm":
+        config = tiny_cclm()
+        config.init, config.model = str(tmp_path / "one"), CCLMModelSettings().config_dict()
+        config.optimizer.no_decay = (".*bias",)  # a ViT has no relative positions
+        config.model.dtype = "float32"
+    run = prepare_run(config)
+    assert (run.config.model.text.depth, run.config.model.fusion.depth) == (1, 1)
+    assert run.config.model.text.position_offset == 2
+    state = run.create_state().params
+    ids = load_tokenizer(text, 64).encode(CAPTIONS["de"][:8])
+
+    def read(model):
+        states = model.text(ids, mask=ids != PAD_ID)
+        return model.fusion(states, ids != PAD_ID)
+
+    ours = run.model.apply({"params": state}, method=read)
+    whole = transformers.XLMRobertaModel.from_pretrained(text)
+    whole.encoder.layer = torch.nn.ModuleList([whole.encoder.layer[i] for i in (1, 0)])
+    known = (ids != PAD_ID)[..., None]
+    assert np.max(np.abs((ours - states_of(whole, ids)) * known)) < 1e-5
+    one, again, other = (read_params(tmp_path / x) for x in ("one", "again", "other"))
+    kernel = "fusion/layers/cross_attention/query/kernel"
+    assert one[kernel].std() == pytest.approx((3 * 16) ** -0.5, rel=0.2)
+    np.testing.assert_array_equal(one[kernel], again[kernel])
+    assert np.all(one[kernel] != other[kernel])
+    assert not one["fusion/layers/cross_attention/query/bias"].any()
+
+
 def test_what_cannot_be_converted(checkpoints, tmp_path):
     text, target = str(checkpoints / "text"), tmp_path / "out"
     corpus = [checkpoints / "captions.jsonl.gz"]
@@ -272,6 +309,8 @@ def test_what_cannot_be_converted(checkpoints, tmp_path):
         ({}, ConfigError, "name a checkpoint"),
         ({"text": text, "languages": ["de"]}, ConfigError, "name its files with --corpus"),
         ({"text": text, "image_size": 64}, ConfigError, "--patch"),
+        ({"patch": text, "fusion_layers": [1]}, ConfigError, "--fusion_layers"),
+        ({"text": text, "fusion_layers": [2]}, ConfigError, "fusion_layers"),
         ({"patch": text}, ConfigError, "xlm-roberta"),
         ({"text": str(tmp_path / "none")}, ConfigError, "no such file or folder"),
         ({"text": text, "corpus": corpus, "languages": ["sv"]}, DataError, "sv"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PretrainedConfig
+
+SCALARS = ("temperature_image_text", "temperature_text_text", "temperature_fused")
 
 
 class RC3Config(PretrainedConfig):
@@ -16,6 +19,7 @@ class RC3Config(PretrainedConfig):
       towers: settings of the `text` and `patch` models of transformers, and `readout`, which says
         how the patch tower's states are read.
       max_length: token ids of a text in training.
+      scalars: names of the learned temperatures, and of the biases of a sigmoid contrast.
     """
 
     model_type = "rc3"
@@ -28,8 +32,10 @@ class RC3Config(PretrainedConfig):
         model: dict[str, Any] | None = None,
         towers: dict[str, Any] | None = None,
         max_length: int | None = None,
+        scalars: Sequence[str] = SCALARS,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
         self.vocab_size, self.max_length = vocab_size, max_length
         self.model, self.towers = model or {}, towers or {}
+        self.scalars = list(scalars)

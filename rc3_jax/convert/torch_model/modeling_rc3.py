@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,19 +60,25 @@ class EncodedPair(NamedTuple):
 
 @dataclass
 class RC3Output(ModelOutput):
-    """What `RC3Model.forward` returns, all float32.
+    """What `RC3Model.forward` returns, all float32; None for what was not given.
 
     Attributes:
-      image_vector, text_vector, fused_vector: `[batch, projection_size]`, of length 1.
-      matching_logits: `[batch, 2]`; class 1: image and text belong together.
-      logits_per_image: `[images, texts]`, similarities divided by the learned temperature.
+      image_vector, text_vector: `[images, projection_size]` and `[texts, projection_size]`, of
+        length 1.
+      logits_per_image: `[images, texts]`, similarities divided by the learned temperature, plus
+        the learned bias of a model that was trained with the sigmoid contrast.
+      logits_per_text: the same, `[texts, images]`.
+      fused_vector: `[pairs, projection_size]`, of length 1, where there are as many texts as images:
+        of each text over the image of the same number.
+      matching_logits: `[pairs, 2]`; class 1: image and text belong together.
     """
 
     image_vector: Tensor | None = None
     text_vector: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
     fused_vector: Tensor | None = None
     matching_logits: Tensor | None = None
-    logits_per_image: Tensor | None = None
 
 
 class RC3Model(PreTrainedModel):
@@ -105,9 +111,8 @@ class RC3Model(PreTrainedModel):
         self.matching_head = MatchingHead(width)
         self.masked_lm_head = MaskedLMHead(width)
         self.word_bias = nn.Parameter(torch.empty(config.vocab_size))
-        self.temperature_image_text = nn.Parameter(torch.empty(()))
-        self.temperature_text_text = nn.Parameter(torch.empty(()))
-        self.temperature_fused = nn.Parameter(torch.empty(()))
+        for name in config.scalars:
+            self.register_parameter(name, nn.Parameter(torch.empty(())))
         self.post_init()
 
     @torch.no_grad()
@@ -115,7 +120,7 @@ class RC3Model(PreTrainedModel):
         """Draws a module's own parameters that a folder lacks."""
         for name, parameter in module.named_parameters(recurse=False):
             if name.startswith("temperature"):
-                nn.init.constant_(parameter, 0.07)
+                nn.init.constant_(parameter, -10.0 if name.endswith("_bias") else 0.07)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif isinstance(module, nn.LayerNorm):
@@ -123,11 +128,12 @@ class RC3Model(PreTrainedModel):
             else:
                 nn.init.trunc_normal_(parameter, std=0.02)
 
-    def encode_text(self, input_ids: Tensor) -> EncodedText:
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> EncodedText:
         """Texts alone; the vector is projected from the first token.
 
         Args:
           input_ids: int64 `[batch, length]`, padded on the right with 1.
+          attention_mask: 0 for further tokens that are not read; padding never is.
 
         Raises:
           ValueError: if they are not `[batch, length]`, or too long for the position table.
@@ -139,6 +145,8 @@ class RC3Model(PreTrainedModel):
                 f"{longest} tokens a text"
             )
         mask = input_ids != PAD_ID
+        if attention_mask is not None:
+            mask = mask & attention_mask.bool()
         tokens = self.text(input_ids, attention_mask=mask.long()).last_hidden_state
         return EncodedText(tokens, mask, self.text_projection(tokens[:, 0]))
 
@@ -234,21 +242,52 @@ class RC3Model(PreTrainedModel):
         words = self.text.embeddings.word_embeddings.weight
         return F.linear(self.masked_lm_head(tokens), words).float() + self.word_bias.float()
 
+    def get_text_features(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """Vectors of texts, `[texts, projection_size]`, of length 1; see `encode_text`."""
+        return self.encode_text(input_ids, inputs.get("attention_mask")).text_vector
+
+    def get_image_features(
+        self, pixel_values: Tensor | None = None, **regions: Tensor | None
+    ) -> Tensor:
+        """Vectors of images, `[images, projection_size]`, of length 1; see `encode_image`."""
+        return self.encode_image(pixel_values, **regions).image_vector
+
     def forward(
-        self, input_ids: Tensor, pixel_values: Tensor | None = None, **regions: Tensor | None
-    ) -> RC3Output:
-        """Vectors and matching logits of pairs, and the similarities of all images and texts."""
-        text, image = self.encode_text(input_ids), self.encode_image(pixel_values, **regions)
-        fused = self.fuse(text, image)
-        with torch.autocast(input_ids.device.type, enabled=False):
-            similarities = image.image_vector @ text.text_vector.T
-        return RC3Output(
-            image_vector=image.image_vector,
-            text_vector=text.text_vector,
-            fused_vector=fused.fused_vector,
-            matching_logits=self.matching_head(fused.tokens[:, 0]),
-            logits_per_image=similarities / self.temperature_image_text.float(),
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        **regions: Tensor | None,
+    ) -> RC3Output | tuple[Tensor, ...]:
+        """Vectors of texts, of images, or of both, and the similarities of all images and texts.
+
+        As many texts as images are pairs too, which are fused and matched.
+        """
+        text = image = fused = None
+        if input_ids is not None:
+            text = self.encode_text(input_ids, attention_mask)
+        if pixel_values is not None or regions.get("region_boxes") is not None:
+            image = self.encode_image(pixel_values, **regions)
+        if text is None and image is None:
+            raise ValueError("give input_ids, pixel_values or region_boxes")
+        output = RC3Output(
+            image_vector=None if image is None else image.image_vector,
+            text_vector=None if text is None else text.text_vector,
         )
+        if text is not None and image is not None:
+            with torch.autocast(text.tokens.device.type, enabled=False):
+                similarities = image.image_vector @ text.text_vector.T
+            temperature = "temperature_image_text"
+            logits = similarities / self.get_parameter(temperature).float()
+            if f"{temperature}_bias" in self.config.scalars:
+                logits = logits + self.get_parameter(f"{temperature}_bias").float()
+            output.logits_per_image, output.logits_per_text = logits, logits.T
+            if len(text.tokens) == len(image.tokens):
+                fused = self.fuse(text, image)
+                output.fused_vector = fused.fused_vector
+                output.matching_logits = self.matching_head(fused.tokens[:, 0])
+        return output.to_tuple() if return_dict is False else output
 
     def _encode_patches(self, pixels: Tensor) -> Tensor:
         size = self.config.model["patch"]["image_size"]

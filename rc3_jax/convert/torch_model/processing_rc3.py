@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from PIL import Image, ImageOps
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 
-# Pillow can open more, but some of it (EPS) runs other programs.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+from .image_processing_rc3 import RC3ImageProcessor
+
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~\-/]")
+INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+WORDS = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "So"))
+MAX_CHARACTERS = 2000
 
 
 class RC3Processor(ProcessorMixin):
@@ -55,11 +56,11 @@ class RC3Processor(ProcessorMixin):
         regions: Mapping[str, Any] | Sequence[Mapping[str, Any] | None] | None = None,
         return_tensors: str | None = "pt",
     ) -> BatchFeature:
-        """The inputs of `RC3Model`; each kind may be left out.
+        """The inputs of `RC3Model`; each kind may be left out, and there may be any number of texts.
 
         Args:
           text: one or several.
-          images: one or several: Pillow images, paths, or uint8 arrays `[height, width, 3]`.
+          images: one or several, see `RC3ImageProcessor`.
           regions: of one image or of several: `boxes` `[n, 4]`, x1, y1, x2, y2 as fractions of
             the upright image, and optionally `features` `[n, feature_size]`, the best regions
             first. None for an image without regions.
@@ -72,22 +73,23 @@ class RC3Processor(ProcessorMixin):
           `region_mask` bool `[batch, regions]` and `has_features` bool `[batch]`.
 
         Raises:
-          ValueError: for arrays of other types or sizes, or numbers of inputs that differ.
+          ValueError: for texts without a word or of more than 2,000 characters, damaged images,
+            arrays of other types or sizes, and other numbers of regions than of images.
         """
         inputs: dict[str, np.ndarray] = {}
         if text is not None:
             inputs["input_ids"] = self._encode([text] if isinstance(text, str) else list(text))
         if images is not None:
-            several = isinstance(images, list | tuple) or getattr(images, "ndim", 3) == 4
-            pixels = [self._pixels(image) for image in (images if several else [images])]
-            inputs["pixel_values"] = np.stack(pixels)
+            prepare = RC3ImageProcessor(self.image_size, self.image_mean, self.image_std)
+            inputs |= prepare(images, return_tensors="np")
         if regions is not None:
             rows = [regions] if isinstance(regions, Mapping) else list(regions)
             padded = [self._pad_regions(row or {}) for row in rows]
             inputs |= {name: np.stack([row[name] for row in padded]) for name in padded[0]}
-        if len({len(rows) for rows in inputs.values()}) > 1:
-            numbers = ", ".join(f"{len(rows)} {name}" for name, rows in inputs.items())
-            raise ValueError(f"{numbers}: give as many texts, images and regions as one another")
+        counts = {name: len(rows) for name, rows in inputs.items() if name != "input_ids"}
+        if len(set(counts.values())) > 1:
+            numbers = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise ValueError(f"{numbers}: give regions of each image, None where it has none")
         return BatchFeature(inputs, tensor_type=return_tensors)
 
     def decode(self, ids: Any) -> str:
@@ -101,44 +103,21 @@ class RC3Processor(ProcessorMixin):
         return [self.decode(row) for row in ids]
 
     def _encode(self, texts: list[str]) -> np.ndarray:
+        texts = [usable_text(text) for text in texts]
         if self.max_words is not None:
-            cleaned = [clean_caption(text, self.max_words) for text in texts]
-            if "" in cleaned:
-                raise ValueError(
-                    f"text {texts[cleaned.index('')]!r} has no word once it is cleaned"
-                )
-            texts = cleaned
+            texts = [clean_caption(text, self.max_words) for text in texts]
         ids = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.max_length
         )
         return np.array(ids["input_ids"], np.int64)
-
-    def _pixels(self, image: Image.Image | str | os.PathLike | np.ndarray) -> np.ndarray:
-        """Normalised colours, float32 `[3, image_size, image_size]`."""
-        if isinstance(image, str | os.PathLike):
-            with Image.open(image, formats=FORMATS) as opened:
-                rgb = to_upright_rgb(opened)
-        elif isinstance(image, Image.Image):
-            rgb = to_upright_rgb(image)
-        else:
-            image = np.asarray(image)
-            if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-                raise ValueError(
-                    f"an image is {image.dtype} {list(image.shape)}; give a Pillow image, a path, "
-                    "or uint8 [height, width, 3]"
-                )
-            rgb = Image.fromarray(image)
-        rgb = rgb.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        colours = np.asarray(rgb).astype(np.float32) / np.float32(255)
-        mean, std = np.array(self.image_mean, np.float32), np.array(self.image_std, np.float32)
-        return ((colours - mean) / std).transpose(2, 0, 1)
 
     def _pad_regions(self, row: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Keeps the first `regions` regions and fills up with zeros."""
         if not self.regions:
             raise ValueError("this model has no ROI tower; leave the regions out")
         boxes = np.asarray(row.get("boxes", ()), np.float32).reshape(-1, 4)
-        if boxes.size and not (0 <= boxes.min() and boxes.max() <= 1):
+        inside = boxes.size == 0 or (0 <= boxes.min() and boxes.max() <= 1)
+        if not inside or (boxes[:, 2:] < boxes[:, :2]).any():
             raise ValueError("boxes are x1, y1, x2, y2 as fractions of their image, 0 to 1")
         features, count = row.get("features"), min(len(boxes), self.regions)
         padded = {
@@ -149,7 +128,10 @@ class RC3Processor(ProcessorMixin):
         }
         padded["region_boxes"][:count] = boxes[:count]
         if features is not None:
-            features = np.asarray(features, np.float32)
+            with np.errstate(over="ignore"):
+                features = np.asarray(features).astype(np.float32)
+            if not np.isfinite(features).all():
+                raise ValueError("features hold NaN, infinity or numbers that float32 lacks")
             if features.shape != (len(boxes), self.feature_size):
                 raise ValueError(
                     f"features are {list(features.shape)}; for {len(boxes)} boxes they must be "
@@ -159,20 +141,26 @@ class RC3Processor(ProcessorMixin):
         return padded
 
 
+def usable_text(text: str) -> str:
+    """A text as training takes it in: NFC, stripped, without invisible control characters.
+
+    Raises:
+      ValueError: for a text without a letter, a digit or a picture character, for one longer than
+        `MAX_CHARACTERS`, and for half of a surrogate pair.
+    """
+    text.encode()  # raises UnicodeEncodeError, which is a ValueError
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(
+            f"a text of {len(text)} characters, more than {MAX_CHARACTERS}; shorten or split it"
+        )
+    text = INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", text)
+    text = unicodedata.normalize("NFC", text).strip()
+    if not any(unicodedata.category(character) in WORDS for character in text):
+        raise ValueError(f"an empty text ({text[:20]!r} has no words); write it, or leave it out")
+    return text
+
+
 def clean_caption(text: str, max_words: int) -> str:
     """A text in lower case without most punctuation, of at most `max_words` words."""
     bare = PUNCTUATION.sub(" ", text.lower()).replace("<person>", "person")
     return " ".join(bare.split()[:max_words])
-
-
-def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """Converts images of any mode, turned as their EXIF data say, transparent parts on white."""
-    with contextlib.suppress(Exception):  # damaged EXIF data around a sound picture
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel: convert() would clip, not scale
-        grey = np.clip(np.asarray(image).astype(np.int64) >> 8, 0, 255)
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
