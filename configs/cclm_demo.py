@@ -51,11 +51,11 @@ def _scenes(config) -> None:
     config.batch_mix = dict(config.batch_mix, captioned=3.0, parallel=1.0)
     scenes = ScenesSource(captioned=200_000, region=200_000, parallel=1000)
     config.data.sources = dict(scenes=scenes.config_dict())
-    config.data.max_length = 44
+    config.data.max_length = 60
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.update(vocab_size=600, texts=12_000)
     config.data.regions.per_image = 3
-    config.model.text.update(width=64, depth=2, heads=2, mlp_width=256, max_positions=48)
+    config.model.text.update(width=64, depth=2, heads=2, mlp_width=256, max_positions=62)
     config.model.patch.update(
         image_size=64, patch=4, width=32, depths=(2, 2), heads=(2, 2), window=8
     )
@@ -81,10 +81,10 @@ def _photographs(config, root: pathlib.Path, parallel: pathlib.Path) -> None:
             files={code: str(parallel / f"train.{code}.gz") for code in ("en", "de", "fr", "cs")},
         ),
     )
-    config.data.max_length, config.data.max_masked = 24, 5
+    config.data.update(max_length=48, parallel_max_length=60, max_masked=5)
     config.data.image.crop_scale = (0.6, 1.0)
-    config.data.tokenizer.update(vocab_size=5000, texts=120_000)
-    config.model.text.update(width=128, depth=2, heads=4, mlp_width=512, max_positions=32)
+    config.data.tokenizer.update(vocab_size=8000, texts=120_000)
+    config.model.text.update(width=128, depth=2, heads=4, mlp_width=512, max_positions=62)
     config.model.patch.update(
         image_size=96, patch=8, width=64, depths=(2, 2), heads=(2, 4), window=6
     )

@@ -52,8 +52,22 @@ def get_config(argument: str = ""):
             heldout_split="val",
         )
     )
-    files = sorted(root.glob("parallel/train.*.gz"))
-    if len(files) > 1:
-        by_language = {file.name.split(".")[1]: str(file) for file in files}
-        config.data.sources.parallel = dict(type="parallel", files=by_language)
+    if files := _parallel_files(root / "parallel"):
+        config.data.sources.parallel = dict(type="parallel", files=files)
+        config.data.parallel_max_length = 48
     return config
+
+
+def _parallel_files(folder: pathlib.Path) -> dict[str, str]:
+    """Language → `train.<language>` or `train.<language>.gz`."""
+    files: dict[str, str] = {}
+    for file in sorted(folder.glob("train.*")):
+        _, language, *suffix = file.name.split(".")
+        if suffix in ([], ["gz"]):
+            files.setdefault(language, str(file))
+    if len(files) == 1:
+        raise ConfigError(
+            f"{folder} holds a single language, {next(iter(files))}; add train.<language> of "
+            "another one, line by line its translation, or remove the folder"
+        )
+    return files

@@ -35,11 +35,11 @@ def get_config(argument: str = ""):
     # So many scenes of each kind that an epoch is never finished.
     scenes = ScenesSource(strict=200_000, weak=200_000, parallel=1000)
     config.data.sources = dict(scenes=scenes.config_dict())
-    config.data.max_length = 44
+    config.data.max_length = 60
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.vocab_size = 600
     config.data.tokenizer.texts = 12_000
-    config.model.text.update(SIZES, max_positions=48)
+    config.model.text.update(SIZES, max_positions=62)
     config.model.patch = TOWERS[chosen.tower].config_dict()
     config.model.roi.update(regions=10, feature_size=64, depth=1)
     config.model.fusion.depth = 1

@@ -39,12 +39,11 @@ def get_config(argument: str = ""):
             files={code: str(parallel / f"train.{code}.gz") for code in ("en", "de", "fr", "cs")},
         ),
     )
-    config.data.max_length = 24
-    config.data.max_masked = 5
+    config.data.update(max_length=48, parallel_max_length=60, max_masked=5)
     config.data.image.crop_scale = (0.6, 1.0)
-    config.data.tokenizer.update(vocab_size=5000, texts=120_000)
+    config.data.tokenizer.update(vocab_size=8000, texts=120_000)
     tower = dict(width=128, heads=4, mlp_width=512)
-    config.model.text.update(tower, depth=2, max_positions=32)
+    config.model.text.update(tower, depth=2, max_positions=62)
     config.model.patch.update(tower, depth=4, image_size=96, patch=16)
     config.model.roi.regions = 0  # the photographs have no boxes
     config.model.fusion.depth = 1

@@ -10,6 +10,7 @@ from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from rc3_jax.scenes.detector import DetectorSettings
 from rc3_jax.settings import RENAMED, ConfigError, Settings, plain
 
 CONFIG_FILE = "config.json"
@@ -91,6 +92,9 @@ def _with_present_names(stored: dict[str, Any]) -> dict[str, Any]:
             target.setdefault(name, value)
     if isinstance(patch := stored.get("model", {}).get("patch"), dict) and "data" in stored:
         patch.setdefault("type", "vit")  # formerly the only one
+    for source in stored.get("data", {}).get("sources", {}).values():
+        if source.get("type") == "scenes":  # formerly a detector without errors
+            source.setdefault("detector", dict.fromkeys(DetectorSettings.model_fields, 0.0))
     return stored
 
 
