@@ -7,13 +7,9 @@ fine-tuned weights holds `params` in place of checkpoints.
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
 import pathlib
-import re
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -26,21 +22,15 @@ from rc3_jax.observe.log import Say
 from rc3_jax.paths import absolute
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.state import TrainState
+from rc3_jax.training.unreadable import CHECKPOINTS, STATE, UnreadableError, readable, silent
 
 PARAMS = "params"
 """The folder of parameters alone, and the name of the parameters in a `TrainState`."""
-STATE = "state"
-"""The folder of a `TrainState` within that of a checkpoint."""
-CHECKPOINTS = "checkpoints"
 DAMAGED = "damaged"
 """The folder of a run for checkpoints that could not be read."""
 
 Shapes = dict[str, tuple[int, ...]]
 """Shapes of nested parameters by their paths, parts joined by `/`."""
-
-
-class _UnreadableError(ConfigError):
-    """A folder whose arrays cannot be read."""
 
 
 class Checkpoints:
@@ -53,11 +43,14 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path, keep: int):
         training = ocp.training
-        self._checkpointer = training.Checkpointer(
-            absolute(folder / CHECKPOINTS),
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(sys.maxsize),
-            preservation_policy=training.preservation_policies.LatestN(keep),
-        )
+        with silent():
+            self._checkpointer = training.Checkpointer(
+                absolute(folder / CHECKPOINTS),
+                save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(
+                    sys.maxsize
+                ),
+                preservation_policy=training.preservation_policies.LatestN(keep),
+            )
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +82,11 @@ class Checkpoints:
             path = self._checkpointer.directory / str(step)
             problem, state = "", None
             try:
-                with _readable(path):
+                with readable(path):
                     _check_state(path, abstract)
                     loaded = self._checkpointer.load_checkpointables(step, {STATE: abstract})
                     state = loaded[STATE]
-            except _UnreadableError as error:
+            except UnreadableError as error:
                 problem = str(error)
             if process_allgather(np.asarray(bool(problem))).any():
                 damaged[step] = problem or f"{path} cannot be read by another process"
@@ -224,10 +217,10 @@ class _Stored(NamedTuple):
     def load(self, wanted: Any) -> Any:
         """The parameters as `wanted` says; the optimizer's state of a run stays on disk."""
         if not self.in_run:
-            with _readable(self.path):
+            with readable(self.path):
                 return ocp.load(self.path, wanted)
         others = jax.tree.map(lambda _: ocp.PLACEHOLDER, self.tree)
-        with _readable(self.path):
+        with readable(self.path):
             return ocp.load(self.path, others | {PARAMS: wanted}, checkpointable_name=STATE)[PARAMS]
 
 
@@ -249,7 +242,7 @@ def _find(folder: pathlib.Path, step: int | None) -> _Stored:
             raise ConfigError(f"{folder} holds no checkpoint of step {step}, but of {known}")
         path, in_run = steps[max(steps) if step is None else step], True
     path = absolute(path)
-    with _readable(path):
+    with readable(path):
         return _Stored(path, in_run, _metadata(path, STATE if in_run else None))
 
 
@@ -259,51 +252,6 @@ def _metadata(path: pathlib.Path, name: str | None) -> dict[str, Any]:
     if found is None:  # Orbax has told why, and raises nothing; reading the arrays does
         ocp.load(path, **({} if name is None else {"checkpointable_name": name}))
     return dict(found)
-
-
-@contextlib.contextmanager
-def _readable(path: pathlib.Path) -> Iterator[None]:
-    """Turns the many ways in which Orbax fails on a damaged folder into one."""
-    try:
-        with _silent():
-            yield
-    except ConfigError:
-        raise
-    except Exception as error:  # Orbax raises nothing narrower for damaged arrays
-        raise _UnreadableError(_problem(path, error)) from error
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keeps what Orbax logs about a damaged folder, pages of it, from the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.disable(before)
-
-
-def _problem(path: pathlib.Path, error: BaseException) -> str:
-    """One line about a folder that cannot be read, with the file as far as the errors tell it."""
-    chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    texts = [str(error) for error in chain]
-    files = re.findall(rf"{re.escape(str(path))}/[^\s\"'\\]+", " ".join(texts))
-    described = path / STATE / "_METADATA"
-    broken = any(isinstance(error, json.JSONDecodeError) for error in chain)
-    if path.parent.name == CHECKPOINTS and (broken or not described.is_file()):
-        files.append(f"{described}")
-    reason = next((text for text in reversed(texts) if text), type(error).__name__).strip()
-    file = f"{max(files, key=len)}: " if files else ""
-    return f"{path} cannot be read as parameters ({file}{_short(reason)})"
-
-
-def _short(reason: str) -> str:
-    """The last clause of a message of TensorStore, without its specification."""
-    first = reason.partition("\n")[0].partition(" [tensorstore_spec")[0]
-    return first if len(first) <= 160 else first[:60] + " ... " + first[-95:]
 
 
 def _check_state(path: pathlib.Path, abstract: TrainState) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import pytest
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.checkpoint import Checkpoints, load_params, read_params
 from rc3_jax.training.state import TrainState
+from tests.processes import ROOT, environment
 
 
 def state_of(step: int, size: int = 4) -> TrainState:
@@ -60,7 +63,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_goes_on_from_the_newest_step_that_can_be_read(folder, damage, capfd):
+def test_a_run_goes_on_from_the_newest_step_that_can_be_read(folder, damage):
     harm, file = DAMAGES[damage]
     newest = folder / "checkpoints" / "4"
     harm(newest)
@@ -74,7 +77,27 @@ def test_a_run_goes_on_from_the_newest_step_that_can_be_read(folder, damage, cap
         assert (folder / "damaged" / "4").is_dir() and not newest.exists()
         checkpoints.save(4, state_of(4))  # the run comes to this step again
     assert read_params(folder)["text/kernel"][0, 0] == 4.0
-    assert "Traceback" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("damage", ["cut", "no manifest"])
+def test_a_damaged_checkpoint_is_told_in_one_line(folder, damage):
+    DAMAGES[damage][0](folder / "checkpoints" / "4")
+    code = (
+        "import pathlib, tests.training.test_checkpoint as here\n"
+        f"with here.Checkpoints(pathlib.Path({str(folder)!r}), keep=2) as checkpoints:\n"
+        "    checkpoints.restore(here.ABSTRACT, print)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "checkpoints/4" in done.stdout and done.stdout.count("\n") == 1
+    assert "Traceback" not in done.stderr and "4/state" not in done.stderr
 
 
 def test_nothing_is_moved_where_no_checkpoint_can_be_read(folder):
@@ -98,6 +121,21 @@ def test_a_checkpoint_of_another_model_is_not_damaged(folder):
     ):
         checkpoints.restore(abstract_of(state_of(0, size=5)), pytest.fail)
     assert (folder / "checkpoints" / "4").is_dir()
+
+
+def test_a_lack_of_memory_is_no_damage(folder, monkeypatch):
+    with Checkpoints(folder, keep=2) as checkpoints:
+
+        def load(*_):
+            try:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 1 GiB")
+            except jax.errors.JaxRuntimeError as error:
+                raise KeyError("no handler") from error  # as Orbax wraps what goes wrong
+
+        monkeypatch.setattr(checkpoints._checkpointer, "load_checkpointables", load)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="RESOURCE_EXHAUSTED"):
+            checkpoints.restore(ABSTRACT, pytest.fail)
+    assert (folder / "checkpoints" / "4").is_dir() and not (folder / "damaged").exists()
 
 
 def test_parameters_that_cannot_be_read_are_named(folder):
