@@ -16,7 +16,7 @@ NAME = re.compile(rf"(?<![\w./-])(?:{GROUPS})(?:\.[a-z_]\w*)+(?![\w/(])")
 FILE = re.compile(r".*\.(gz|txt|safetensors|json)")
 ADVICE = re.compile(r"\bset ([a-z]+_[a-z_]+)\b")
 FORMER = {*RENAMED, *REMOVED}
-OF_OTHERS = {"model.encode_text"}
+OF_OTHERS = {"model.encode_text", "model.get_text_features", "model.get_image_features"}
 """What a model card tells to call."""
 
 
