@@ -226,18 +226,28 @@ def test_a_full_disk_leaves_what_was_there(source, folder, tmp_path, monkeypatch
 
 
 def test_images_of_another_size(tmp_path, recording):
+    """One token more along each side of the last grid, whatever the recorded sizes are."""
     model = recording.settings.model
+    patch, is_swin = model.patch, model.patch.type == "swin"
+    stride = patch.patch * (2 ** (len(patch.depths) - 1) if is_swin else 1)
+    grid = patch.image_size // stride + 1
+    options = dict(text_heads=model.text.heads, image_size=grid * stride)
     source, target = tmp_path / "source.safetensors", tmp_path / "out"
     write_tensors(source, to_published(recording.params, layout_of(model)))
-    if model.patch.type == "swin":  # windows of 2 are too small to be resized
-        with pytest.raises(ConfigError, match="image_size=96"):
-            cclm_to_flax(source, target, text_heads=4, image_size=96)
+    if is_swin and patch.window == 2:  # such windows are too small to be resized
+        with pytest.raises(ConfigError, match=f"image_size={grid * stride}"):
+            cclm_to_flax(source, target, **options)
         return
-    cclm_to_flax(source, target, text_heads=4, image_size=96)
+    cclm_to_flax(source, target, **options)
     flax_to_cclm(target, tmp_path / "back.safetensors")
-    back = read_tensors(tmp_path / "back.safetensors")
-    assert back["vision_encoder.blocks.0.attn.relative_position_bias_table"].shape == (124, 4)
-    assert back["vision_encoder.blocks.0.attn.relative_position_index"].shape == (37, 37)
+    before, back = read_tensors(source), read_tensors(tmp_path / "back.safetensors")
+    tables = [name for name in before if name.endswith("relative_position_bias_table")]
+    cls = 0 if is_swin else 3  # relations of the class token stand behind those of patches
+    assert tables
+    for name in tables:
+        assert back[name].shape == ((2 * grid - 1) ** 2 + cls, before[name].shape[1])
+        index = back[name.replace("bias_table", "index")]
+        assert index.shape == (grid**2 + bool(cls),) * 2 and index.max() == len(back[name]) - 1
 
 
 launch = functools.partial(processes.launch, "convert.py")
