@@ -30,6 +30,7 @@ def parse_flags(
       workdir: the flag that names the run's folder, of programs that have `--resume`: without
         `--config` a resumed run has its stored settings, which `--config.NAME=VALUE` changes.
     """
+    argv = _with_equals(argv)
     try:
         flags.FLAGS.set_gnu_getopt(True)
         stored = None if workdir is None else _stored_settings(argv, workdir)
@@ -52,6 +53,20 @@ def parse_flags(
         last = reason.strip().splitlines()[-1].strip().rpartition("Error: ")[2]
         sys.exit("error: " + (last if len(reason.splitlines()) > 2 else reason.replace("\n", " ")))
     return remaining
+
+
+def _with_equals(argv: list[str]) -> list[str]:
+    """`--config=FILE` and `--config.NAME=VALUE` for the other ways in which absl lets one write them."""
+    written = list(argv)
+    for place, argument in enumerate(argv):
+        name, equals, _ = argument.partition("=")
+        if name.lstrip("-").partition(".")[0] != "config" or name[:1] != "-":
+            continue
+        written[place] = "--" + argument.lstrip("-")
+        if not equals and place + 1 < len(argv):
+            written[place] += f"={argv[place + 1]}"
+            written[place + 1] = ""
+    return [argument for argument in written if argument]
 
 
 def _stored_settings(

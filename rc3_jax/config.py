@@ -133,14 +133,11 @@ class RC3Settings(PretrainSettings):
                 raise ValueError(
                     f"batch_mix.{kind}={share}: rc3 has no use for {kind} rows; set it to 0"
                 )
-        for name, same in (
-            ("parallel_max_length", "max_length"),
-            ("parallel_max_masked", "max_masked"),
-        ):
-            if (value := getattr(self.data, name)) not in (None, getattr(self.data, same)):
-                raise ValueError(
-                    f"data.{name}={value}: the texts of RC³ have one length; leave it out"
-                )
+        if self.data.parallel_max_masked not in (None, self.data.max_masked):
+            raise ValueError(
+                f"data.parallel_max_masked={self.data.parallel_max_masked}: RC³ masks as many tokens "
+                "of all texts; leave it out"
+            )
         return self
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
+from rc3_jax.data.jsonl import read_json
+from rc3_jax.data.record import DataError
 from rc3_jax.scenes.detector import DetectorSettings
 from rc3_jax.settings import RENAMED, ConfigError, Settings, plain
 
@@ -62,16 +63,20 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """Reads `config.json` of a folder; settings with former names get their present ones.
 
     Raises:
-      ConfigError: if it is missing, broken or not an object, or its `model` is not one.
+      ConfigError: if it is missing or broken, or it, its `model` or its sources are no objects.
     """
     file = folder / CONFIG_FILE
     try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(stored, dict) or not isinstance(stored.get("model", {}), dict):
-            raise TypeError("it must hold an object, and its model must be one")
+        stored = read_json(file)
+        for name in ("", "model", "data", "data.sources"):
+            group = stored
+            for part in filter(None, name.split(".")):
+                group = group.get(part, {})
+            if not isinstance(group, dict):
+                raise ConfigError(f"{file}: {name or 'it'} must be an object")
         return _with_present_names(plain(stored))
-    except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read as settings of a model: {error!r}") from error
+    except (DataError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{file} cannot be read as settings of a model: {error}") from error
 
 
 def _with_present_names(stored: dict[str, Any]) -> dict[str, Any]:
@@ -93,7 +98,9 @@ def _with_present_names(stored: dict[str, Any]) -> dict[str, Any]:
     if isinstance(patch := stored.get("model", {}).get("patch"), dict) and "data" in stored:
         patch.setdefault("type", "vit")  # formerly the only one
     for source in stored.get("data", {}).get("sources", {}).values():
-        if source.get("type") == "scenes":  # formerly a detector without errors
+        if (
+            isinstance(source, dict) and source.get("type") == "scenes"
+        ):  # formerly a detector without errors
             source.setdefault("detector", dict.fromkeys(DetectorSettings.model_fields, 0.0))
     return stored
 

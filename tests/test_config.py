@@ -31,7 +31,7 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
     ("make", "change", "named"),
     [
         (tiny_config, {"batch_mix.region": 1.0}, "batch_mix.region"),
-        (tiny_config, {"data.parallel_max_length": 8}, "data.parallel_max_length"),
+        (tiny_config, {"data.parallel_max_masked": 8}, "data.parallel_max_masked"),
         (tiny_config, {"data.max_length": 31}, "model.text.max_positions"),
         (tiny_config, {"model.patch.type": "swin"}, "model.patch.swin.mlp_width"),
         (tiny_config, {"model.patch.depths": (2, 2)}, "model.patch.vit.depths"),

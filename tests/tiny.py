@@ -45,7 +45,8 @@ def shrink(config):
     depth = 1 if cclm else 2
     config.steps, config.batch_size = 4, 16
     config.data.max_length = 24
-    config.data.parallel_max_length = config.data.parallel_max_masked = None
+    config.data.parallel_max_length = 28 if config.data.parallel_max_length else None
+    config.data.parallel_max_masked = None
     config.data.tokenizer.update(vocab_size=3000, texts=2000)
     config.data.regions.per_image = 2
     config.data.update(threads=2, prefetch=2)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from rc3_jax.data.jsonl import Captions, Row, read_lines, read_objects
+from rc3_jax.data.jsonl import Captions, Row, Translations, read_lines, read_objects
 from rc3_jax.data.record import BadRecord, DataError, Skips, checked_language
 from rc3_jax.data.text import usable_text
 
@@ -18,7 +18,7 @@ Texts = dict[str, tuple[str, ...]]
 class CaptionRow(Row):
     """What a line of a caption file (docs/data.md) says about its image."""
 
-    translations: Captions = Field({})
+    translations: Translations = Field({})
     captions: Captions = Field({})
 
 

@@ -161,8 +161,10 @@ def image_normalisation(
     with add_source_to_errors(path):
         found = Preprocessor.parse(known).normalisation()
     size = values.get("size")
-    sides = set(size.values() if isinstance(size, dict) else [size])
-    differing = [f"size={size}"] if size is not None and sides != {image_size} else []
+    sides = list(size.values()) if isinstance(size, dict) else size
+    sides = sides if isinstance(sides, list) else [sides]
+    is_other = size is not None and any(side != image_size for side in sides)
+    differing = [f"size={size}"] if is_other else []
     for name, ours in (("resample", 3), ("do_center_crop", False)):
         if values.get(name, ours) not in (ours, None):
             differing.append(f"{name}={values[name]}")

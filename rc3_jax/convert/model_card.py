@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from rc3_jax.settings import ConfigError
+from rc3_jax.stored_config import stored_max_words
 
 CARD = "README.md"
 NOT_STATED = "not stated"
@@ -53,7 +54,7 @@ embed = pipeline("feature-extraction", model=".", trust_remote_code=True)
 print(len(embed("ein Hund")[0]))  # the numbers of a text's vector
 ```
 
-## Data
+{cleaning}## Data
 
 {data}
 
@@ -70,6 +71,12 @@ them; check the model on your own languages and images before it decides anythin
 
 Zhou et al., *RC³: Regularized Contrastive Cross-lingual Cross-modal Pre-training*, Findings of ACL
 2023, arXiv 2305.07927, describes the method. These weights are not those of its authors.
+"""
+
+
+CLEANING = """The model was trained on texts in lower case without punctuation. The processor writes
+them so; the pipelines take texts as they are, so give them in that form.
+
 """
 
 
@@ -112,6 +119,7 @@ def model_card(
     text = TEXT.format(
         name=stored.get("name", "rc3"),
         facts="\n".join(f"| {name} | {fact} |" for name, fact in facts.items()),
+        cleaning="" if stored_max_words(stored) is None else CLEANING,
         data=_data(stored),
         scores=_scores(measured),
     )

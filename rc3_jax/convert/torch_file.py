@@ -5,7 +5,6 @@ PyTorch is imported only where a file needs it.
 
 from __future__ import annotations
 
-import json
 import pathlib
 import re
 import warnings
@@ -18,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rc3_jax.convert.output import say
+from rc3_jax.data import jsonl
+from rc3_jax.data.record import DataError
 from rc3_jax.settings import ConfigError
 
 TORCH_SUFFIXES = (".th", ".pth", ".pt", ".bin")
@@ -124,9 +125,9 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       TensorFileError: for a file that is missing, broken or holds no object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TensorFileError(f"{path} cannot be read as JSON: {error}") from error
+        content = jsonl.read_json(path)
+    except DataError as error:
+        raise TensorFileError(str(error)) from error
     if not isinstance(content, dict):
         raise TensorFileError(f"{path} must hold an object, not a {type(content).__name__}")
     return content

@@ -29,7 +29,7 @@ from rc3_jax.convert.output import (
 )
 from rc3_jax.convert.torch_file import WEIGHTS, check_finite
 from rc3_jax.convert.vocabulary import cut_rows, cut_vocabulary, describe
-from rc3_jax.data.record import DataError
+from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.tokenizer import FILE_NAME as TOKENIZER
 from rc3_jax.data.tokenizer import Tokenizer, load_tokenizer
 from rc3_jax.models.base import FusionSettings
@@ -111,7 +111,11 @@ def from_hf(
             pieces = tokenizer.vocab_size
             _change_rows(params, lambda table: table[:pieces])
             if corpus:
-                cut = cut_vocabulary(tokenizer, corpus_texts(corpus, languages or None), min_count)
+                skips = Skips()
+                texts = corpus_texts(corpus, languages or None, skips)
+                cut = cut_vocabulary(tokenizer, texts, min_count)
+                for reason in list(skips.reasons.values())[:5]:
+                    say(f"one of {len(skips.reasons)} lines left out: {reason}")
                 say(describe(cut, tower.settings.width))
                 _change_rows(params, lambda table: cut_rows(table, cut.kept))
                 tokenizer = cut.tokenizer

@@ -36,13 +36,15 @@ class Corpus(NamedTuple):
 
     Attributes:
       pools: kind → training records.
-      heldout: source → images with all their texts.
+      heldout: images with all their texts, source by source.
       heldout_weak: images with two weak texts, for the dependence figures.
+      heldout_parts: source → its places in `heldout`.
     """
 
     pools: dict[str, ConcatSource]
-    heldout: dict[str, list[Record]]
+    heldout: list[Record]
     heldout_weak: list[Record]
+    heldout_parts: dict[str, range]
 
 
 def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
@@ -82,11 +84,23 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
     pools = {kind: ConcatSource(parts[kind], linked) for kind in KINDS if kind in parts}
     images = _shared(heldout, config.evaluation.images, skips)
     weak_images = _shared(heldout_weak, config.evaluation.dependence_rows, skips)
-    return Corpus(pools, images, [*itertools.chain(*weak_images.values())])
+    ends = np.cumsum([0, *map(len, images.values())]).tolist()
+    parts_of = dict(zip(images, map(range, ends, ends[1:]), strict=True))
+    every, every_weak = ([*itertools.chain(*of.values())] for of in (images, weak_images))
+    return Corpus(pools, every, every_weak, parts_of)
 
 
 def _shared(parts: Mapping[str, Source], count: int, skips: Skips) -> dict[str, list[Record]]:
-    """The first records of each source, `count` in all: as many of each, as far as they go."""
+    """The first records of each source, `count` in all: as many of each, as far as they go.
+
+    Raises:
+      DataError: a source would get none, or has more damaged ones than `skips` allows.
+    """
+    if 0 < count < len(parts):
+        raise DataError(
+            f"{count} held-out images for {len(parts)} sources, {', '.join(parts)}: raise "
+            "evaluation.images and evaluation.dependence_rows, or set them to 0"
+        )
     taken: dict[str, list[Record]] = {}
     for done, name in enumerate(sorted(parts, key=lambda name: len(parts[name]))):
         left = count - sum(map(len, taken.values()))

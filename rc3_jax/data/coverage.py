@@ -15,6 +15,7 @@ import langcodes
 import numpy as np
 
 from rc3_jax.data.record import DataError
+from rc3_jax.data.text import clean_caption
 from rc3_jax.data.tokenizer import FRAME_IDS, PAD_ID, SPECIAL_TOKENS, Tokenizer
 
 TOO_MUCH = 0.05
@@ -28,13 +29,15 @@ class Coverage(NamedTuple):
 
     Attributes:
       texts: their number.
-      cut: share of them that are longer than the tokenizer's `max_length`.
+      cut: share of them that are longer than the tokenizer's `max_length`, once they are cleaned.
       unknown: share of the pieces, up to that length, that are `<unk>`.
+      shortened: share of the texts that lose words beyond `max_words` when they are cleaned.
     """
 
     texts: int
     cut: float
     unknown: float
+    shortened: float = 0.0
 
 
 def text_coverage(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, Coverage]:
@@ -53,8 +56,15 @@ def text_coverage(tokenizer: Tokenizer, texts: Mapping[str, Sequence[str]]) -> d
             counts += (ids[:, -1] != PAD_ID).sum(), (ids == _UNKNOWN_ID).sum(), pieces.sum()
         cut, unknown, pieces_of_all = counts.tolist()
         of_texts, of_pieces = max(len(several), 1), max(pieces_of_all, 1)
-        found[name] = Coverage(len(several), cut / of_texts, unknown / of_pieces)
+        long = 0 if tokenizer.cleaning is None else sum(_loses_words(tokenizer, t) for t in several)
+        shares = cut / of_texts, unknown / of_pieces, long / of_texts
+        found[name] = Coverage(len(several), *shares)
     return found
+
+
+def _loses_words(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether cleaning leaves fewer words than a text has."""
+    return len(tokenizer.clean(text).split()) < len(clean_caption(text, len(text)).split())
 
 
 def coverage_lines(
@@ -62,6 +72,7 @@ def coverage_lines(
     max_length: int,
     setting: str = "data.max_length",
     room: int | None = None,
+    room_setting: str | None = None,
 ) -> list[str]:
     """Lines for the beginning of a run: all figures in one, and a warning for each above `TOO_MUCH`.
 
@@ -70,6 +81,7 @@ def coverage_lines(
       max_length: the tokenizer's.
       setting: what the user calls it.
       room: tokens that the model can read at most; None where it is not known.
+      room_setting: the setting that gives more room; None for a model that is trained already.
     """
     shown = (
         f"{name} {of.texts:,} ({of.cut:.1%}, {of.unknown:.1%})" for name, of in coverage.items()
@@ -78,13 +90,20 @@ def coverage_lines(
         f"texts (share cut at {max_length} tokens, share of unknown pieces): {', '.join(shown)}"
     ]
     more = f"raise {setting}"
-    if room is not None and max_length >= room:
+    if room is not None and max_length >= room and room_setting:
+        more = f"raise {setting} and {room_setting}"
+    elif room is not None and max_length >= room:
         more = f"the model reads {room} tokens at most, so that {setting} cannot be raised"
     for name, of in coverage.items():
         if of.cut > TOO_MUCH:
             lines.append(
                 f"warning: {name}: {of.cut:.1%} of the texts are cut at {setting}={max_length} "
                 f"tokens; {more}"
+            )
+        if of.shortened > TOO_MUCH:
+            lines.append(
+                f"warning: {name}: {of.shortened:.1%} of the texts lose words when they are cleaned; "
+                "raise data.max_words"
             )
         if of.unknown > TOO_MUCH:
             lines.append(

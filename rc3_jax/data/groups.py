@@ -22,9 +22,10 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 _BETWEEN_WORDS = re.compile(
-    r"[\s!-/:-@\[-`{-~\u00a1-\u00bf\u060c\u061b\u061f\u06d4\u0964\u0965\u2000-\u206f\u3000-\u3004\u3008-\u3020]+"
+    r"[\s!\"#%&'()*,\-./:;?@\[\\\]_{}¡§«¶·»¿\u060c\u061b\u061f\u06d4\u0964\u0965\u2010-\u205e"
+    r"\u3001-\u3003\u3008-\u3011\u3014-\u301f]+"
 )
-"""White space and punctuation, after NFKC; not the marks that are a part of letters."""
+"""White space and punctuation, after NFKC; not symbols, nor the marks that are a part of letters."""
 
 
 class GroupKeys(NamedTuple):
@@ -77,7 +78,7 @@ def image_key(identity: str | bytes) -> int:
 def text_key(text: str) -> int:
     """A number of 64 bits for a text, whatever its case, punctuation and spaces."""
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return image_key(_BETWEEN_WORDS.sub(" ", folded).strip())
+    return image_key(_BETWEEN_WORDS.sub(" ", folded).strip() or folded)
 
 
 def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> np.ndarray:
@@ -88,7 +89,7 @@ def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> np.ndarra
       count: groups of all sources.
 
     Returns:
-      int32 `[count]`: for each group the smallest number among those it belongs with.
+      int32 `[count]`: for each group a number that it shares with those it belongs with alone.
     """
     images, sentences, captions = (_moved(parts, name) for name in GroupKeys._fields)
     linked = _linked(np.concatenate([images, sentences]), count)

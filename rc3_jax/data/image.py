@@ -63,6 +63,10 @@ def decode(image: ImageLike | None, where: str, min_side: int | None = None) -> 
         return np.array(rgb if transpose is None else rgb.transpose(transpose))
 
 
+class BrightnessError(ValueError):
+    """Brightness in a range that is none of those which pictures have."""
+
+
 class Frame(NamedTuple):
     """Attributes: width, height: of the upright image, in pixels; orientation: EXIF, 1 to 8."""
 
@@ -155,6 +159,8 @@ def _opened(image: pathlib.Path | bytes, where: str) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         problem = f"{name} is too large ({error}; the limit is {MAX_PIXELS} pixels)"
         raise BadRecord(where, f"{problem}; make it smaller") from error
+    except BrightnessError as error:
+        raise BadRecord(where, f"{name}: {error}") from error
     except Exception as error:  # Pillow raises a dozen types on damaged files, SyntaxError too
         problem = f"{name} cannot be decoded ({type(error).__name__}: {error})"
         remedy = f"replace it by a complete file of type {', '.join(FORMATS)}"
@@ -183,22 +189,26 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Converts grey, deep, palette, CMYK and transparent images."""
     if image.mode[0] in "IF":  # 16 or 32 bits a pixel: convert() would clip, not scale
-        image = Image.fromarray(_as_bytes(np.asarray(image), image.mode))
+        image = Image.fromarray(as_bytes(np.asarray(image), image.mode))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert("RGB")
 
 
-def _as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Brightness as uint8, from 16 bits, 0…1 or 0…255; raises ValueError for another range."""
+def as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
+    """Brightness as uint8, from 0…1 (mode F), 0…255 (F and I) or 0…65535.
+
+    Raises:
+      BrightnessError: for brightness of another range.
+    """
     low, high = float(grey.min()), float(grey.max())
-    deep = mode != "F" and (high > 255 or mode != "I")
-    white = 65535 if deep else 1 if mode == "F" and high <= 1 else 255
-    if not (0 <= low and high <= white):
-        raise ValueError(
-            f"its brightness is between {low:g} and {high:g}; scale it to 0…1, 0…255 or 16 bits"
+    if not (0 <= low and high <= 65535):
+        raise BrightnessError(
+            f"its brightness is between {low:g} and {high:g}; scale it to 0…1, 0…255 or 0…65535"
         )
+    deep = high > 255 or mode not in ("F", "I")
+    white = 1 if mode == "F" and high <= 1 else 255
     return (grey.astype(np.int64) >> 8 if deep else grey * (255 / white)).astype(np.uint8)
 
 

@@ -152,6 +152,9 @@ def _outside(pixels: np.ndarray, size: tuple[float, float]) -> np.ndarray:
 def _is_exchanged(given: tuple[float, float], size: tuple[float, float]) -> bool:
     """Whether a size has the proportions of the other one lying on its side, and not its own."""
 
+    if given == size or given == size[::-1]:
+        return given != size
+
     def alike(width: float, height: float) -> bool:
         rounding = 0.02 + 0.5 / min(*given, *size)
         return abs(math.log(given[0] * height / (given[1] * width))) <= rounding
@@ -183,12 +186,17 @@ def load_region_file(
     """
     try:
         arrays = _read_npz(path)
-        size = [arrays[name] for name in ("width", "height") if name in arrays] or given or frame
-        sides = [np.asarray(number).item() for number in (size or ())[:2] if np.size(number) == 1]
-        if len(sides) != 2 or min(sides) <= 0:
-            raise BadRecord("", "give width and height of the image, one positive number each")
-        boxes, kept = boxes_as_fractions(arrays["boxes"], "", frame, (sides[0], sides[1]))
-        features = _numbers(arrays["features"].astype(np.float32), "features, in 32 bits,", "")
+        if stored := [arrays[name] for name in ("width", "height") if name in arrays]:
+            sides = [number.item() for number in stored if number.size == 1]
+            if len(sides) != 2 or min(sides) <= 0:
+                raise BadRecord("", "give width and height of the image, one positive number each")
+            given = sides[0], sides[1]
+        if given is None and frame is None:
+            raise BadRecord("", "give width and height of the image that the boxes belong to")
+        boxes, kept = boxes_as_fractions(arrays["boxes"], "", frame, given)
+        with np.errstate(over="ignore"):
+            features = arrays["features"].astype(np.float32)
+        features = _numbers(features, "features, in 32 bits,", "")
         if features.ndim != 2 or len(features) != len(boxes):
             shape = list(features.shape)
             raise BadRecord("", f"features are {shape} for {len(boxes)} boxes; give a row for each")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,7 @@ class Evaluator:
 
     def __init__(self, run: Run, progress: Callable[[], None] = lambda: None):
         self._corpus, self._tokenizer, self._config = run.corpus, run.tokenizer, run.config
-        self._heldout = [*itertools.chain(*run.corpus.heldout.values())]
+        self._heldout, self._parts = run.corpus.heldout, run.corpus.heldout_parts
         if self._heldout:
             there = sorted({code for record in self._heldout for code in record.texts})
             check_languages("evaluation.languages", run.config.evaluation.languages, there)
@@ -62,11 +61,18 @@ class Evaluator:
         scores: Scores = {}
         self._progress()
         if self._heldout:
-            scores["retrieval"] = self._retrieval(params, slice(None))
-        if len(self._corpus.heldout) > 1:
-            ends = np.cumsum([0, *map(len, self._corpus.heldout.values())]).tolist()
-            parts = zip(self._corpus.heldout, map(slice, ends, ends[1:]), strict=True)
-            scores["retrieval_by_source"] = {n: self._retrieval(params, part) for n, part in parts}
+            found = evaluate_retrieval(
+                self._encoder,
+                params,
+                self._heldout,
+                self._heldout_rows,
+                self._tokenizer,
+                self._config,
+                self._parts if len(self._parts) > 1 else None,
+            )
+            scores["retrieval"] = found.pop("")
+            if found:
+                scores["retrieval_by_source"] = found
         if len(self._weak) > 1:
             self._progress()
             values = self._dependence(params, from_host(self._weak_rows, self._mesh))
@@ -76,14 +82,6 @@ class Evaluator:
             lengths = shorter_lengths(self._weak_texts)
             scores["dependence"] = dependence_scores(values, relevance, lengths)
         return scores
-
-    def _retrieval(self, params, part: slice) -> dict[str, dict[str, dict[str, float]]]:
-        """See `evaluate_retrieval`, of some of the held-out images."""
-        rows = {name: field[part] for name, field in self._heldout_rows.items()}
-        self._progress()
-        return evaluate_retrieval(
-            self._encoder, params, self._heldout[part], rows, self._tokenizer, self._config
-        )
 
     @functools.cached_property
     def _heldout_rows(self) -> dict[str, np.ndarray]:
@@ -125,8 +123,11 @@ def score_tables(scores: Scores) -> list[Table]:
     """The scores as tables for the console; recalls in percent."""
     tables = []
     cuts = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
-    for mode, languages in scores.get("retrieval", {}).items():
-        table = Table("language", title=f"retrieval, held-out images, {mode} (%)")
+    searches = {"held-out images": scores.get("retrieval", {})}
+    for name, found in scores.get("retrieval_by_source", {}).items():
+        searches[f"held-out images of {name}"] = found
+    for what, mode, languages in ((w, m, ls) for w, of in searches.items() for m, ls in of.items()):
+        table = Table("language", title=f"retrieval, {what}, {mode} (%)")
         for cut in cuts:
             table.add_column(cut, justify="right")
         for code, recalls in (languages | {"mean": _means(languages)}).items():

@@ -40,6 +40,10 @@ def seen(rows: Mapping[str, np.ndarray], mode: str) -> Callable[[np.ndarray], di
     return lambda places: {name: field[places] for name, field in fields.items()}
 
 
+Retrieval = dict[str, dict[str, dict[str, float]]]
+"""Mode → language → `IR@1` ... `TR@10`."""
+
+
 def evaluate_retrieval(
     encoder: PairEncoder,
     params,
@@ -47,8 +51,9 @@ def evaluate_retrieval(
     rows: Mapping[str, np.ndarray],
     tokenizer: Tokenizer,
     config,
-) -> dict[str, dict[str, dict[str, float]]]:
-    """Recall on held-out images: mode → language → `IR@1` ... `TR@10`.
+    parts: Mapping[str, range] | None = None,
+) -> dict[str, Retrieval]:
+    """Recall on held-out images, of all and of some of them alone.
 
     IR ranks all images for a text, TR all texts of the language for an image that has one. Modes
     that the records cannot serve are left out: `both` where none has regions, `regions` where not
@@ -56,6 +61,10 @@ def evaluate_retrieval(
 
     Args:
       rows: `visual_rows` of the records.
+      parts: name → consecutive records that are searched alone too.
+
+    Returns:
+      `""` for all records, and the names of the parts → recalls.
     """
     has_regions = rows["region_mask"].any(axis=1) if "region_mask" in rows else np.zeros(1, bool)
     serves = {"patches": True, "both": has_regions.any(), "regions": has_regions.all()}
@@ -66,14 +75,28 @@ def evaluate_retrieval(
         spoken = [text for record in records for text in record.texts.get(code, ())]
         if spoken:
             texts[code] = encoder.text_vectors(params, tokenizer.encode(spoken)), np.array(owners)
-    scores: dict[str, dict[str, dict[str, float]]] = {}
+    every = {"": range(len(records)), **(parts or {})}
+    scores: dict[str, Retrieval] = {name: {} for name in every}
     for mode in config.evaluation.modes:
         if not serves[mode]:
             continue
         images = encoder.image_vectors(params, len(records), seen(rows, mode))
-        scores[mode] = {}
-        for code, (vectors, described_by) in texts.items():
-            found = ranks_both_ways(images, vectors, described_by)
-            described = found.image_to_text[np.unique(described_by)]
-            scores[mode][code] = rank_recalls(found._replace(image_to_text=described))
+        for name, part in every.items():
+            found = {
+                code: _recalls(images, vectors, owners, part)
+                for code, (vectors, owners) in texts.items()
+                if np.isin(owners, part).any()
+            }
+            scores[name][mode] = found
     return scores
+
+
+def _recalls(
+    images: np.ndarray, vectors: np.ndarray, owners: np.ndarray, part: range
+) -> dict[str, float]:
+    """The recalls of consecutive images and of the texts about them, of one language."""
+    chosen = (owners >= part.start) & (owners < part.stop)
+    described_by = owners[chosen] - part.start
+    found = ranks_both_ways(images[part.start : part.stop], vectors[chosen], described_by)
+    described = found.image_to_text[np.unique(described_by)]
+    return rank_recalls(found._replace(image_to_text=described))

@@ -31,8 +31,8 @@ class ContrastSettings(Settings):
     contrast: Literal["softmax", "sigmoid"] = "softmax"
     """Loss of all contrasts: InfoNCE, or each pair by itself with a learned bias, as in SigLIP."""
     equal_texts_match: bool = True
-    """In contrasts of texts, rows with an equal text are positives of one another, as those of one
-    image or sentence are."""
+    """Rows with an equal text are positives of one another in contrasts with that text, and no hard
+    negatives, as those of one image or sentence are."""
     pairs: PairSettings = PairSettings()
     """How all pairs of a batch are compared."""
 
@@ -61,7 +61,7 @@ def info_nce(
 
     def pair_fn(s, temperature, rows, columns):
         logits = s / temperature
-        positive = _same_group(rows, columns)
+        positive = have_in_common(rows, columns).astype(jnp.float32)
         return Matrices((Softmax(logits),), (positive * logits, positive))
 
     sides = pair_statistics(pair_fn, tiling, x, y, temperature, (groups, groups))
@@ -97,7 +97,7 @@ def sigmoid_loss(
     def pair_fn(s, parameters, rows, columns):
         temperature, bias = parameters
         logits = s / temperature + bias
-        return Matrices(sums=(jax.nn.softplus(logits) - _same_group(rows, columns) * logits,))
+        return Matrices(sums=(jax.nn.softplus(logits) - have_in_common(rows, columns) * logits,))
 
     scalars = (temperature, bias)
     ((_, (losses,)), _) = pair_statistics(pair_fn, tiling, x, y, scalars, (groups, groups))
@@ -170,11 +170,9 @@ def text_numbers(ids: Int[Array, "batch length"]) -> Int[Array, " batch"]:
     return (mixed >> 1).astype(jnp.int32)
 
 
-def _same_group(
+def have_in_common(
     rows: Int[Array, "rows ..."], columns: Int[Array, "columns ..."]
-) -> Float[Array, "rows columns"]:
+) -> Bool[Array, "rows columns"]:
+    """Whether a row and a column have one of their numbers in common."""
     rows, columns = (x if x.ndim == 2 else x[:, None] for x in (rows, columns))
-    same: Bool[Array, "rows columns"] = jnp.any(
-        rows[:, None, :, None] == columns[None, :, None, :], axis=(2, 3)
-    )
-    return same.astype(jnp.float32)
+    return jnp.any(rows[:, None, :, None] == columns[None, :, None, :], axis=(2, 3))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.random import threefry_2x32
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rc3_jax.objectives.contrastive import DENSE
+from rc3_jax.objectives.contrastive import DENSE, have_in_common
 from rc3_jax.objectives.tiles import (
     LOWEST,
     Matrices,
@@ -39,12 +39,13 @@ class NegativeSampling(NamedTuple):
 
 
 WHOLE_BATCH = NegativeSampling()
+_ROWS_AT_A_TIME = 128  # of which no more are compared with all others, so that no matrix is stored
 
 
 class RowData(NamedTuple):
     """The group and the place of each row; where there is a floor, the log-sum-exp of its logits."""
 
-    groups: Int[Array, " batch"]
+    groups: Int[Array, "batch ..."]
     places: Int[Array, " batch"]
     log_sums: Float[Array, " batch"] | None
 
@@ -54,13 +55,14 @@ def sample_negatives(
     anchors: Float[Array, "batch size"],
     candidates: Float[Array, "batch size"],
     temperature: Float[Array, ""],
-    groups: Int[Array, " batch"],
+    groups: Int[Array, "batch ..."],
     tiling: Tiling = DENSE,
     sampling: NegativeSampling = WHOLE_BATCH,
 ) -> Int[Array, " batch"]:
     """Draws one wrong candidate for each row, with probability proportional to softmax similarity.
 
-    Gumbel-max over the global batch; candidates of the row's own group are never drawn. The draw
+    Gumbel-max over the global batch; candidates of the row's own group, or with another
+    number in common where rows have several, are never drawn. The draw
     of a row without a negative (see `has_negative`) is arbitrary. The noise of a pair is a function
     of the key and of its place in the batch, so every tiling draws the same rows.
     """
@@ -106,7 +108,7 @@ def negative_weights(
     anchors: Float[Array, "batch size"],
     candidates: Float[Array, "batch size"],
     temperature: Float[Array, ""],
-    groups: Int[Array, " batch"],
+    groups: Int[Array, "batch ..."],
     sampling: NegativeSampling = WHOLE_BATCH,
 ) -> Float[Array, "batch batch"]:
     """The unnormalised probabilities of `sample_negatives` for all pairs."""
@@ -152,7 +154,7 @@ def _log_weights(
     if rows.log_sums is not None:
         logits = jnp.logaddexp(logits - rows.log_sums[:, None], math.log(sampling.floor))
     allowed = _near(rows.places, columns.places, sampling)
-    allowed &= rows.groups[:, None] != columns.groups[None, :]
+    allowed &= ~have_in_common(rows.groups, columns.groups)
     return jnp.where(allowed, logits, LOWEST)
 
 
@@ -166,12 +168,18 @@ def _gumbel_noise(words: Array, rows: RowData, columns: RowData) -> Float[Array,
 
 
 def has_negative(
-    groups: Int[Array, " batch"], block_size: int | None = None
+    groups: Int[Array, "batch ..."], block_size: int | None = None
 ) -> Bool[Array, " batch"]:
-    """Whether each row's block (see `NegativeSampling`) has a row of another group."""
-    runs = groups.reshape(-1, block_size or len(groups))
-    found = jnp.any(runs != runs[:, :1], axis=1, keepdims=True)
-    return jnp.broadcast_to(found, runs.shape).reshape(-1)
+    """Whether each row's block (see `NegativeSampling`) has a row without a number in common."""
+    blocks = groups.reshape(-1, block_size or len(groups), *groups.shape[1:])
+
+    def in_block(block: Int[Array, "rows ..."]) -> Bool[Array, " rows"]:
+        def has_other(row: Int[Array, ...]) -> Bool[Array, ""]:
+            return ~jnp.all(have_in_common(row[None], block))
+
+        return jax.lax.map(has_other, block, batch_size=_ROWS_AT_A_TIME)
+
+    return jax.vmap(in_block)(blocks).reshape(-1)
 
 
 def matching_loss(

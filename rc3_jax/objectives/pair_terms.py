@@ -34,10 +34,9 @@ def image_text_term(name: str, weight: float, pair: Pair) -> Term:
 
 
 def _contrast(encoded: Encoded, pair: Pair, text: str, kinds: Kinds) -> Float[Array, ""]:
-    x, y = (encoded.embedding(name, kinds) for name in (pair.view, text))
-    is_of_texts = pair.view != "image"
-    groups = encoded.text_groups(kinds) if is_of_texts else encoded.groups(kinds)
-    return encoded.contrast(pair.temperature, x, y, groups)
+    pair = pair._replace(text=text)
+    x, y = (encoded.embedding(name, kinds) for name in (pair.view, pair.text))
+    return encoded.contrast(pair.temperature, x, y, encoded.groups(kinds, *pair.texts))
 
 
 def matching_term(name: str, weight: float, pair: Pair) -> Term:

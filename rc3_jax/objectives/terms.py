@@ -47,6 +47,11 @@ class Pair(NamedTuple):
     text: str
     temperature: str
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of its views that are texts."""
+        return tuple(name for name in (self.view, self.text) if name != "image")
+
 
 class Pass(NamedTuple):
     """A text of each row goes through the fusion encoder, attending to a view; `head` reads it."""
@@ -90,7 +95,7 @@ class Comparison(NamedTuple):
     Attributes:
       gradient_scale: factor of the gradient that contrasts give to the embeddings.
       group_positives: rows of one group are positives of one another; False: only their own pair.
-      equal_texts_match: so are, in contrasts of texts, rows with an equal text.
+      equal_texts_match: so are rows with an equal text, where that text is compared.
       local_negatives: negatives come from the rows of the same device.
       negative_floor: see `NegativeSampling`.
     """
@@ -151,21 +156,22 @@ class Encoded:
         """The kinds that the batch has."""
         return tuple(kind for kind in kinds if kind in self.rows)
 
-    def groups(self, kinds: Kinds) -> Int[Array, " batch"]:
-        """Rows of one group are no negatives of one another."""
-        groups = self.field("groups", kinds)
-        return groups if self.comparison.group_positives else jnp.arange(len(groups))
+    def groups(self, kinds: Kinds, *texts: str) -> Int[Array, "batch ..."]:
+        """Numbers of each row: those with one in common are no negatives of one another.
 
-    def text_groups(self, kinds: Kinds) -> Int[Array, "batch ..."]:
-        """Rows with a group or a text in common are no negatives in a contrast of texts."""
-        groups = self.groups(kinds)
-        if not (self.comparison.group_positives and self.comparison.equal_texts_match):
+        Args:
+          texts: `a` and `b`, those that are compared; rows with an equal one have a number in common.
+        """
+        groups = self.field("groups", kinds)
+        if not self.comparison.group_positives:
+            return jnp.arange(len(groups))
+        if not texts or not self.comparison.equal_texts_match:
             return groups
-        texts = [
-            interleave([text_numbers(self.rows[kind][name]) for kind in kinds])
-            for name in ("ids_a", "ids_b")
-        ]
-        return jnp.stack([-1 - groups, *texts], axis=1)
+        said = (
+            interleave([text_numbers(self.rows[kind][f"ids_{text}"]) for kind in kinds])
+            for text in texts
+        )
+        return jnp.stack([-1 - groups, *said], axis=1)
 
     def contrast(
         self,
@@ -190,14 +196,14 @@ class Encoded:
 
     def has_negative(self, pair: Pair) -> Bool[Array, " batch"]:
         """Whether each row of a pair's kinds has a hard negative."""
-        groups = self.groups(self.present(pair.kinds))
+        groups = self.groups(self.present(pair.kinds), *pair.texts)
         return has_negative(groups, self._sampling(len(groups)).block_size)
 
     def draw(self, pair: Pair, key: PRNGKeyArray, wrong: str) -> dict[tuple[str, str], View]:
         """Hard negatives of each row: `wrong_view` for its text, or `wrong_text` for its view."""
         names = (pair.text, pair.view) if wrong == "wrong_view" else (pair.view, pair.text)
         kinds, tiling = self.present(pair.kinds), self.comparison.tiling
-        groups = self.groups(kinds)
+        groups = self.groups(kinds, *pair.texts)
         anchors, candidates = (self.embedding(name, kinds) for name in names)
         drawn = sample_negatives(
             key,

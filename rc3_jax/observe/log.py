@@ -14,7 +14,10 @@ from typing import Self, TextIO
 import jax
 from rich.console import Console
 
+from rc3_jax.data.jsonl import parse_object
+from rc3_jax.data.record import BadRecord
 from rc3_jax.paths import scheme_of
+from rc3_jax.settings import ConfigError
 
 METRICS = "metrics.jsonl"
 MEAN_LOSS = "mean_loss"
@@ -92,10 +95,15 @@ class Log:
         for row in read_metrics(self._path.parent):
             if 0 < (number := row["step"] or 0) <= step:
                 kept[number] = kept.get(number, {}) | row
-        self._file.truncate(0)
-        self.last = {}
-        for row in kept.values():
-            self._append(row)
+        self._file.close()
+        rows = list(kept.values())
+        lines = [json.dumps(row) + "\n" for row in rows]
+        new = self._path.with_name(f"{METRICS}.new")  # so that a kill at any moment loses nothing
+        new.write_text("".join(lines), encoding="utf-8")
+        new.replace(self._path)
+        self._file = _opened(self._path)
+        self._start = sum(map(len, lines[:-1]))
+        self.last = rows[-1] if rows else {}
 
     def has_evaluation(self, step: int) -> bool:
         """Whether the last line is that of the step, with an evaluation."""
@@ -164,10 +172,21 @@ def step_line(step: int, steps: int, values: Mapping[str, float], terms: Iterabl
 
 
 def read_metrics(folder: pathlib.Path) -> list[dict[str, float | None]]:
-    """The lines of `metrics.jsonl` in a folder; a last line that was cut short is left out."""
+    """The lines of `metrics.jsonl` in a folder; a last line that was cut short is left out.
+
+    Raises:
+      ConfigError: for another line that is no JSON object.
+    """
     file = folder / METRICS
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True) if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        if line.endswith("\n"):
+            try:
+                rows.append(parse_object(line, f"{file}:{number}"))
+            except BadRecord as error:
+                raise ConfigError(f"{error}; remove the line") from error
+    return rows
 
 
 def is_evaluation(row: Mapping[str, float | None]) -> bool:

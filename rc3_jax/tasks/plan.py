@@ -103,6 +103,8 @@ def plan(
         shots = not_there if protocol == "few-shot" else []
         if shots or not found[protocol]:
             which = f" with {', '.join(shots)} shots" if shots else ""
+            chosen = config.test.languages
+            which += f" in {', '.join(chosen)} (test.languages)" if chosen else ""
             not_run[f"{config.task}, {protocol}"] = f"no files for it{which}"
     if any(step.after for step in steps) and "zero-shot" not in options.protocols:
         steps.insert(0, Step(ZERO_SHOT, {}))

@@ -28,7 +28,7 @@ from rc3_jax.settings import ConfigError, check_choice, no_such_setting
 from rc3_jax.tasks.base import TaskData
 from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.config import MINIATURE, FinetuneSettings, finetune_config, miniature_config
-from rc3_jax.tasks.evaluate import data_checksum, evaluate
+from rc3_jax.tasks.evaluate import check_settings, data_checksum, evaluate
 from rc3_jax.tasks.finetune import UNFINISHED, finetune
 from rc3_jax.tasks.images import ImageFinder
 from rc3_jax.tasks.load import (
@@ -222,6 +222,8 @@ def task_configs(data: str, images: str, options: Options) -> dict[str, ml_colle
                 raise ConfigError(f"{task}: {problem}") from error
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"{task}: {error.args[0]}") from error
+    for task in chosen:
+        check_settings(configs[task])
     return {task: configs[task] for task in chosen}
 
 

@@ -33,6 +33,9 @@ Shapes = dict[str, tuple[int, ...]]
 """Shapes of nested parameters by their paths, parts joined by `/`."""
 
 
+_MOST_BYTES = 1000  # of a problem that processes tell one another
+
+
 class Checkpoints:
     """The checkpoints of one run.
 
@@ -88,8 +91,8 @@ class Checkpoints:
                     state = loaded[STATE]
             except UnreadableError as error:
                 problem = str(error)
-            if process_allgather(np.asarray(bool(problem))).any():
-                damaged[step] = problem or f"{path} cannot be read by another process"
+            if problem := _first_problem(problem):
+                damaged[step] = problem
             else:
                 self._move_away(damaged, step, say)
                 return state
@@ -99,7 +102,7 @@ class Checkpoints:
                     [
                         "no checkpoint can be read:",
                         *damaged.values(),
-                        f"remove {self._checkpointer.directory} to begin anew with --resume",
+                        f"remove {self._checkpointer.directory} and give the command again",
                     ]
                 )
             )
@@ -123,6 +126,23 @@ class Checkpoints:
                 (self._checkpointer.directory / str(step)).rename(target)
         sync_global_devices("moved")
         self._checkpointer.reload()
+
+
+def _first_problem(problem: str) -> str:
+    """What the first process that cannot read a checkpoint says; "" where all can.
+
+    Raises:
+      ConfigError: if processes only waited in vain for others, which is no damage.
+    """
+    data = np.frombuffer(problem.encode()[:_MOST_BYTES].ljust(_MOST_BYTES), np.uint8)
+    told = np.atleast_2d(process_allgather(data))
+    problems = [text for row in told if (text := bytes(row).decode(errors="ignore").strip())]
+    reasons = [text for text in problems if "barrier" not in text]
+    if problems and not reasons:
+        raise ConfigError(
+            f"{problems[0]}: a process did not answer in time; start all of them again"
+        )
+    return reasons[0] if reasons else ""
 
 
 def save_params(folder: pathlib.Path, params: Any) -> None:

@@ -162,8 +162,7 @@ class _Reporter:
             unsound = [f"{name} is {v:g}" for name, v in values.items() if not math.isfinite(v)]
             self.write(number, values)
             raise FloatingPointError(
-                f"step {number}: {', '.join(unsound)}; train with a lower optimizer.lr or "
-                "optimizer.clip"
+                f"step {number}: {', '.join(unsound)}; train with a lower learning rate"
             )
         self._losses.append(values["loss"])
         shows = _is_due(number, self._intervals.log) or number == self._intervals.steps

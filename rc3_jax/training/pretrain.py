@@ -16,6 +16,7 @@ from rc3_jax.config import PretrainSettings, settings_class, validate
 from rc3_jax.data.corpus import sampled_texts
 from rc3_jax.data.coverage import coverage_lines, text_coverage
 from rc3_jax.data.example import text_sizes
+from rc3_jax.data.jsonl import read_json
 from rc3_jax.data.kinds import KINDS, wanted
 from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.stream import batch_rows, iterate, make_batches
@@ -155,7 +156,7 @@ def _first_state(
         for kind, pool in run.corpus.pools.items()
     }
     if checkpoints.latest is not None and not is_among(RECORDS, accept_changes):
-        _check_records(records, folder)
+        _check_records(records, folder, accept_changes)
     state = checkpoints.restore(run.abstract_state, log.say)
     step = 0 if state is None else int(state.step)
     if step > run.config.steps:
@@ -208,6 +209,11 @@ def _check_folder(
             )
         return []
     if not (folder / CONFIG_FILE).exists():
+        if begun.exists() and any(begun.iterdir()):
+            raise ConfigError(
+                f"{folder} has checkpoints and no {CONFIG_FILE}, so that nobody knows of what run; "
+                "restore the file, or choose another --workdir"
+            )
         return []
     stored = stored_settings(folder)
     names = [RECORDS, *(name for settings in (stored, config) for name, *_ in describe(settings))]
@@ -215,7 +221,10 @@ def _check_folder(
         if not any(is_among(name, [pattern]) for name in names):
             raise ConfigError(f"--accept_changes: {no_such_setting(pattern, type(config))}")
     changes = changed_settings(stored, config)
-    taken = {name for name in changes if is_among(name, (*MAY_CHANGE, *accept_changes))}
+    free = [*MAY_CHANGE, *accept_changes]
+    if getattr(config.objective, "negatives", "global") == "local":
+        free.remove("mesh.*")  # negatives come from the rows of a device
+    taken = {name for name in changes if is_among(name, free)}
     if refused := sorted(changes.keys() - taken):
         accepted = ",".join([*accept_changes, *refused])
         first = f"--resume: the mathematics of promised rows differs from {folder / CONFIG_FILE}:"
@@ -224,21 +233,31 @@ def _check_folder(
             f"--accept_changes={accepted}, or start another run in another --workdir"
         )
         raise ConfigError("\n  ".join([first, *(changes[name] for name in refused), remedy]))
-    follows = "; schedule and ramp follow the new length"
-    return [phrase + follows * (name == "steps") for name, phrase in changes.items()]
+    effects = {
+        "steps": "; schedule and ramp follow the new length",
+        "init": "; it has no effect on a run that has begun",
+        "data.tokenizer.*": "; it has no effect, as the run's folder holds its vocabulary",
+    }
+    return [
+        phrase + next((said for of, said in effects.items() if is_among(name, [of])), "")
+        for name, phrase in changes.items()
+    ]
 
 
-def _check_records(records: Mapping[str, Any], folder: pathlib.Path) -> None:
+def _check_records(
+    records: Mapping[str, Any], folder: pathlib.Path, accept_changes: Sequence[str]
+) -> None:
     """Raises DataError if a resumed run has other numbers of records than it began with.
 
     The order of the rows depends on these numbers, wherever the data lie.
     """
     file = folder / RECORDS_FILE
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else records
+    before = read_json(file) if file.is_file() else records
     if before != records:
+        accepted = ",".join([*accept_changes, RECORDS])
         raise DataError(
             f"--resume: the run began with records {before}, and data.sources offer {records} now; "
-            f"restore the data, take them with --accept_changes={RECORDS}, or start another run in "
+            f"restore the data, take them with --accept_changes={accepted}, or start another run in "
             "another --workdir"
         )
 
@@ -251,7 +270,7 @@ def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) ->
         f"{config.name}: {count_parameters(state.params):,} parameters, vocabulary "
         f"{run.tokenizer.vocab_size:,}, {run.mesh.size} {jax.devices()[0].platform} device(s) as "
         f"{dict(run.mesh.shape)}\nrecords: {pools}; {len(skips.reasons)} skipped; "
-        f"{sum(map(len, run.corpus.heldout.values()))} held-out images; rows a batch: {rows}"
+        f"{len(run.corpus.heldout)} held-out images; rows a batch: {rows}"
     )
     for what, counts in skips.left_out.items():
         log.say(f"left out: {sum(counts.values())} {what}, of {len(counts)} records")
@@ -265,7 +284,7 @@ def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) ->
         of_parallel = not has_image and config.data.parallel_max_length
         setting = "data.parallel_max_length" if of_parallel else "data.max_length"
         room = config.model.text.max_positions - config.model.text.position_offset
-        for line in coverage_lines(coverage, length, setting, room):
+        for line in coverage_lines(coverage, length, setting, room, "model.text.max_positions"):
             log.say(f"{'' if has_image else 'parallel '}{line}")
         name = "images" if has_image else "parallel"
         told[name] = {language: of._asdict() for language, of in coverage.items()}

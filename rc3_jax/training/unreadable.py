@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import logging
 import pathlib
@@ -59,7 +60,8 @@ def silent() -> Iterator[None]:
     disabled, shown = logging.root.manager.disable, sys.unraisablehook
 
     def show(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
+        of_orbax = inspect.iscoroutine(unraisable.object)
+        if not of_orbax and "Event loop is closed" not in str(unraisable.exc_value):
             shown(unraisable)
 
     logging.disable(logging.ERROR)

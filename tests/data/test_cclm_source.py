@@ -88,7 +88,7 @@ def test_captions_in_the_chosen_languages_alone(tmp_path):
     skips = Skips(limit=0.0)
     [row] = read(write(tmp_path / "x", *lines), languages=("cs", "de"), skips=skips)
     assert row.translations == {"de": ("Ein Hund.",), "cs": ("Pes.",)} and not skips.reasons
-    with pytest.raises(DataError, match="x: no line to use"):
+    with pytest.raises(DataError, match=r"x: languages: .*\bja\b.*cs, de, en"):
         read(tmp_path / "x", languages=("ja",))
 
 
@@ -97,8 +97,15 @@ def test_chosen_languages_without_a_text_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"x: languages: .*\bzh .*zh-CN"):
         read(file, languages=("en", "zh"))
     assert len(read(file, languages=("en", "zh-CN"))) == 1
-    with pytest.raises(DataError, match=r"y: languages: .*\bzh\b"):
-        read(write(tmp_path / "y", regions()), "regions", languages=("en", "zh"))
+    with pytest.raises(DataError, match=r"x: languages: .*\bzh .*zh-CN"):
+        read(file, languages=("zh",))
+    region = REGION | {"caption": {"en": "dog", "zh-CN": "狗"}}
+    file = write(tmp_path / "y", regions(region), regions(REGION))
+    for wrong in (("zh",), ("en", "zh")):
+        with pytest.raises(DataError, match=r"y: languages: .*\bzh .*zh-CN.*en, zh-CN"):
+            read(file, "regions", languages=wrong)
+    [record] = read(file, "regions", languages=("zh-CN",))  # the other line is passed over
+    assert [element.texts for element in record.elements] == [{"zh-CN": ("狗",)}]
 
 
 def test_base64_may_be_wrapped_and_is_otherwise_strict(tmp_path):

@@ -184,14 +184,14 @@ def test_language_pairs_find_their_records_among_all_sources(folder, tfds_source
 
 def test_heldout_records_are_those_of_the_heldout_split(folder):
     corpus = _open(a=folder)
-    for i, record in enumerate(corpus.heldout["a"]):
+    for i, record in enumerate(corpus.heldout):
         translated = {} if i % 2 else {"en": (f"star val{i}",), "de": (f"Stern val{i}",)}
         assert record.texts == {"en": (f"one {i}", f"two {i}"), "zh": (f"图 {i}",)} | translated
     assert [set(record.texts) for record in corpus.heldout_weak] == [{"en", "zh"}] * HELDOUT
     training = {str(record.image) for _, record, _ in _rows(corpus)}
-    heldout = {str(record.image) for record in corpus.heldout["a"] + corpus.heldout_weak}
+    heldout = {str(record.image) for record in corpus.heldout + corpus.heldout_weak}
     assert len(heldout) == HELDOUT and not heldout & training
-    assert evaluation_row(corpus.heldout["a"][3], tiny_config())["image"][0, 0].tolist() == [
+    assert evaluation_row(corpus.heldout[3], tiny_config())["image"][0, 0].tolist() == [
         61,
         0,
         0,
@@ -202,7 +202,10 @@ def test_heldout_records_are_shared_among_sources(folder, parallel, tfds_source)
     config = _config(a=folder, b=parallel, c=tfds_source, d=_scenes())
     config.evaluation.update(images=8, dependence_rows=11)
     corpus = open_corpus(config, Skips())
-    assert {n: len(records) for n, records in corpus.heldout.items()} == {"a": 3, "c": 2, "d": 3}
+    assert [_source_of(r) for r in corpus.heldout] == ["captions"] * 3 + ["few_"] * 2 + [
+        "scenes"
+    ] * 3
+    assert corpus.heldout_parts == {"a": range(3), "c": range(3, 5), "d": range(5, 8)}
     weak = ["captions"] * 4 + ["few_"] * 3 + ["scenes"] * 4
     assert [_source_of(record) for record in corpus.heldout_weak] == weak
     assert all(0 <= record.relevance <= 1 for record in corpus.heldout_weak[-4:])
@@ -220,7 +223,7 @@ def test_damaged_heldout_images_count_against_the_limit(folder, tmp_path):
         open_corpus(_config(a=folder), skips)
     assert "40%" in str(error.value) and len(skips.reasons) == HELDOUT // 2
     corpus = open_corpus(_config(a=folder), Skips(0.5))
-    assert len(corpus.heldout["a"]) == HELDOUT - HELDOUT // 2
+    assert len(corpus.heldout) == HELDOUT - HELDOUT // 2
 
 
 def test_strict_records_serve_where_no_heldout_record_is_weak(folder, tmp_path):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import pytest
 
-from rc3_jax.data.coverage import check_languages, coverage_lines, text_coverage
+from rc3_jax.data.coverage import Coverage, check_languages, coverage_lines, text_coverage
 from rc3_jax.data.record import DataError
-from rc3_jax.data.tokenizer import train_tokenizer
+from rc3_jax.data.text import clean_caption
+from rc3_jax.data.tokenizer import from_json, train_tokenizer
 
 SENTENCE = "red dog runs over green grass while two children play with one ball near old house"
 WORDS = SENTENCE.split()
@@ -35,7 +37,7 @@ def test_texts_that_are_cut_and_pieces_that_are_unknown_are_counted(tokenizer):
     ids = whole.encode(TEXTS["ru"])
     pieces = ids[ids > 2]
     assert coverage["ru"].unknown == (pieces == 3).mean() > 0.3
-    assert coverage["xx"] == (0, 0.0, 0.0)
+    assert coverage["xx"] == (0, 0.0, 0.0, 0.0)
 
 
 def test_the_length_of_a_text_that_just_fits_is_no_cut(tokenizer):
@@ -89,3 +91,20 @@ def test_languages_that_are_there_pass():
     check_languages("data.languages", (), ())
     with pytest.raises(DataError, match="there are none"):
         check_languages("data.languages", ("en",), ())
+
+
+def test_texts_that_lose_words_when_they_are_cleaned_are_counted_and_warned_of(tokenizer):
+    clean = functools.partial(clean_caption, max_words=3)
+    cleaning = from_json(tokenizer.to_json(), 60, clean)
+    coverage = text_coverage(cleaning, {"en": ["one, two", "one two three", "one two three four"]})
+    assert coverage["en"].shortened == 1 / 3 and coverage["en"].cut == 0
+    _, warning = coverage_lines(coverage, 60)
+    assert "en" in warning and "data.max_words" in warning
+    more = from_json(tokenizer.to_json(), 60, functools.partial(clean_caption, max_words=4))
+    assert text_coverage(more, {"en": ["one two three four"]})["en"].shortened == 0
+
+
+def test_both_settings_are_named_where_the_model_has_no_room(tokenizer):
+    coverage = {"en": Coverage(10, 0.5, 0.0)}
+    _, warning = coverage_lines(coverage, 60, room=60, room_setting="model.text.max_positions")
+    assert "data.max_length and model.text.max_positions" in warning

@@ -119,7 +119,7 @@ def evaluated(config, records, vectors, **settings):
     config.evaluation.update(settings)
     encoder = _KnownVectors(*vectors)
     rows = visual_rows(records, config)
-    scores = evaluate_retrieval(encoder, None, records, rows, _WordTokenizer(), config)
+    scores = evaluate_retrieval(encoder, None, records, rows, _WordTokenizer(), config)[""]
     return scores, encoder.modes
 
 

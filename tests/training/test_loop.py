@@ -101,7 +101,8 @@ def test_a_model_is_loaded_from_its_run_and_scores_as_when_it_ended(whole, tmp_p
     run = prepare_run(model.config, whole.folder)
     assert run.tokenizer.to_json() == model.tokenizer.to_json()
     beats = []
-    assert Evaluator(run, lambda: beats.append(True)).scores(model.params) == whole.scores
+    scores = {name: of for name, of in whole.scores.items() if name != "texts"}
+    assert Evaluator(run, lambda: beats.append(True)).scores(model.params) == scores
     assert len(beats) > 3
     with pytest.raises(ConfigError, match="step 7"):
         load_model(whole.folder, step=7)

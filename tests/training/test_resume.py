@@ -42,8 +42,9 @@ def test_an_ended_run_is_extended_and_a_damaged_checkpoint_left_behind(tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     [damaged] = [line for line in done.stdout.splitlines() if "cannot be read" in line]
     assert "checkpoints/4/state/_METADATA" in damaged and "step 2" in damaged
-    for name in ("steps", "optimizer.lr", "data.threads"):
-        assert re.search(rf"--resume: {name} .* 4 .* 6|--resume: {name} ", done.stdout)
+    told = {"steps": (4, 6), "optimizer.lr": (config.optimizer.lr, 1e-4), "data.threads": (2, 1)}
+    for name, (old, new) in told.items():
+        assert re.search(rf"--resume: {name} was {old} and is {new}\b", done.stdout)
     rows = rows_of(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert rows[:2] == before[:2]

@@ -57,14 +57,13 @@ def functions(mesh):
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, here.abstract_state)
     state = here.create_state()
-    if config.system == "cclm":
-        # The texts of a fresh tower have nearly one vector, and the contrast's gradient is then a
-        # difference of nearly equal numbers.
-        noise = np.random.default_rng(0)
-        state = state.replace(params=jax.tree.map(
-            lambda p: jax.device_put(p + noise.normal(0, 0.1, p.shape).astype(p.dtype), p.sharding),
-            state.params,
-        ))
+    # The texts of a fresh tower have nearly one vector, and the contrast's gradient is then a
+    # difference of nearly equal numbers.
+    noise = np.random.default_rng(0)
+    state = state.replace(params=jax.tree.map(
+        lambda p: jax.device_put(p + noise.normal(0, 0.1, p.shape).astype(p.dtype), p.sharding),
+        state.params,
+    ))
     split = [p for p in jax.tree.leaves(state.params) if not p.sharding.is_fully_replicated]
     assert (len(split) > 40) == (mesh.shape["fsdp"] > 1), len(split)
     read = [to_global(batches[number], mesh) for number in range(5)]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
+import struct
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature
 
 # Pillow can open more, but some of it (EPS) runs other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
+UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
+"""EXIF orientation -> what turns the image upright."""
 
 
 class RC3ImageProcessor(BaseImageProcessor):
@@ -94,23 +96,42 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise ValueError(f"{image.width} x {image.height} pixels")
     image.load()
-    with contextlib.suppress(Exception):  # damaged EXIF data around a sound picture
-        image = ImageOps.exif_transpose(image)
+    transpose = UPRIGHT.get(orientation(image))
     if image.mode[0] in "IF":  # 16 or 32 bits a pixel: convert() would clip, not scale
         image = Image.fromarray(as_bytes(np.asarray(image), image.mode))
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image.convert("RGBA"))
-    return image.convert("RGB")
+    rgb = image.convert("RGB")
+    return rgb if transpose is None else rgb.transpose(transpose)
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8."""
+    # Asking a PNG without EXIF for it would decode it. TIFF is turned by Pillow itself.
+    if "exif" not in image.info or image.format == "TIFF":
+        return 1
+    try:
+        return image.getexif().get(0x0112, 1)
+    except (
+        ArithmeticError,
+        LookupError,
+        OSError,
+        SyntaxError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ):
+        return 1  # damaged EXIF data around a sound picture
 
 
 def as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Brightness as uint8, from 16 bits, 0 to 1 or 0 to 255; ValueError for another range."""
+    """Brightness as uint8, from 0 to 1, 255 or 65535; ValueError for another range."""
     low, high = float(grey.min()), float(grey.max())
-    deep = mode != "F" and (high > 255 or mode != "I")
-    white = 65535 if deep else 1 if mode == "F" and high <= 1 else 255
-    if not (low >= 0 and high <= white):
+    if not (low >= 0 and high <= 65535):
         raise ValueError(
             f"its brightness is between {low:g} and {high:g}; scale it to 0 to 1, to 255 or to 65535"
         )
+    deep = high > 255 or mode not in ("F", "I")
+    white = 1 if mode == "F" and high <= 1 else 255
     return (grey.astype(np.int64) >> 8 if deep else grey * (255 / white)).astype(np.uint8)

@@ -84,6 +84,8 @@ class RC3Processor(ProcessorMixin):
             inputs |= prepare(images, return_tensors="np")
         if regions is not None:
             rows = [regions] if isinstance(regions, Mapping) else list(regions)
+            if not rows:
+                raise ValueError("regions is empty; give those of each image, or leave it out")
             padded = [self._pad_regions(row or {}) for row in rows]
             inputs |= {name: np.stack([row[name] for row in padded]) for name in padded[0]}
         counts = {name: len(rows) for name, rows in inputs.items() if name != "input_ids"}
@@ -117,8 +119,10 @@ class RC3Processor(ProcessorMixin):
             raise ValueError("this model has no ROI tower; leave the regions out")
         boxes = np.asarray(row.get("boxes", ()), np.float32).reshape(-1, 4)
         inside = boxes.size == 0 or (0 <= boxes.min() and boxes.max() <= 1)
-        if not inside or (boxes[:, 2:] < boxes[:, :2]).any():
-            raise ValueError("boxes are x1, y1, x2, y2 as fractions of their image, 0 to 1")
+        if not inside or (boxes[:, 2:] <= boxes[:, :2]).any():
+            raise ValueError(
+                "boxes are x1, y1, x2, y2 as fractions of their image, 0 to 1, and have an area"
+            )
         features, count = row.get("features"), min(len(boxes), self.regions)
         padded = {
             "region_features": np.zeros((self.regions, self.feature_size), np.float32),

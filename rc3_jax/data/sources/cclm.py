@@ -12,7 +12,7 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -114,13 +114,14 @@ class CCLMSource(Settings):
         train = image_text_kinds(self.read_captions(self.path, skips), chosen)
         if not self.heldout_path:
             return train, {}
-        return train, heldout_kinds(self.read_captions(self.heldout_path, skips))
+        return train, heldout_kinds(self.read_captions(self.heldout_path, skips, True))
 
-    def read_captions(self, path: str, skips: Skips) -> list[ImageRow]:
+    def read_captions(self, path: str, skips: Skips, heldout: bool = False) -> list[ImageRow]:
         """Reads lines of format captions or descriptions.
 
         One mapping of captions is taken for translations of one another, several for captions.
-        Images within lines are read when they are asked for.
+        Images within lines are read when they are asked for. Held-out images need not have texts in
+        all chosen languages.
         """
         is_captions = self.format == "captions"
         key = self.keys.caption if is_captions else self.keys.description
@@ -144,10 +145,7 @@ class CCLMSource(Settings):
             texts = (captions, {}) if aligned else ({}, captions)
             return ImageRow(str(place), _key(given), image, *texts)
 
-        rows = list(self.lines(path, skips, use))
-        if path != self.heldout_path:
-            check_languages(f"{path}: languages", self.languages, sorted(found))
-        return rows
+        return list(self.lines(path, skips, use, None if heldout else found))
 
     def read_sentences(self, skips: Skips) -> Sentences:
         """Reads lines of format parallel."""
@@ -159,8 +157,21 @@ class CCLMSource(Settings):
         languages = (self.source_language, self.target_language)
         return Sentences(languages, self.lines(self.path, skips, use))
 
-    def lines(self, path: str, skips: Skips, use: Callable[[Place, Any], T | None]) -> Iterator[T]:
-        """Yields what `use` makes of all files' lines; raises DataError if that is nothing."""
+    def lines(
+        self,
+        path: str,
+        skips: Skips,
+        use: Callable[[Place, Any], T | None],
+        languages: set[str] | None = None,
+    ) -> Iterator[T]:
+        """Yields what `use` makes of all files' lines.
+
+        Args:
+          languages: of all texts, which `use` collects; None where they do not matter.
+
+        Raises:
+          DataError: at the end, if that is nothing, or a chosen language is not among them.
+        """
         place = pathlib.Path(path)
         if not place.exists():
             raise DataError(f"{path}: no such file or folder; correct path in the config")
@@ -170,6 +181,8 @@ class CCLMSource(Settings):
         made = None
         for made in skips.usable(rows, use, path):
             yield made
+        if languages is not None:
+            check_languages(f"{path}: languages", self.languages, sorted(languages))
         if made is None:
             raise DataError(f"{path}: no line to use; check path, format, keys and languages")
 
@@ -222,21 +235,23 @@ class RegionSource:
         self._lists = KeyLists()
         found: set[str] = set()
 
-        def use(place: Place, fields: dict) -> tuple[Place, int, int, dict | None]:
+        def use(place: Place, fields: dict) -> tuple[Place, int, int, dict | None] | None:
             image = source.image(fields, place)
             record = region_record(place, fields, source, image)
-            group = self._images.setdefault(key := _key(image), len(self._images))
-            texts = itertools.chain(*record.texts.values())
             lost = len(fields[source.keys.elements]) - len(record.elements)
             skips.leave_out(place, "regions without a caption or a visible box", lost)
-            self._lists.add(group, key, captions=texts)
             for about in (record.texts, *(element.texts for element in record.elements)):
                 found.update(about)
+            record = _in_languages(record, source.languages)
+            if not record.elements:
+                return None
+            group = self._images.setdefault(key := _key(image), len(self._images))
+            texts = itertools.chain(*record.texts.values())
+            self._lists.add(group, key, captions=texts)
             first, self._elements = self._elements, self._elements + len(record.elements)
             return place, group, first, fields if place.offset is None else None
 
-        self._rows.extend(source.lines(source.path, skips, use))
-        check_languages(f"{source.path}: languages", source.languages, sorted(found))
+        self._rows.extend(source.lines(source.path, skips, use, found))
         self.groups = len(self._images) + self._elements
         # Each text of a row draws a language of its own.
         self.pairs: dict[LanguagePair, range] = {(): range(len(self._rows))}
@@ -249,6 +264,7 @@ class RegionSource:
         if fields is None:
             fields = place.read_object()
         record = region_record(place, fields, self._source, self._source.image(fields, place))
+        record = _in_languages(record, self._source.languages)
         return dataclasses.replace(record, group=group, element_group=len(self._images) + first)
 
     def keys(self) -> GroupKeys:
@@ -280,18 +296,28 @@ def region_record(
     elements = []
     for box, element in zip(boxes, given, strict=True):
         visible = _visible_box(box)
-        texts = joined(element.caption, source.languages)
-        if visible and texts:
-            attributes = joined(element.attributes, source.languages)
-            elements.append(Element(visible, texts, attributes))
+        if visible and (texts := joined(element.caption)):
+            elements.append(Element(visible, texts, joined(element.attributes)))
     if not elements:
         raise BadRecord(
             place,
             f"none of the {len(given)} regions has a caption and more than half of its box "
             f"inside of the image ({size[0]} x {size[1]}); mend them, or remove the line",
         )
-    texts = joined(row.caption, source.languages)
-    return Record(str(place), 0, texts, image, elements=tuple(elements))
+    return Record(str(place), 0, joined(row.caption), image, elements=tuple(elements))
+
+
+def _in_languages(record: Record, languages: Sequence[str]) -> Record:
+    """A region record with its texts in some languages, and the regions that have one."""
+    elements = (
+        Element(e.box, joined([e.texts], languages), joined([e.attributes], languages))
+        for e in record.elements
+    )
+    return dataclasses.replace(
+        record,
+        texts=joined([record.texts], languages),
+        elements=tuple(element for element in elements if element.texts),
+    )
 
 
 def _visible_box(box: np.ndarray) -> tuple[float, float, float, float] | None:

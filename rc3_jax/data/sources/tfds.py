@@ -7,7 +7,6 @@ field `language` beside it. A field holds one text or a sequence of them.
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -16,10 +15,11 @@ import pydantic
 from pydantic import Field
 
 from rc3_jax.data.groups import image_key
-from rc3_jax.data.jsonl import Captions, Row
+from rc3_jax.data.jsonl import Captions, Row, Translations
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.regions import boxes_as_fractions
 from rc3_jax.data.sources.images import ImageRow, split_kinds
+from rc3_jax.paths import as_path
 from rc3_jax.settings import Settings
 
 Example = Mapping[str, Any]
@@ -44,7 +44,7 @@ class Fields(Settings):
 class TFDSRow(Row):
     """The texts of an example."""
 
-    translations: Captions
+    translations: Translations
     captions: Captions
 
     @pydantic.model_validator(mode="after")
@@ -114,7 +114,7 @@ class TFDSSource(Settings):
         """Opens a prepared dataset, whose images stay encoded."""
         import tensorflow_datasets as tfds
 
-        name, folder = self.builder, pathlib.Path(self.data_dir)
+        name, folder = self.builder, as_path(self.data_dir, "data_dir")
         if not folder.is_dir():
             raise DataError(f"{name}: data_dir {folder} is missing; give the folder TFDS wrote to")
         try:
