@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import pathlib
+import types
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -44,7 +45,7 @@ class Corpus(NamedTuple):
     pools: dict[str, ConcatSource]
     heldout: list[Record]
     heldout_weak: list[Record]
-    heldout_parts: dict[str, range]
+    heldout_parts: Mapping[str, range] = types.MappingProxyType({})
 
 
 def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:

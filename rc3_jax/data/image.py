@@ -197,15 +197,16 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Brightness as uint8, from 0…1 (mode F), 0…255 (F and I) or 0…65535.
+    """Brightness as uint8, from 0…1 or 0…255 (mode F), 0…255 or 0…65535 (I), 0…65535 (I;16).
 
     Raises:
       BrightnessError: for brightness of another range.
     """
     low, high = float(grey.min()), float(grey.max())
-    if not (0 <= low and high <= 65535):
+    most = 255 if mode == "F" else 65535
+    if not (0 <= low and high <= most):
         raise BrightnessError(
-            f"its brightness is between {low:g} and {high:g}; scale it to 0…1, 0…255 or 0…65535"
+            f"its brightness is between {low:g} and {high:g}; scale it to 0…{most} in mode {mode}"
         )
     deep = high > 255 or mode not in ("F", "I")
     white = 1 if mode == "F" and high <= 1 else 255

@@ -148,14 +148,14 @@ def parse_object(text: str | BadRecord, where: object) -> dict[str, Any]:
 
 
 def read_json(path: pathlib.Path | str) -> Any:
-    """The content of a JSON document.
+    """The content of a JSON document; its path may be in an object store.
 
     Raises:
       DataError: missing, too large, not JSON in UTF-8, or a key twice in one object.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path) if isinstance(path, str) else path
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if isinstance(path, pathlib.Path) and path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
         return _loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:

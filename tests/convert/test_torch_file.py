@@ -232,7 +232,7 @@ def test_broken_and_missing_files_of_a_folder_are_refused(tmp_path):
     with pytest.raises(TensorFileError, match="neither model.safetensors nor"):
         read_folder(tmp_path)
     (tmp_path / INDEX).write_text("{")
-    with pytest.raises(TensorFileError, match=f"{INDEX} cannot be read as JSON"):
+    with pytest.raises(TensorFileError, match=f"{INDEX}: not usable JSON"):
         read_folder(tmp_path)
 
 

@@ -56,15 +56,14 @@ def _ramp(white: float, dtype: type) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("white", "dtype"),
-    [(1, np.float32), (255, np.float32), (65535, np.float32)]
-    + [(255, np.int32), (65535, np.int32), (65535, np.uint16)],
+    [(1, np.float32), (255, np.float32)] + [(255, np.int32), (65535, np.int32), (65535, np.uint16)],
 )
 def test_deep_pictures_keep_their_brightness(white, dtype):
     pixels = image.decode(encoded(Image.fromarray(_ramp(white, dtype)), "TIFF"), "here")
     np.testing.assert_allclose(pixels[..., 0], _ramp(255, float), atol=1)
 
 
-@pytest.mark.parametrize("ramp", [_ramp(1e6, np.float32), _ramp(2e9, np.int32)])
+@pytest.mark.parametrize("ramp", [_ramp(700, np.float32), _ramp(2e9, np.int32)])
 def test_deep_pictures_of_no_known_range_are_bad_records(ramp):
     for wrong in (ramp, ramp - 1, np.where(ramp > 0, np.nan, ramp).astype(np.float32)):
         with pytest.raises(BadRecord, match="here: .*brightness"):

@@ -126,11 +126,12 @@ def orientation(image: Image.Image) -> int:
 
 
 def as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Brightness as uint8, from 0 to 1, 255 or 65535; ValueError for another range."""
+    """Brightness as uint8, from 0…1 or 0…255 (mode F), 0…255 or 0…65535 (I), 0…65535 (I;16)."""
     low, high = float(grey.min()), float(grey.max())
-    if not (low >= 0 and high <= 65535):
+    most = 255 if mode == "F" else 65535
+    if not (low >= 0 and high <= most):
         raise ValueError(
-            f"its brightness is between {low:g} and {high:g}; scale it to 0 to 1, to 255 or to 65535"
+            f"its brightness is between {low:g} and {high:g}; scale it to 0…{most} in mode {mode}"
         )
     deep = high > 255 or mode not in ("F", "I")
     white = 1 if mode == "F" and high <= 1 else 255
