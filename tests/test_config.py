@@ -15,7 +15,7 @@ from rc3_jax.settings import RENAMED, ConfigError, no_such_setting
 from rc3_jax.stored_config import MAY_CHANGE, changed_settings, read_config, save_config
 from rc3_jax.training.run import prepare_run
 from tests.processes import launch
-from tests.tiny import ROOT, tiny_cclm, tiny_config
+from tests.tiny import ROOT, load_config, tiny_cclm, tiny_config
 
 
 @pytest.mark.parametrize("make", [default_config, *(lambda n=n: cclm_config(n) for n in MODELS)])
@@ -113,6 +113,29 @@ def test_an_unknown_name_brings_the_nearest_setting(name, nearest):
 
 def stored(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rc3_demo", "rc3_base", "rc3_flickr", "cclm_demo", "cclm_demo photographs"]
+    + ["cclm_3m", "cclm_4m", "cclm_x2vlm_base", "cclm_x2vlm_large"],
+)
+def test_shipped_configurations_are_valid_as_they_are(name, tmp_path):
+    (tmp_path / "parallel").mkdir()
+    for file in ("train.en", "train.de.gz", "train.images.txt"):
+        (tmp_path / "parallel" / file).touch()
+    name, _, variant = name.partition(" ")
+    arguments = {
+        "rc3_base": f"root={tmp_path}",
+        "cclm_demo": f"root={tmp_path},parallel={tmp_path}" if variant else "",
+    }
+    published = f"root={tmp_path},vocabulary=" if name in MODELS else ""
+    config = validate(load_config(name, arguments.get(name, published)))
+    if name == "rc3_base":  # plain files count as gzipped ones do
+        assert config.data.sources["parallel"].files.keys() == {"en", "de"}
+        (tmp_path / "parallel" / "train.en").unlink()
+        with pytest.raises(ConfigError, match="parallel.* de"):
+            load_config(name, f"root={tmp_path}")
 
 
 def test_settings_of_older_runs_are_understood(tmp_path):

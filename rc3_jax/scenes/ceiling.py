@@ -15,7 +15,16 @@ from jaxtyping import Bool, Float, Int
 
 from rc3_jax.evaluation.ranking import CUTOFFS
 from rc3_jax.scenes.detector import MOST_DISTRACTORS, DetectorSettings, object_feature
-from rc3_jax.scenes.scene import COLOURS, PLACES, SHAPES, SIZES, Mention, Scene, SceneObject
+from rc3_jax.scenes.scene import (
+    COLOURS,
+    PLACES,
+    SHAPES,
+    SIZES,
+    Mention,
+    Scene,
+    SceneObject,
+    satisfied,
+)
 from rc3_jax.scenes.source import SceneRecords
 from rc3_jax.scenes.tasks import captions
 
@@ -52,13 +61,6 @@ def recalls_both_ways(
     right = np.asarray(owners)[:, None] == np.arange(scores.shape[1])
     both = {"IR": recalls(scores, right), "TR": recalls(scores.T, right.T)}
     return {f"{name}@{k}": value for name, found in both.items() for k, value in found.items()}
-
-
-def satisfied(
-    texts: Sequence[Sequence[Mention]], scenes: Sequence[Scene]
-) -> Bool[np.ndarray, "texts scenes"]:
-    """Which scenes make which texts true."""
-    return np.array([[scene.satisfies(mentions) for scene in scenes] for mentions in texts])
 
 
 def caption_ceiling(

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "black", "orange")
@@ -89,6 +90,13 @@ class Scene:
             if not fitting[-1]:
                 return False
         return any(len(set(chosen)) == len(chosen) for chosen in itertools.product(*fitting))
+
+
+def satisfied(
+    texts: Sequence[Sequence[Mention]], scenes: Sequence[Scene]
+) -> Bool[np.ndarray, "texts scenes"]:
+    """Which scenes make which texts true."""
+    return np.array([[scene.satisfies(mentions) for scene in scenes] for mentions in texts])
 
 
 def random_stream(seed: int, *key: int) -> np.random.Generator:

@@ -16,6 +16,7 @@ from typing import Literal, Self
 import ml_collections
 import numpy as np
 import pydantic
+from jaxtyping import Bool
 
 from rc3_jax.data.groups import GroupKeys, KeyLists
 from rc3_jax.data.kinds import LanguagePair, row_languages, wanted
@@ -169,7 +170,7 @@ class SceneRecords:
         """What the text of each language of a record says about its scene."""
         return self._facts(index, self.scene(index))
 
-    def satisfied(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
+    def satisfied(self, numbers: Sequence[int]) -> list[dict[str, Bool[np.ndarray, " records"]]]:
         """For each of some records: language of its text → which of their scenes make it true.
 
         The relevance of two texts says how much they share; this says what else a text is true of.
@@ -177,10 +178,9 @@ class SceneRecords:
         shown = [self.scene(number) for number in numbers]
         found = []
         for number, scene in zip(numbers, shown, strict=True):
-            mentions = {code: scene.mentions(f) for code, f in self._facts(number, scene).items()}
-            found.append(
-                {c: np.array([s.satisfies(m) for s in shown]) for c, m in mentions.items()}
-            )
+            facts = self._facts(number, scene)
+            mentions = [scene.mentions(said) for said in facts.values()]
+            found.append(dict(zip(facts, scenes.satisfied(mentions, shown), strict=True)))
         return found
 
     def _facts(self, index: int, scene: scenes.Scene) -> dict[str, scenes.Facts]:

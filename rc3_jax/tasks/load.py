@@ -15,6 +15,7 @@ from rc3_jax.data.jsonl import preview, read_items, read_objects
 from rc3_jax.data.record import BadRecord, DataError, Skips
 from rc3_jax.data.text import usable_text
 from rc3_jax.observe.log import Say
+from rc3_jax.scenes.ceiling import miniature_ceilings
 from rc3_jax.scenes.tasks import split_languages
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks.base import ENGLISH, Example, RowContext, TaskData, TaskFiles
@@ -56,7 +57,12 @@ def load_task(
     task = TASKS[config.task]
     if config.annotations == MINIATURE and task.miniature:
         sizes = config.generated or GeneratedSizes().config_dict()
-        return task.miniature(task.name, sizes.to_dict())
+        data = task.miniature(task.name, sizes.to_dict())
+        if "test" in parts and not data.classes:
+            ceilings = miniature_ceilings(task.name, sizes.test).items()
+            best = (f"{code} {of['IR@1']:.1%} {of['TR@1']:.1%}" for code, of in ceilings)
+            say(f"best IR@1 and TR@1, as texts fit several pictures: {', '.join(best)}")
+        return data
     wanted = wanted_languages(config, parts)
     return read_task(config, images or image_finder(config), wanted, say)
 

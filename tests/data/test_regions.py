@@ -118,6 +118,25 @@ def test_boxes_of_the_stored_photograph_turn_with_it(orientation, has_size, tmp_
     np.testing.assert_allclose(boxes, [expected], atol=1e-6)
 
 
+def test_region_files_of_turned_photographs_are_read_as_boxes_of_a_line_are(tmp_path):
+    frame, box = (
+        Frame(480, 640, 6),
+        [0, 0, 600, 400],
+    )  # stored as 640 x 480, and so was the box drawn
+    np.savez(tmp_path / "r.npz", boxes=[box], features=[[1.0]])
+    boxes, _ = load_region_file(tmp_path / "r.npz", "a:1", frame)
+    np.testing.assert_array_equal(boxes, boxes_as_fractions([box], "a:1", frame)[0])
+    np.testing.assert_allclose(boxes, [[1 - 400 / 480, 0, 1, 600 / 640]], atol=1e-6)
+
+
+def test_a_nearly_square_photograph_turns_where_its_stored_size_is_given():
+    box = [[0, 0, 500, 995]]
+    turned, _ = boxes_as_fractions(box, "a:1", Frame(995, 1000, 6), (1000, 995))
+    np.testing.assert_allclose(turned, [[0, 0, 1, 0.5]], atol=1e-6)
+    upright, _ = boxes_as_fractions(box, "a:1", Frame(995, 1000, 6), (995, 1000))
+    np.testing.assert_allclose(upright, [[0, 0, 500 / 995, 0.995]], atol=1e-6)
+
+
 @pytest.mark.parametrize("given", [(480, 640), (240, 320), (48, 64)])
 def test_exchanged_width_and_height_are_refused_with_both_sizes(given):
     with pytest.raises(BadRecord, match=rf"{given[0]} x {given[1]}.*640 x 480"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rc3_jax.data.record import Record
+from rc3_jax.evaluation.evaluate import score_tables
 from rc3_jax.evaluation.pair_encoder import PairEncoder
 from rc3_jax.evaluation.retrieval import MODES, evaluate_retrieval, seen, visual_rows
 from rc3_jax.models.rc3 import build_rc3
@@ -144,6 +145,21 @@ def test_images_and_texts_are_ranked_by_language(config):
     assert german["IR@1"] == 1 / 2 and german["IR@5"] == 1
     assert german["TR@1"] == 0  # image 0 is nearest to none, image 2 ties with a wrong text
     assert german["TR@5"] == 1
+
+
+def test_parts_are_searched_alone(config):
+    records = [_described(en=(str(i),)) for i in range(4)]
+    images = np.eye(4, dtype=np.float32)
+    nearest = images[[1, 0, 3, 2]] + 0.1 * images  # the right one comes second
+    rows, encoder = visual_rows(records, config), _KnownVectors(nearest, images)
+    parts = {"a": range(1), "b": range(1, 4)}
+    found = evaluate_retrieval(encoder, None, records, rows, _WordTokenizer(), config, parts)
+    assert list(found) == ["", "a", "b"]
+    recalls = {name: next(iter(of.values()))["en"]["IR@1"] for name, of in found.items()}
+    # Alone, image 0 has no rival; text 1 is nearest to image 0, which is not in its part.
+    assert recalls == {"": 0, "a": 1, "b": 1 / 3}
+    tables = score_tables({"retrieval": found.pop(""), "retrieval_by_source": found})
+    assert sum("of a," in str(table.title) for table in tables) == len(found["a"])
 
 
 def test_only_the_languages_asked_for_are_scored(config):

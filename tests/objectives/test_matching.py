@@ -68,6 +68,25 @@ def test_rows_of_one_device_may_lack_a_negative_that_others_have():
     assert has_negative(groups, block_size=2).tolist() == [False, False, True, True]
 
 
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    numbers=st.lists(st.tuples(st.integers(-2, -1), st.integers(0, 2)), min_size=6, max_size=6),
+    block=st.sampled_from([None, 3]),
+)
+def test_rows_with_a_number_in_common_are_never_drawn(seed, numbers, block):
+    x = jax.random.normal(jax.random.key(seed), (6, 3))
+    sampling, rows = NegativeSampling(block_size=block), jnp.array(numbers)
+    drawn = sample_negatives(jax.random.key(seed), x, x, jnp.float32(0.01), rows, sampling=sampling)
+    exists = has_negative(rows, block)
+    for i in range(6):
+        near = [j for j in range(6) if i // (block or 6) == j // (block or 6)]
+        allowed = [j for j in near if not set(numbers[i]) & set(numbers[j])]
+        assert bool(exists[i]) == bool(allowed)
+        if allowed:
+            assert int(drawn[i]) in allowed
+
+
 def test_matching_loss_counts_one_positive_and_the_existing_negatives():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(3, 4, 2)).astype(np.float32)
