@@ -2,10 +2,10 @@
 
 Records of one group are never each other's negatives (METHOD.md section 0). Within a source, a
 group is an image or a sentence. `link_groups` joins those of all sources: the same image is one
-group, and so are records of parallel text, and images with translations, that have a text in
-common, be it through others. A parallel record also joins an image of which one of its texts is a
-caption, but captions do not join images: 4,740 of 7,153 photographs with 18 captions each would be
-one group, through sentences such as "A man is running".
+group, and so are records of parallel text that have a text in common, be it through others. These
+join the first image that has one of their texts. Texts do not join images: 4,740 of 7,153
+photographs with 18 captions each would be one group, through sentences such as "A man is running".
+Rows with an equal text are told apart where losses are computed, see `text_numbers`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class GroupKeys(NamedTuple):
 
     Attributes:
       images: keys of images.
-      sentences: keys of texts that all say the same: translations, parallel text.
-      captions: keys of texts that say different things about an image.
+      sentences: keys of parallel text.
+      captions: keys of the texts of images.
     """
 
     images: np.ndarray
@@ -94,16 +94,13 @@ def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> np.ndarra
     images, sentences, captions = (_moved(parts, name) for name in GroupKeys._fields)
     linked = _linked(np.concatenate([images, sentences]), count)
     captions = captions[np.argsort(captions[:, 1], kind="stable")]
-    if not len(captions) or not len(sentences):
+    if not len(captions):
         return linked
-    with_image = np.zeros(count, bool)
-    with_image[linked[images[:, 0]]] = True
-    parallel = sentences[~with_image[linked[sentences[:, 0]]]]
-    places = np.searchsorted(captions[:, 1], parallel[:, 1]).clip(max=len(captions) - 1)
-    found = captions[places, 1] == parallel[:, 1]
+    places = np.searchsorted(captions[:, 1], sentences[:, 1]).clip(max=len(captions) - 1)
+    found = captions[places, 1] == sentences[:, 1]
     target = np.arange(count, dtype=np.int32)
-    joins, joined = linked[parallel[found, 0]], linked[captions[places[found], 0]]
-    target[joins[::-1]] = joined[::-1]  # the first text that is a caption decides
+    joins, joined = linked[sentences[found, 0]], linked[captions[places[found], 0]]
+    target[joins[::-1]] = joined[::-1]  # the first text that an image has decides
     return target[linked]
 
 

@@ -30,11 +30,8 @@ def _by_hand(rows: list, count: int) -> list[int]:
         for j, (other, also, _) in enumerate(rows):
             if (image is not None and image == other) or set(said) & set(also):
                 join(i, j)
-    has_image = {group[i] for i, (image, _, _) in enumerate(rows) if image is not None}
     target = {}
     for i, (_, said, _) in enumerate(rows):
-        if group[i] in has_image:
-            continue
         for text in said:
             captioned = [j for j, row in enumerate(rows) if text in row[2]]
             if captioned:
@@ -48,11 +45,11 @@ def test_linked_groups_are_those_joined_by_hand(first, second):
     for rows in (first, second):
         lists = KeyLists()
         for group, (image, sentences, captions) in enumerate(rows):
-            with_image = image is not None
-            lists.add(group, image, sentences, captions if with_image else ())
+            is_parallel = image is None
+            lists.add(group, image, sentences * is_parallel, captions * (not is_parallel))
         parts.append((lists.keys(), offset))
         offset += len(rows)
-    rows = [(i, said, captions if i is not None else []) for i, said, captions in first + second]
+    rows = [(i, said * (i is None), about * (i is not None)) for i, said, about in first + second]
     assert link_groups(parts, offset).tolist() == _by_hand(rows, offset)
 
 
@@ -89,7 +86,7 @@ def test_no_two_rows_about_one_thing_have_different_groups(tmp_path):
 
     config = tiny_config()
     english = [f"star {i}".encode() for i in range(20)] + [b"moon"] * 3
-    german = [f"Mond {i // 3}".encode() for i in range(20)] + [b"Mond 1", b"m", b"n"]
+    german = [f"Mond {i}".encode() for i in range(20)] + [b"Mond 1", b"m", b"n"]
     files = {
         "en": str(write(tmp_path / "t.en", *english)),
         "de": str(write(tmp_path / "t.de", *german)),
@@ -102,16 +99,24 @@ def test_no_two_rows_about_one_thing_have_different_groups(tmp_path):
     config.update(steps=100, batch_size=16)
     config.batch_mix.update(strict=1.0, weak=0.0, parallel=1.0)
     corpus = open_corpus(config, Skips())
-    about: dict[int, set] = {}
-    for pool in corpus.pools.values():
+    group_of: dict[str, set[int]] = {}  # of each image, and of each sentence in parallel text
+    texts_of: dict[int, set[str]] = {}  # of images
+    for kind, pool in corpus.pools.items():
         for index in range(len(pool)):
             record, [group] = pool[index]
             said = {text.casefold() for texts in record.texts.values() for text in texts}
-            about.setdefault(int(group), set()).update(said | {record.image} - {None})
+            for about in said if kind == "parallel" else [str(record.image)]:
+                group_of.setdefault(about, set()).add(int(group))
+            if kind != "parallel":
+                texts_of.setdefault(int(group), set()).update(said)
+    assert all(len(groups) == 1 for groups in group_of.values())
+    assert len(texts_of) == 25  # a group an image
+    shared = set.union(*texts_of.values()) & group_of.keys()
+    assert len(shared) == 15
+    for text in shared:
+        [group] = group_of[text]
+        assert text in texts_of[group]
     drawn = set()
     for batch in make_batches(corpus.pools, run_tokenizer(config, corpus, None), config, Skips()):
         drawn |= set(np.concatenate([rows["groups"] for rows in batch.values()]).tolist())
-    assert drawn == set(about)
-    for one in drawn:
-        assert not any(about[one] & about[other] for other in drawn if other != one)
-    assert 1 < len(about) < 20
+    assert drawn == set.union(*group_of.values())

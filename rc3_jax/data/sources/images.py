@@ -81,10 +81,8 @@ class ImageTextSource:
         """Images by their paths or contents; all texts of their rows."""
         lists = KeyLists()
         for row in self._rows:
-            sentences, captions = (
-                itertools.chain(*texts.values()) for texts in (row.translations, row.captions)
-            )
-            lists.add(self._group_of[row.image_key], row.image_key, sentences, captions)
+            texts = itertools.chain(*row.translations.values(), *row.captions.values())
+            lists.add(self._group_of[row.image_key], row.image_key, captions=texts)
         return lists.keys()
 
 
