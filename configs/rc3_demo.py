@@ -48,9 +48,6 @@ def get_config(argument: str = ""):
     config.model.dtype = "float32"
     config.model.unroll = 2
     config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
-    # XVtCL's gradient is about 1 / temperature times larger than that of the regularizer: at scale 1
-    # nothing holds z back from copying the image that the weak texts share.
-    config.objective.scales.hinge = 10.0
     config.optimizer.lr = 2e-3
     config.optimizer.lr_multipliers.temperature.factor = (
         0.05  # at such rates it would fall to its floor

@@ -77,6 +77,8 @@ def tiny_config(tower: str = "vit"):
     """The RC³ demo on generated scenes, shrunk."""
     config = shrink(load_config("rc3_demo", f"tower={tower}"))
     config.data.sources.scenes.update(strict=64, weak=64, parallel=64)
+    config.objective.regularizer = ("weighted", "hinge")  # so that both kinds of form are tried
+    config.objective.scales.hinge = 10.0
     return config
 
 

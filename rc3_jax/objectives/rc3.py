@@ -64,7 +64,7 @@ class RC3Objective(ContrastSettings):
 
     weights: RC3Weights = RC3Weights()
     """Weights of the terms."""
-    regularizer: tuple[Form, ...] = ("weighted", "hinge")
+    regularizer: tuple[Form, ...] = ("weighted",)
     """Forms of the regularizer of weak rows: `weighted`, `soft`, `hinge`, `mse`, `kl`; or `none` or
     `off` alone."""
     scales: ScaleSettings = ScaleSettings()

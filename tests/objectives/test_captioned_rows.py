@@ -50,7 +50,7 @@ def prepared():
 
 def losses_of(batch):
     run, params, _ = prepared()
-    objective = rc3.RC3Objective(same_image_negatives=False)
+    objective = rc3.RC3Objective(same_image_negatives=False, regularizer=("weighted", "hinge"))
 
     def losses(model, batch):
         return rc3.rc3_losses(model, batch, KEY, objective=objective)[1]
