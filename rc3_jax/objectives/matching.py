@@ -39,7 +39,6 @@ class NegativeSampling(NamedTuple):
 
 
 WHOLE_BATCH = NegativeSampling()
-_ROWS_AT_A_TIME = 128  # of which no more are compared with all others, so that no matrix is stored
 
 
 class RowData(NamedTuple):
@@ -168,18 +167,21 @@ def _gumbel_noise(words: Array, rows: RowData, columns: RowData) -> Float[Array,
 
 
 def has_negative(
-    groups: Int[Array, "batch ..."], block_size: int | None = None
+    groups: Int[Array, "batch ..."], block_size: int | None = None, tiling: Tiling = DENSE
 ) -> Bool[Array, " batch"]:
     """Whether each row's block (see `NegativeSampling`) has a row without a number in common."""
-    blocks = groups.reshape(-1, block_size or len(groups), *groups.shape[1:])
 
-    def in_block(block: Int[Array, "rows ..."]) -> Bool[Array, " rows"]:
-        def has_other(row: Int[Array, ...]) -> Bool[Array, ""]:
-            return ~jnp.all(have_in_common(row[None], block))
+    def pair_fn(s, _, rows, columns):
+        allowed = _near(rows.places, columns.places, NegativeSampling(block_size=block_size))
+        allowed &= ~have_in_common(rows.groups, columns.groups)
+        return Matrices(sums=(allowed.astype(jnp.float32),))
 
-        return jax.lax.map(has_other, block, batch_size=_ROWS_AT_A_TIME)
-
-    return jax.vmap(in_block)(blocks).reshape(-1)
+    rows = RowData(groups, jnp.arange(len(groups), dtype=jnp.int32), None)
+    nothing = jnp.zeros((len(groups), 1))  # no vectors are compared
+    ((_, (counts,)), _) = pair_statistics(
+        pair_fn, tiling, nothing, nothing, jnp.float32(0), (rows, rows)
+    )
+    return counts > 0
 
 
 def matching_loss(

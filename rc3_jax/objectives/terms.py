@@ -197,7 +197,8 @@ class Encoded:
     def has_negative(self, pair: Pair) -> Bool[Array, " batch"]:
         """Whether each row of a pair's kinds has a hard negative."""
         groups = self.groups(self.present(pair.kinds), *pair.texts)
-        return has_negative(groups, self._sampling(len(groups)).block_size)
+        block_size = self._sampling(len(groups)).block_size
+        return has_negative(groups, block_size, self.comparison.tiling)
 
     def draw(self, pair: Pair, key: PRNGKeyArray, wrong: str) -> dict[tuple[str, str], View]:
         """Hard negatives of each row: `wrong_view` for its text, or `wrong_text` for its view."""

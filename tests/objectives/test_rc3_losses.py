@@ -118,7 +118,9 @@ def test_all_terms_equal_those_of_separate_passes():
 
     def fast(params, key):
         def losses(model, batch):
-            return rc3_losses(model, batch, key, objective=RC3Objective())
+            return rc3_losses(
+                model, batch, key, objective=RC3Objective(regularizer=("weighted", "hinge"))
+            )
 
         return nn.apply(losses, run.model)({"params": params}, batch)
 
