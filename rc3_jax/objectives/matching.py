@@ -177,7 +177,7 @@ def has_negative(
         return Matrices(sums=(allowed.astype(jnp.float32),))
 
     rows = RowData(groups, jnp.arange(len(groups), dtype=jnp.int32), None)
-    nothing = jnp.zeros((len(groups), 1))  # no vectors are compared
+    nothing = jnp.zeros((len(groups), 0))  # no vectors are compared
     ((_, (counts,)), _) = pair_statistics(
         pair_fn, tiling, nothing, nothing, jnp.float32(0), (rows, rows)
     )

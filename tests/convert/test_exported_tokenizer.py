@@ -92,6 +92,7 @@ def test_real_captions_get_the_ids_of_the_run(run, shared_data, tmp_path, export
 
 
 def test_masked_words_are_filled_in(run, tmp_path):
+    require("torch")
     to_text_tower(run, tmp_path / "out")
     pipeline = transformers.pipeline("fill-mask", model=str(tmp_path / "out"))
     assert len(pipeline("a red <mask> on the table", top_k=3)) == 3
