@@ -61,6 +61,7 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
     parts: dict[str, list[tuple[Source, int]]] = {}
     heldout: dict[str, Source] = {}
     heldout_weak: dict[str, Source] = {}
+    numbered: dict[int, Source] = {}  # first of the groups in the run → a source of them
     groups = 0
     for name, settings in config.data.sources.items():
         opened = parse_source(settings, f"data.sources.{name}").open(config, skips)
@@ -75,13 +76,13 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
             )
         for kind, (part, offset) in train.items():
             parts.setdefault(kind, []).append((part, groups + offset))
+            numbered[groups + offset] = part
         groups += max(offset + part.groups for part, offset in train.values())
         if RETRIEVAL in held:
             heldout[name], _ = held[RETRIEVAL]
         if weak := held.get("weak") or held.get("strict"):
             heldout_weak[name], _ = weak
-    keys = [(part.keys(), offset) for of_kind in parts.values() for part, offset in of_kind]
-    linked = link_groups(keys, groups)
+    linked = link_groups([(part.keys(), offset) for offset, part in numbered.items()], groups)
     pools = {kind: ConcatSource(parts[kind], linked) for kind in KINDS if kind in parts}
     images = _shared(heldout, config.evaluation.images, skips)
     weak_images = _shared(heldout_weak, config.evaluation.dependence_rows, skips)

@@ -104,7 +104,10 @@ class Source(Protocol):
     def pairs(self) -> Mapping[LanguagePair, Sequence[int] | np.ndarray]: ...
 
     def keys(self) -> GroupKeys:
-        """What its groups are about, by which they are joined with those of other sources."""
+        """What its groups are about, by which they are joined with those of other sources.
+
+        Kinds of one configured source whose groups are numbered alike have the same keys.
+        """
         ...
 
     def __len__(self) -> int: ...

@@ -93,6 +93,27 @@ def boxes_as_fractions(
     return fractions, np.all(fractions[:, 2:] > fractions[:, :2], axis=1)
 
 
+def usable_boxes(
+    boxes: object,
+    where: str,
+    skips: Skips,
+    frame: Frame | None,
+    given: tuple[float, float] | None = None,
+) -> np.ndarray | None:
+    """Those of a record's boxes that have an area, see `boxes_as_fractions`; None if none has.
+
+    Raises:
+      BadRecord: as `boxes_as_fractions`.
+    """
+    fractions, kept = boxes_as_fractions(boxes, where, frame, given)
+    _note_flat(skips, where, kept)
+    return fractions[kept] if kept.any() else None
+
+
+def _note_flat(skips: Skips, where: str, kept: np.ndarray) -> None:
+    skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
+
+
 def upright_fractions(
     pixels: np.ndarray, where: str, frame: Frame | None, given: tuple[float, float] | None = None
 ) -> tuple[np.ndarray, tuple[float, float]]:
@@ -203,7 +224,7 @@ def load_region_file(
     except BadRecord as error:
         raise BadRecord(where, f"{path}: {error.problem}") from error
     if skips is not None:
-        skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
+        _note_flat(skips, where, kept)
     return boxes[kept], features[kept]
 
 

@@ -116,6 +116,7 @@ class Encoded:
       rows: the batch, with a row for each region.
       views: (kind, name of a view) → the encoded view.
       outputs: (kind, text, view, head) → what the head read.
+      exists: pair → `has_negative`, which several terms ask for.
     """
 
     model: PairModel
@@ -123,6 +124,7 @@ class Encoded:
     comparison: Comparison
     views: dict[tuple[str, str], View] = dataclasses.field(default_factory=dict)
     outputs: dict[tuple[str, str, str, Head], Array] = dataclasses.field(default_factory=dict)
+    exists: dict[Pair, Array] = dataclasses.field(default_factory=dict)
 
     def embedding(self, name: str, kinds: Kinds) -> Float[Array, "batch size"]:
         """The contrastive vectors of a view, rows of several kinds interleaved."""
@@ -196,9 +198,11 @@ class Encoded:
 
     def has_negative(self, pair: Pair) -> Bool[Array, " batch"]:
         """Whether each row of a pair's kinds has a hard negative."""
-        groups = self.groups(self.present(pair.kinds), *pair.texts)
-        block_size = self._sampling(len(groups)).block_size
-        return has_negative(groups, block_size, self.comparison.tiling)
+        if pair not in self.exists:
+            groups = self.groups(self.present(pair.kinds), *pair.texts)
+            block_size = self._sampling(len(groups)).block_size
+            self.exists[pair] = has_negative(groups, block_size, self.comparison.tiling)
+        return self.exists[pair]
 
     def draw(self, pair: Pair, key: PRNGKeyArray, wrong: str) -> dict[tuple[str, str], View]:
         """Hard negatives of each row: `wrong_view` for its text, or `wrong_text` for its view."""

@@ -6,7 +6,6 @@ import functools
 import os
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import pydantic
 from pydantic import Field
 
@@ -14,7 +13,7 @@ from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import Captions, Row, Translations, path_inside, read_objects
 from rc3_jax.data.record import DataError, Kinds, Skips
-from rc3_jax.data.regions import boxes_as_fractions, load_region_file
+from rc3_jax.data.regions import load_region_file, usable_boxes
 from rc3_jax.data.sources.images import ImageRow, split_kinds
 from rc3_jax.settings import Settings
 
@@ -101,8 +100,6 @@ def _image_row(row: FolderRow, where: str, root: str, skips: Skips) -> ImageRow:
         path = path_inside(root, "region_features", row.region_features, where)
         load_regions = functools.partial(load_region_file, path, where, frame, given, skips)
     elif drawn := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
-        fractions, kept = boxes_as_fractions(drawn, where, frame, given)
-        skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
-        boxes = fractions[kept] if kept.any() else None
+        boxes = usable_boxes(drawn, where, skips, frame, given)
     key = image_key(str(image))
     return ImageRow(where, key, image, row.translations, row.captions, boxes, load_regions)

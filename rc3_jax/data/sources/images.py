@@ -57,7 +57,7 @@ class ImageTextSource:
 
     def __init__(self, rows: Sequence[ImageRow], kind: str):
         self._kind = kind
-        self._rows = [row for row in rows if row.texts(kind)]
+        self._every, self._rows = rows, [row for row in rows if row.texts(kind)]
         self._group_of = {key: n for n, key in enumerate(dict.fromkeys(r.image_key for r in rows))}
         self.groups = len(self._group_of)
         found: dict[LanguagePair, array.array[int]] = collections.defaultdict(
@@ -78,9 +78,9 @@ class ImageTextSource:
         return Record(row.where, group, texts, row.image, boxes, features)
 
     def keys(self) -> GroupKeys:
-        """Images by their paths or contents; all texts of their rows."""
+        """Images by their paths or contents, with all their texts, of every kind."""
         lists = KeyLists()
-        for row in self._rows:
+        for row in self._every:
             texts = itertools.chain(*row.translations.values(), *row.captions.values())
             lists.add(self._group_of[row.image_key], row.image_key, captions=texts)
         return lists.keys()
@@ -88,7 +88,9 @@ class ImageTextSource:
 
 def image_text_kinds(rows: Sequence[ImageRow], kinds: Iterable[str]) -> Kinds:
     """Those of the kinds that some row offers."""
-    sources = {kind: ImageTextSource(rows, kind) for kind in kinds}
+    kinds = tuple(kinds)
+    offered = [row for row in rows if any(map(row.texts, kinds))]
+    sources = {kind: ImageTextSource(offered, kind) for kind in kinds}
     return {kind: (source, 0) for kind, source in sources.items() if len(source)}
 
 

@@ -17,7 +17,7 @@ from pydantic import Field
 from rc3_jax.data.groups import image_key
 from rc3_jax.data.jsonl import Captions, Row, Translations
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
-from rc3_jax.data.regions import boxes_as_fractions
+from rc3_jax.data.regions import usable_boxes
 from rc3_jax.data.sources.images import ImageRow, split_kinds
 from rc3_jax.paths import as_path
 from rc3_jax.settings import Settings
@@ -106,9 +106,7 @@ class TFDSSource(Settings):
         if not given:
             return None
         boxes = np.asarray(given, np.float32).reshape(-1, 4)[:, [1, 0, 3, 2]]
-        fractions, kept = boxes_as_fractions(boxes, where, None, (1, 1))
-        skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
-        return fractions[kept] if kept.any() else None
+        return usable_boxes(boxes, where, skips, None, (1, 1))
 
     def _opened(self, split: str) -> tuple[Sequence[Example], Any]:
         """Opens a prepared dataset, whose images stay encoded."""
