@@ -117,11 +117,17 @@ def define_cluster_flags() -> None:
     flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
     flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
     flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
+    flags.DEFINE_bool(
+        "tune", True, "Sets what makes this machine faster; --notune leaves its settings alone."
+    )
 
 
 def run_program(work: Callable[[], Any]) -> None:
     """Joins the other processes and works; user errors exit with a short message."""
+    import jax
+
     from rc3_jax.parallel.processes import join_processes
+    from rc3_jax.runtime import prepare_runtime
     from rc3_jax.training.memory import OutOfMemory
 
     if not flags.FLAGS["verbosity"].present:
@@ -130,6 +136,9 @@ def run_program(work: Callable[[], Any]) -> None:
     try:
         if given.distributed:
             join_processes(given.coordinator, given.processes, given.process)
+        told = prepare_runtime() if given.tune else []
+        if told and jax.process_index() == 0:
+            print(f"{'; '.join(told)} (--notune leaves this alone)", flush=True)
         work()
     except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
         sys.exit(f"error: {error}")

@@ -22,7 +22,8 @@ from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.base import normalise_pixels
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.heads import MLPHead
-from rc3_jax.models.layers import Block, Stack, dense
+from rc3_jax.models.layers import Block, Stack
+from rc3_jax.models.linear import dense
 from rc3_jax.models.text import TextTower
 
 

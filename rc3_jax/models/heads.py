@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from rc3_jax.models.layers import dense, l2_normalise
+from rc3_jax.models.layers import l2_normalise
+from rc3_jax.models.linear import dense, gelu
 
 
 class Projection(nn.Module):
@@ -33,7 +34,7 @@ class MLPHead(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch width"]) -> Float[Array, "batch outputs"]:
         y = dense(2 * x.shape[-1], self.dtype, "hidden")(x)
-        y = nn.gelu(nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y), approximate=False)
+        y = gelu(nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y))
         return dense(self.outputs, jnp.float32, "logits")(y.astype(jnp.float32))
 
 
@@ -44,7 +45,7 @@ class MaskedLMHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
-        y = nn.gelu(dense(x.shape[-1], self.dtype, "hidden")(x), approximate=False)
+        y = gelu(dense(x.shape[-1], self.dtype, "hidden")(x))
         return nn.LayerNorm(1e-5, self.dtype, name="hidden_norm")(y)
 
 

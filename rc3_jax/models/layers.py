@@ -14,28 +14,22 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rc3_jax.models.linear import PRODUCT, dense, gelu
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_only_these_names(PRODUCT),
 }
 
-DENSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "truncated_normal")
-"""BERT's standard deviation of 0.02 at width 768, and its equal at other widths."""
 TOKEN_INIT = nn.initializers.truncated_normal(0.02)
 
 ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": functools.partial(nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
-
-
-def dense(width: int, dtype: DTypeLike, name: str | None = None, use_bias: bool = True) -> nn.Dense:
-    """A linear map computed in `dtype` with float32 parameters."""
-    return nn.Dense(width, use_bias, dtype=dtype, kernel_init=DENSE_INIT, name=name)
 
 
 class Attention(nn.Module):
@@ -107,7 +101,12 @@ class Block(nn.Module):
     def __call__(
         self, x, mask=None, context=None, context_mask=None, deterministic=True, drop_rate=None
     ):
-        """Args: drop_rate: chance of each row to leave out what a part adds; None for never."""
+        """Runs the layer.
+
+        Args:
+          context: see `Stack.__call__`.
+          drop_rate: chance of each row to leave out what a part adds; None for never.
+        """
 
         def residual(x, name, function):
             norm = nn.LayerNorm(self.epsilon, self.dtype, name=f"{name}_norm")
@@ -129,7 +128,12 @@ class Block(nn.Module):
             cross = Attention(
                 self.heads, self.dtype, key_value=self.key_value, name="cross_attention"
             )
-            x = residual(x, "cross_attention", lambda y: cross(y, context, context_mask))
+
+            def read(y):
+                reading = y.reshape(len(context), -1, y.shape[-1])
+                return cross(reading, context, context_mask).reshape(y.shape)
+
+            x = residual(x, "cross_attention", read)
         return residual(x, "mlp", feed_forward)
 
     def attend(self, y: Array, mask: Array | None, bias: Array | None = None) -> Array:
@@ -176,10 +180,17 @@ class Stack(nn.Module):
         self,
         x: Float[Array, "batch length width"],
         mask: Bool[Array, "batch length"] | None = None,
-        context: Float[Array, "batch keys kv_width"] | None = None,
-        context_mask: Bool[Array, "batch keys"] | None = None,
+        context: Float[Array, "contexts keys kv_width"] | None = None,
+        context_mask: Bool[Array, "contexts keys"] | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "batch length width"]:
+        """Runs the layers.
+
+        Args:
+          context: what cross-attention reads: each is read by `batch / contexts` rows in succession,
+            and its keys and values are computed once for all of them.
+        """
+
         def step(block, x, mask, context, context_mask, drop_rate=None):
             return block(x, mask, context, context_mask, deterministic, drop_rate)
 

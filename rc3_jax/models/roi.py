@@ -10,7 +10,8 @@ from jaxtyping import Array, Bool, Float
 from pydantic import Field
 
 from rc3_jax.models.compute import Compute, TowerSettings
-from rc3_jax.models.layers import Stack, dense
+from rc3_jax.models.layers import Stack
+from rc3_jax.models.linear import dense
 from rc3_jax.models.text import TextSettings
 
 Geometry = Literal["7d", "5d"]

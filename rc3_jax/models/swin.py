@@ -22,10 +22,10 @@ from rc3_jax.models.layers import (
     REMAT_POLICIES,
     TOKEN_INIT,
     Block,
-    dense,
     prepend_mean,
     relative_index,
 )
+from rc3_jax.models.linear import dense
 from rc3_jax.models.visual import VisualTower, VisualTowerSettings
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 from rc3_jax.param_map import CONVOLUTION, Name, ParamMap

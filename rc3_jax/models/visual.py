@@ -12,7 +12,8 @@ from pydantic import Field, model_validator
 
 from rc3_jax.models.compute import Compute, Epsilon, TowerSettings, TransformerSettings
 from rc3_jax.models.hugging_face import HuggingFace
-from rc3_jax.models.layers import TOKEN_INIT, Stack, dense
+from rc3_jax.models.layers import TOKEN_INIT, Stack
+from rc3_jax.models.linear import dense
 from rc3_jax.models.positions import resize_positions
 from rc3_jax.settings import ConfigError
 

@@ -91,30 +91,49 @@ def encode_images(
 def fuse(
     views: Views, rows: Batch, passes: Passes, deterministic: bool, in_parts: InParts
 ) -> dict[tuple[str, str, str, Head], Array]:
-    """One pass of the fusion encoder over all passes whose texts and views have the same shapes."""
-    by_shape: dict[tuple, Passes] = {}
-    for (kind, text, view), heads in passes.items():
-        shape = tuple(views[kind, name].tokens.shape[1:] for name in (text, view))
-        by_shape.setdefault(shape, {})[kind, text, view] = heads
-    outputs: dict[tuple[str, str, str, Head], Array] = {}
-    for group in by_shape.values():
+    """The fusion encoder over all passes, those of equal shapes together.
 
-        def read(model, inputs, group=group):
-            columns = zip(*(states for states, _ in inputs), strict=True)
-            fused = model.fusion(*(interleave(list(x)) for x in columns), deterministic)
-            counts = [len(states[0]) for states, _ in inputs]
+    The texts of a row that read one view go side by side, so that the keys and values of the view
+    are computed once for all of them.
+    """
+    texts: dict[tuple, list[str]] = {}
+    for kind, text, view in passes:
+        texts.setdefault((kind, view, views[kind, text].mask.shape[1]), []).append(text)
+    alike: dict[tuple, list[tuple[str, str, list[str]]]] = {}
+    for (kind, view, length), names in texts.items():
+        shape = (len(names), length, *views[kind, view].tokens.shape[1:])
+        alike.setdefault(shape, []).append((kind, view, names))
+    outputs: dict[tuple[str, str, str, Head], Array] = {}
+    for readings in alike.values():
+
+        def read(model, inputs, readings=readings):
+            contexts, *said, _ = zip(*inputs, strict=True)
+            tokens, masks = (interleave(x) for x in said)
+            fused = model.fusion(
+                tokens.reshape(-1, *tokens.shape[2:]),
+                masks.reshape(-1, *masks.shape[2:]),
+                *(interleave(x) for x in zip(*contexts, strict=True)),
+                deterministic,
+            )
+            parts = deinterleave(fused.reshape(tokens.shape), [len(mask) for mask in said[1]])
             return [
-                [head(model, tokens, states[1], positions) for head in heads]
-                for tokens, (states, positions), heads in zip(
-                    deinterleave(fused, counts), inputs, group.values(), strict=True
+                [
+                    head(model, part[:, place], mask[:, place], positions)
+                    for place, text in enumerate(names)
+                    for head in passes[kind, text, view]
+                ]
+                for (kind, view, names), part, (*_, mask, positions) in zip(
+                    readings, parts, inputs, strict=True
                 )
             ]
 
         inputs = []
-        for kind, text, view in group:
-            states = (*views[kind, text][:2], *views[kind, view][:2])
-            positions = rows[kind]["masked_positions"] if text == "masked" else None
-            inputs.append((states, positions))
-        for one, heads, found in zip(group, group.values(), in_parts(read, inputs), strict=True):
-            outputs |= {(*one, head): x for head, x in zip(heads, found, strict=True)}
+        for kind, view, names in readings:
+            said = zip(*(views[kind, name][:2] for name in names), strict=True)
+            positions = rows[kind]["masked_positions"] if "masked" in names else None
+            context = views[kind, view][:2]
+            inputs.append((context, *(jnp.stack(x, axis=1) for x in said), positions))
+        for (kind, view, names), found in zip(readings, in_parts(read, inputs), strict=True):
+            keys = [(kind, text, view, head) for text in names for head in passes[kind, text, view]]
+            outputs |= dict(zip(keys, found, strict=True))
     return outputs

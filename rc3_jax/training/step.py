@@ -93,6 +93,7 @@ class TrainStep:
     def compile(self, batch: Batch, say: Say = lambda line: None) -> None:
         """Compiles the step for such batches, unless that was done before."""
         if self._compiled is None:
+            say("compiling the step, which can take some minutes")
             begun = time.perf_counter()
             compiled = self.lower(batch).compile()
             say(f"compiled the step in {time.perf_counter() - begun:.1f} s")

@@ -10,10 +10,13 @@ ALIGNED = ("strict", "parallel")
 
 
 def block(width, mlp_width, queries, keys=None):
-    """One transformer block on one row, with cross-attention to `keys` tokens where there are."""
+    """One transformer block on one row, with cross-attention to `keys` tokens where there are.
+
+    Their keys and values are those of `views`.
+    """
     flops = 8 * queries * width**2 + 4 * queries**2 * width + 4 * queries * width * mlp_width
     if keys is not None:
-        flops += 4 * (queries + keys) * width**2 + 4 * queries * keys * width
+        flops += 4 * queries * width**2 + 4 * queries * keys * width
     return flops
 
 
@@ -56,6 +59,11 @@ def fusion(model, length, keys):
     return model.fusion.depth * block(model.text.width, model.text.mlp_width, length, keys)
 
 
+def view(model, keys):
+    """Keys and values of a view of `keys` tokens, once for all texts of a row that read it."""
+    return model.fusion.depth * 4 * keys * model.text.width**2
+
+
 def rc3(config, rows, words):
     """The losses of RC³, as METHOD.md section 2 has them."""
     model, objective, length = config.model, config.objective, config.data.max_length
@@ -74,6 +82,8 @@ def rc3(config, rows, words):
         model, length
     )
     total += fused * fusion(model, length, tokens) + contrasted * (2 + same_image) * readout
+    read = max(matched, contrasted, images * bool(weights.mclm))
+    total += (read + matched) * view(model, tokens)  # the row's own image, and a wrong one
     total += 3 * matched * (4 * width**2 + 8 * width)  # the matching head
     squares = 2 * images**2 * bool(weights.itc)
     squares += sum(rows.get(kind, 0) for kind in ALIGNED) ** 2 * bool(weights.xtcl)
@@ -88,7 +98,8 @@ def rc3(config, rows, words):
         total += 2 * weak * text(model, length)
     if weights.mclm:
         total += images * fusion(model, length, tokens)
-        total += rows.get("parallel", 0) * fusion(model, length, length)
+        parallel = fusion(model, length, length) + view(model, length)
+        total += rows.get("parallel", 0) * parallel
         total += sum(rows.values()) * config.data.max_masked * 2 * width * (width + words)
     return total
 
@@ -124,6 +135,10 @@ def cclm(config, rows, words):
         total += (count * (1 + masked) + others) * text(model, length)
         reads = count * (3 * matched + masked + boxes)
         total += reads * fusion(model, length, keys or length)
+        # The row's own view or, of sentences, one for each purpose; a wrong view; the whole image.
+        own = matched + masked if kind == "parallel" else bool(matched or masked)
+        read = count * (own + matched + boxes)
+        total += read * view(model, keys or length)
         total += count * 4 * width**2 * (3 * matched + boxes)
         total += count * 8 * width * (3 * matched + 2 * boxes)
         total += count * masked * most * 2 * width * (width + words)

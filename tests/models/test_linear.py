@@ -1,0 +1,54 @@
+"""Linear maps and GELU against flax's, PyTorch's and XLA's own gradients."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rc3_jax.models.linear import dense, gelu
+
+SHAPES = [((3, 5, 8), 4), ((2, 8), 24), ((7, 2, 3, 6), 6)]
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize(("shape", "width"), SHAPES)
+def test_values_and_gradients_are_those_of_flax(shape, width, use_bias):
+    x = jax.random.normal(jax.random.key(0), shape)
+    ours, theirs = dense(width, jnp.float32, use_bias=use_bias), nn.Dense(width, use_bias)
+    params = ours.init(jax.random.key(1), x)
+    assert jax.tree.structure(params) == jax.tree.structure(theirs.init(jax.random.key(1), x))
+
+    def value(module, params, x):
+        return jnp.sum(jnp.sin(module.apply(params, x)))
+
+    for got, want in zip(
+        jax.tree.leaves(jax.value_and_grad(value, (1, 2))(ours, params, x)),
+        jax.tree.leaves(jax.value_and_grad(value, (1, 2))(theirs, params, x)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+def test_bfloat16_rounds_once():
+    x = jax.random.normal(jax.random.key(0), (6, 8))
+    ours, theirs = dense(4, jnp.bfloat16), nn.Dense(4, dtype=jnp.bfloat16)
+    params = ours.init(jax.random.key(1), x)
+    assert ours.apply(params, x).dtype == jnp.bfloat16
+    np.testing.assert_array_equal(ours.apply(params, x), theirs.apply(params, x))
+
+
+def test_gelu_and_its_gradient_are_those_of_pytorch():
+    torch = pytest.importorskip("torch", reason="PyTorch is the reference")
+    x = np.concatenate([np.linspace(-12, 12, 1001), [-40.0, 40.0]]).astype(np.float32)
+    theirs = torch.tensor(x, requires_grad=True)
+    torch.nn.functional.gelu(theirs).sum().backward()
+    np.testing.assert_allclose(gelu(x), torch.nn.functional.gelu(theirs).detach(), atol=2e-6)
+    np.testing.assert_allclose(jax.vmap(jax.grad(gelu))(x), theirs.grad, atol=2e-6)
+
+
+def test_gelu_keeps_only_its_input_for_the_backward_pass():
+    x = jnp.ones((4, 8))
+    _, backward = jax.vjp(gelu, x)
+    kept = jax.tree.leaves(backward)
+    assert sum(leaf.size for leaf in kept if jnp.shape(leaf) == x.shape) == x.size
