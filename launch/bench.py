@@ -1,31 +1,98 @@
-"""Measures memory and speed of the losses that compare all pairs of a batch.
+"""Measures speed and memory: of a training step, or of the losses that compare all pairs of a batch.
 
-python launch/bench.py --batch=16384
-python launch/bench.py --batch=131072 --devices=8 --memory_only
+python launch/bench.py step --size=demo
+python launch/bench.py step --config=configs/rc3_base.py:root=/any --config.batch_size=256
+python launch/bench.py losses --batch=16384
+python launch/bench.py losses --batch=131072 --devices=8 --memory_only
+
+`step` runs the step of a configuration on random rows, for --rounds times --seconds. With --worker
+it serves a program that alternates several workers: it prints a line of JSON about the step when it
+is ready, and then answers each line of its input, a number of seconds, with a line of JSON.
 
 Memory is what the compiled program reserves for temporaries on each device, for value and gradient;
-seconds are the least of a few repetitions. Simulated CPU devices (--devices) share the machine's
-cores: their memory is meaningful, their speed is not.
+the seconds of `losses` are the least of a few repetitions. Simulated CPU devices (--devices) share
+the machine's cores: their memory is meaningful, their speed is not.
 """
 
+import json
 import os
+import statistics
+import sys
 import time
 
 from absl import app, flags
+from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-BATCH = flags.DEFINE_multi_integer("batch", [16384], "Rows of the global batch; may be repeated.")
-SIZE = flags.DEFINE_integer("size", 512, "Numbers of a vector.")
-TILE = flags.DEFINE_integer("tile", 512, "Columns compared at a time.")
-DEVICES = flags.DEFINE_integer("devices", 0, "Simulated CPU devices; 0 uses those present.")
-LOSSES = flags.DEFINE_list("losses", ["info_nce", "sigmoid", "soft"], "Which losses.")
-TRANSPORTS = flags.DEFINE_list("transports", ["dense", "gather", "ring"], "Which tilings.")
-MEMORY_ONLY = flags.DEFINE_bool("memory_only", False, "Compiles and does not run.")
-REPETITIONS = flags.DEFINE_integer("repetitions", 3, "Runs of which the fastest counts.")
+from rc3_jax.command_line import parse_flags
+from rc3_jax.settings import ConfigError
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    "configs/bench.py",
+    "step: the configuration; --size=NAME is a size of configs/bench.py.",
+)
+SECONDS = flags.DEFINE_float("seconds", 10.0, "step: seconds of a round.", lower_bound=0.0)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "step: rounds.", lower_bound=1)
+WORKER = flags.DEFINE_bool("worker", False, "step: serves a program that alternates workers.")
+JSON = flags.DEFINE_bool("json", False, "step: prints JSON instead of a table.")
+TUNE = flags.DEFINE_bool("tune", True, "step: sets what makes this machine faster.")
+BATCH = flags.DEFINE_multi_integer(
+    "batch", [16384], "losses: rows of the global batch; may be repeated."
+)
+WIDTH = flags.DEFINE_integer("width", 512, "losses: numbers of a vector.")
+TILE = flags.DEFINE_integer("tile", 512, "losses: columns compared at a time.")
+DEVICES = flags.DEFINE_integer("devices", 0, "losses: simulated CPU devices; 0 uses those present.")
+LOSSES = flags.DEFINE_list("losses", ["info_nce", "sigmoid", "soft"], "losses: which losses.")
+TRANSPORTS = flags.DEFINE_list("transports", ["dense", "gather", "ring"], "losses: which tilings.")
+MEMORY_ONLY = flags.DEFINE_bool("memory_only", False, "losses: compiles and does not run.")
+REPETITIONS = flags.DEFINE_integer("repetitions", 3, "losses: runs of which the fastest counts.")
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
+    del argv
+    try:
+        COMMANDS[sys.argv[1]]()
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+def step() -> None:
+    """Times the step of the configuration."""
+    from rc3_jax.runtime import prepare_runtime
+
+    told = prepare_runtime() if TUNE.value else []
+    from rc3_jax.observe.step_bench import StepBench
+    from rc3_jax.training.aot import vocabulary_size
+
+    bench = StepBench(CONFIG.value, vocabulary_size(CONFIG.value))
+    if WORKER.value:
+        return bench.work(sys.stdin, sys.stdout)
+    bench.run(0.0)
+    rounds = [bench.run(SECONDS.value) for _ in range(ROUNDS.value)]
+    medians = [found["median"] for found in rounds]
+    middle = statistics.median(medians)
+    about = bench.about | dict(
+        milliseconds=middle,
+        least=min(medians),
+        most=max(medians),
+        samples_per_second=1e3 * bench.about["batch"] / middle,
+        gflop_per_second=bench.about["flops"] / middle / 1e6,
+        tuned=told,
+    )
+    if JSON.value:
+        print(json.dumps(about))
+        return None
+    table = Table("step", about["name"], title=f"median of {ROUNDS.value} rounds")
+    for name, value in about.items():
+        table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else str(value))
+    Console(soft_wrap=True).print(table)
+    return None
+
+
+def losses() -> None:
+    """Measures the losses that compare all pairs."""
     if DEVICES.value:
         os.environ["JAX_PLATFORMS"] = "cpu"
         os.environ["NPROC"] = str(4 * DEVICES.value)
@@ -39,7 +106,7 @@ def main(_) -> None:
     from rc3_jax.parallel.mesh import make_mesh
 
     mesh = make_mesh(default_config().mesh)
-    table = Table(title=f"{mesh.size} {jax.devices()[0].platform} device(s), size {SIZE.value}")
+    table = Table(title=f"{mesh.size} {jax.devices()[0].platform} device(s), width {WIDTH.value}")
     for name in ("loss", "transport", "batch", "temporaries (MiB)", "seconds"):
         table.add_column(name, justify="right")
     for loss in LOSSES.value:
@@ -70,7 +137,7 @@ def measure(loss: str, transport: str, batch: int, mesh) -> tuple[str, str]:
         return soft_cross_entropy(x, y, tau, a, b, 0.1, tiling)[0]
 
     def vectors(seed):
-        x = jax.random.normal(jax.random.key(seed), (batch, SIZE.value))
+        x = jax.random.normal(jax.random.key(seed), (batch, WIDTH.value))
         return x / jnp.linalg.norm(x, axis=1, keepdims=True)
 
     def inputs():
@@ -97,5 +164,19 @@ def measure(loss: str, transport: str, batch: int, mesh) -> tuple[str, str]:
     return memory, f"{min(seconds):.2f}"
 
 
+COMMANDS = dict(step=step, losses=losses)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """The flags after the command; `--size=NAME` is short for a configuration."""
+    if len(argv) < 2 or (argv[1] not in COMMANDS and not argv[1].startswith("--help")):
+        sys.exit(f"error: say what to measure, {' or '.join(COMMANDS)}; see --help")
+    named = [
+        f"--config=configs/bench.py:{argument[2:]}" if argument.startswith("--size=") else argument
+        for argument in argv[1:]
+    ]
+    return parse_flags(CONFIG, named)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=parse)

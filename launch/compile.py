@@ -22,8 +22,6 @@ from rc3_jax.command_line import parse_flags
 from rc3_jax.data.record import DataError
 from rc3_jax.settings import ConfigError
 
-XLM_R_VOCABULARY = 250_002
-
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration file, such as in configs/.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "TPUs to compile for, such as v5e:16x16.")
 DEVICES = flags.DEFINE_integer("devices", None, "Simulated CPU devices to compile for.")
@@ -93,9 +91,7 @@ def compile_and_report() -> bool:
     if unknown:
         raise ConfigError(f"--kinds: {', '.join(unknown)} unknown; use {', '.join(ALL_KINDS)}")
     rows = batch_rows(config.batch_size, config.batch_mix, kinds)
-    has_path = config.data.tokenizer.path is not None
-    vocabulary = XLM_R_VOCABULARY if has_path else config.data.tokenizer.vocab_size
-    vocabulary = VOCABULARY.value or vocabulary
+    vocabulary = VOCABULARY.value or aot.vocabulary_size(config)
     devices = aot.topology_devices(topology) if topology else jax.devices()
     run = aot.abstract_run(config, devices, rows, vocabulary)
     if RULES.value:

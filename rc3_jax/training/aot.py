@@ -38,6 +38,15 @@ WORDS = 8 * TILE
 """A vocabulary of several tiles."""
 
 
+XLM_R_VOCABULARY = 250_002
+
+
+def vocabulary_size(config: ml_collections.ConfigDict) -> int:
+    """The setting, or the size of XLM-R's vocabulary where the setting names a stored one."""
+    tokenizer = config.data.tokenizer
+    return tokenizer.vocab_size if tokenizer.path is None else XLM_R_VOCABULARY
+
+
 def topology_devices(name: str) -> list[jax.Device]:
     """The TPUs of a topology such as `v5e:16x16`, to compile for; none needs to be attached.
 

@@ -80,7 +80,7 @@ class TrainStep:
             out_shardings=(places, NamedSharding(mesh, PartitionSpec())),
             donate_argnums=0,
         )
-        self._compiled: Callable[..., tuple[TrainState, Metrics]] | None = None
+        self._compiled: jax.stages.Compiled | None = None
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         """The next state and the metrics of the batch: the loss, its terms, norms, temperatures, rate."""
@@ -90,7 +90,7 @@ class TrainStep:
         """The step lowered for such batches, which may be abstract."""
         return self._jitted.lower(self._abstract, batch)
 
-    def compile(self, batch: Batch, say: Say = lambda line: None) -> None:
+    def compile(self, batch: Batch, say: Say = lambda line: None) -> jax.stages.Compiled:
         """Compiles the step for such batches, unless that was done before."""
         if self._compiled is None:
             say("compiling the step, which can take some minutes")
@@ -99,6 +99,7 @@ class TrainStep:
             say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
             say(describe_memory(compiled))
             self._compiled = compiled
+        return self._compiled
 
 
 def split_by_kind(batch: Batch, groups: Sequence[Sequence[str] | None]) -> list[Batch]:

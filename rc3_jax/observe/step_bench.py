@@ -1,0 +1,124 @@
+"""A training step on random rows, to be timed: no data is read."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TextIO
+
+import jax
+import ml_collections
+import numpy as np
+
+from rc3_jax.config import PretrainSettings
+from rc3_jax.data.example import abstract_batch
+from rc3_jax.data.stream import batch_rows
+from rc3_jax.data.text import IGNORED
+from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from rc3_jax.parallel.mesh import from_host
+from rc3_jax.training.aot import abstract_run, count_work
+
+WORDS_OF_A_TEXT = 18
+"""Median number of tokens of a random text; their logarithm has a standard deviation of 0.35."""
+LEAST_STEPS = 3
+"""Steps of a chunk, at least."""
+
+
+class StepBench:
+    """The compiled step of a configuration with rows to run it on.
+
+    Attributes:
+      about: `name`, `parameters`, `batch`, `flops` of a step (matrix products, padding included),
+        `temporaries_mib` of the compiled program.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, vocab_size: int, name: str = ""):
+        """Compiles the step.
+
+        Raises:
+          ConfigError: for invalid settings.
+        """
+        kinds = [kind for kind, share in config.batch_mix.items() if share]
+        rows = batch_rows(config.batch_size, config.batch_mix, kinds)
+        run = abstract_run(config, jax.devices(), rows, vocab_size)
+        self._batch = from_host(random_batch(run.config, rows, vocab_size), run.mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
+        self._state = jax.jit(run.initial_state, out_shardings=places)()
+        self._step = run.train_step()
+        compiled = self._step.compile(self._batch)
+        memory = compiled.memory_analysis()
+        self.about: dict[str, Any] = dict(
+            name=name or config.name,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
+            batch=config.batch_size,
+            rows=dict(rows),
+            flops=sum(step for _, step in count_work(run, rows).model.values()),
+            temporaries_mib=round(memory.temp_size_in_bytes / 2**20, 1) if memory else None,
+        )
+
+    def run(self, seconds: float) -> dict[str, float]:
+        """Steps for so long; their number, median, least and most milliseconds, and the last loss."""
+        taken: list[float] = []
+        loss = 0.0
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(taken) < LEAST_STEPS:
+            begun = time.perf_counter()
+            self._state, metrics = self._step(self._state, self._batch)
+            loss = float(metrics["loss"])  # waits for the step
+            taken.append(1e3 * (time.perf_counter() - begun))
+        return dict(
+            n=len(taken), median=statistics.median(taken), min=min(taken), max=max(taken), loss=loss
+        )
+
+    def work(self, requests: Iterable[str], answers: TextIO) -> None:
+        """Serves a program that alternates several: a line of JSON about the step when it is ready,
+        then for each line with a number of seconds what `run` returns."""
+        self.run(0.0)
+        print(json.dumps(self.about), file=answers, flush=True)
+        for line in requests:
+            print(json.dumps(self.run(float(line))), file=answers, flush=True)
+
+
+def random_batch(
+    config: PretrainSettings, rows: Mapping[str, int], vocab_size: int, seed: int = 0
+) -> dict[str, dict[str, np.ndarray]]:
+    """A global batch with the shapes of `abstract_batch`, and what matters for the time of a step:
+    texts of varying length, parts of images that are dropped, masked tokens."""
+    rng = np.random.default_rng(seed)
+
+    def values(name: str, shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
+        if name in ("ids_a", "ids_b", "masked_ids"):
+            return _texts(rng, shape, vocab_size)
+        if name == "masked_positions":
+            return rng.integers(1, 5, shape).astype(dtype)
+        if name == "masked_labels":
+            words = rng.integers(EOS_ID + 1, vocab_size, shape)
+            return np.where(rng.random(shape) < 0.6, words, IGNORED).astype(dtype)
+        if name == "groups":
+            return rng.permutation(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+        if name in ("use_patches", "use_regions"):
+            return rng.random(shape) >= config.data.modality_dropout
+        if name.endswith("boxes"):
+            low, high = rng.random((2, *shape[:-1], 2)) / 2
+            return np.concatenate([low, high + 0.5], axis=-1).astype(dtype)
+        if dtype == np.uint8:
+            return rng.integers(0, 256, shape, np.uint8)
+        return np.ones(shape, bool) if dtype == bool else rng.standard_normal(shape).astype(dtype)
+
+    return {
+        kind: {name: values(name, leaf.shape, leaf.dtype) for name, leaf in fields.items()}
+        for kind, fields in abstract_batch(config, rows).items()
+    }
+
+
+def _texts(rng: np.random.Generator, shape: Sequence[int], vocab_size: int) -> np.ndarray:
+    """Ids of texts between `<s>` and `</s>`, padded."""
+    places, length = np.arange(shape[-1]), shape[-1]
+    sizes = np.exp(rng.normal(np.log(WORDS_OF_A_TEXT), 0.35, (*shape[:-1], 1)))
+    last = np.clip(np.round(sizes), 3, length) - 1
+    words = rng.integers(EOS_ID + 1, vocab_size, shape)
+    ids = np.where(places < last, words, np.where(places == last, EOS_ID, PAD_ID))
+    ids[..., 0] = BOS_ID
+    return ids.astype(np.int32)
