@@ -12,6 +12,7 @@ from rc3_jax.config import default_config, parse_argument
 from rc3_jax.models.beit import BeitSettings
 from rc3_jax.models.swin import SwinSettings
 from rc3_jax.models.vit import ViTSettings
+from rc3_jax.scenes.source import ScenesSource
 from rc3_jax.settings import check_choice
 
 SIZES = dict(width=64, depth=2, heads=2, mlp_width=256)
@@ -22,7 +23,6 @@ TOWERS = {
         image_size=64, patch=4, width=32, depths=(2, 2), heads=(2, 2), window=8, drop_path=0.0
     ),
 }
-from rc3_jax.scenes.source import ScenesSource
 
 
 def get_config(argument: str = ""):
@@ -49,9 +49,8 @@ def get_config(argument: str = ""):
     config.model.unroll = 2
     config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
     config.optimizer.lr = 2e-3
-    config.optimizer.lr_multipliers.temperature.factor = (
-        0.05  # at such rates it would fall to its floor
-    )
+    # At such a rate the temperatures would fall to their floor.
+    config.optimizer.lr_multipliers.temperature.factor = 0.05
     config.evaluation.update(every=250, batch_size=64, images=256)
     config.checkpoint.every = 1000
     config.log_every = 20
