@@ -72,6 +72,12 @@ def local_path(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     return pathlib.Path(path)
 
 
+def cache_folder(name: str) -> pathlib.Path:
+    """Where things are kept that a later run may use again, below the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(home) / "rc3_jax" / name
+
+
 def absolute(path: pathlib.Path) -> pathlib.Path:
     """The path from the root on; a URL stays as it is."""
     return path if scheme_of(path) else path.absolute()

@@ -9,6 +9,8 @@ import pathlib
 
 import jax
 
+from rc3_jax.paths import cache_folder
+
 ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
 """Packages that bring JAX an accelerator."""
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -35,8 +37,7 @@ def prepare_runtime() -> list[str]:
     # Processes on CPUs that share a cache can fail: one reads a program while another compiles it.
     alone = not jax.distributed.is_initialized()
     if _setting("jax_compilation_cache_dir") is None and (alone or not _is_cpu_only()):
-        folder = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        folder = folder / "rc3_jax" / "programs"
+        folder = cache_folder("programs")
         jax.config.update("jax_compilation_cache_dir", str(folder))
         told.append(f"compiled programs are kept in {folder}")
     return told

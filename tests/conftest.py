@@ -13,6 +13,7 @@ WORKER = os.environ.get("PYTEST_XDIST_WORKER", "alone")
 os.environ.setdefault("XLA_FLAGS", FAST_COMPILATION)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "jax"))
+os.environ.setdefault("XDG_CACHE_HOME", str(CACHE / "home"))
 os.environ.setdefault("HF_MODULES_CACHE", str(CACHE / f"modules-{WORKER}"))  # of exported models
 
 import hypothesis

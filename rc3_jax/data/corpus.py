@@ -25,9 +25,9 @@ from rc3_jax.data.text import clean_caption
 from rc3_jax.data.tokenizer import (
     FILE_NAME,
     Tokenizer,
+    find_or_train_tokenizer,
     from_json,
     load_tokenizer,
-    train_tokenizer,
 )
 from rc3_jax.paths import as_path
 
@@ -166,7 +166,7 @@ def run_tokenizer(
             found = load_tokenizer(path, length)
         else:
             texts = itertools.islice(_texts(corpus), settings.texts)
-            found = train_tokenizer(
+            found = find_or_train_tokenizer(
                 map(clean, texts) if clean else texts, settings.vocab_size, length
             )
         text = found.to_json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import pathlib
@@ -11,11 +12,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import tokenizers
+from absl import logging
 from huggingface_hub import try_to_load_from_cache
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rc3_jax.data.record import DataError
-from rc3_jax.paths import as_path
+from rc3_jax.paths import as_path, cache_folder
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 """XLM-R's special tokens in the order of their ids 0 to 3; `<mask>` is the last id."""
@@ -137,6 +139,8 @@ def _from_hugging_face(name: str, max_length: int) -> Tokenizer:
     return Tokenizer(loaded.backend_tokenizer, max_length)
 
 
+_RECIPE = 1
+"""Raised whenever `train_tokenizer` comes to give other vocabularies."""
 _TWIN = "\ue000"
 """The trainer takes as pieces only what occurs in two different words, so that the most common
 words could not become pieces; each word therefore gets a twin with this private character."""
@@ -159,6 +163,32 @@ def _settled(backend: tokenizers.Tokenizer) -> models.Unigram:
     }
     ordered = sorted(scores.items(), key=lambda item: (-item[1], item[0]))
     return models.Unigram([*map(tuple, special), *ordered], unk_id=3)
+
+
+def find_or_train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:
+    """What `train_tokenizer` gives, from the user's cache folder where it was trained before.
+
+    Raises:
+      DataError: see `train_tokenizer`; also if the stored file is damaged.
+    """
+    texts = list(texts)
+    content = json.dumps([tokenizers.__version__, _RECIPE, vocab_size, texts])
+    file = cache_folder("vocabularies") / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
+    if file.exists():
+        try:
+            return from_json(file.read_text(encoding="utf-8"), max_length)
+        except Exception as error:  # the library raises bare Exceptions
+            raise DataError(f"{file} is damaged ({error}); remove it") from error
+    trained = train_tokenizer(texts, vocab_size, max_length)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+            partial = pathlib.Path(folder) / file.name
+            partial.write_text(trained.to_json(), encoding="utf-8")
+            partial.replace(file)
+    except OSError as error:
+        logging.warning("the vocabulary cannot be kept for later runs: %s", error)
+    return trained
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Tokenizer:

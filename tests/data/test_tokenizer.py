@@ -15,8 +15,15 @@ import pytest
 import sentencepiece
 import tokenizers
 
+from rc3_jax.data import tokenizer as tokenizer_module
 from rc3_jax.data.record import DataError
-from rc3_jax.data.tokenizer import PAD_ID, from_json, load_tokenizer, train_tokenizer
+from rc3_jax.data.tokenizer import (
+    PAD_ID,
+    find_or_train_tokenizer,
+    from_json,
+    load_tokenizer,
+    train_tokenizer,
+)
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.scenes.source import SceneRecords
 
@@ -191,6 +198,32 @@ def test_what_is_no_vocabulary_is_named_with_its_setting(tmp_path, store, name):
     path = str(tmp_path / name)
     with pytest.raises(DataError, match=re.escape(f"data.tokenizer.path={path!r}")):
         load_tokenizer(path, LENGTH)
+
+
+def test_a_vocabulary_is_trained_once_for_the_same_texts(captions, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    trainings = []
+
+    def train(*arguments):
+        trainings.append(arguments)
+        return train_tokenizer(*arguments)
+
+    monkeypatch.setattr(tokenizer_module, "train_tokenizer", train)
+    first = find_or_train_tokenizer(captions["de"], 200, LENGTH)
+    again = find_or_train_tokenizer(iter(captions["de"]), 200, LENGTH)
+    assert first.to_json() == again.to_json() and len(trainings) == 1
+    find_or_train_tokenizer(captions["de"][1:], 200, LENGTH)
+    find_or_train_tokenizer(captions["de"], 190, LENGTH)
+    assert len(trainings) == 3
+    files = list(tmp_path.rglob("*.json"))
+    assert len(files) == 3
+    for file in files:
+        file.write_text(file.read_text()[:100])
+    with pytest.raises(DataError, match="remove it"):
+        find_or_train_tokenizer(captions["de"], 200, LENGTH)
+    for file in files:
+        file.unlink()
+    assert find_or_train_tokenizer(captions["de"], 200, LENGTH).to_json() == first.to_json()
 
 
 def test_a_vocabulary_that_cannot_be_trained_is_named_with_its_setting(captions):
