@@ -1,22 +1,27 @@
 """Measures speed and memory: of a training step, or of the losses that compare all pairs of a batch.
 
 python launch/bench.py step --size=demo
+python launch/bench.py step --size=wide --peer=torch
 python launch/bench.py step --config=configs/rc3_base.py:root=/any --config.batch_size=256
 python launch/bench.py losses --batch=16384
 python launch/bench.py losses --batch=131072 --devices=8 --memory_only
 
-`step` runs the step of a configuration on random rows, for --rounds times --seconds. With --worker
-it serves a program that alternates several workers: it prints a line of JSON about the step when it
-is ready, and then answers each line of its input, a number of seconds, with a line of JSON.
+`step` runs the step of a configuration on random rows, for --rounds times --seconds. --peer=torch
+lets PyTorch take the same steps in turn, in a process of its own, and prints the ratio of both. With
+--worker it serves a program that alternates several workers: it prints a line of JSON about the step
+when it is ready, and then answers each line of its input, a number of seconds, with a line of JSON.
 
 Memory is what the compiled program reserves for temporaries on each device, for value and gradient;
 the seconds of `losses` are the least of a few repetitions. Simulated CPU devices (--devices) share
 the machine's cores: their memory is meaningful, their speed is not.
 """
 
+import contextlib
+import itertools
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 
@@ -35,6 +40,10 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 SECONDS = flags.DEFINE_float("seconds", 10.0, "step: seconds of a round.", lower_bound=0.0)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "step: rounds.", lower_bound=1)
+ENGINES = ["jax", "torch", "torch_compiled"]
+ENGINE = flags.DEFINE_enum("engine", "jax", ENGINES, "step: what takes the steps.")
+PEER = flags.DEFINE_enum("peer", None, ENGINES, "step: what takes steps in turn, for the ratio.")
+DEVICE = flags.DEFINE_string("device", "cpu", "step: PyTorch's device, such as cuda.")
 WORKER = flags.DEFINE_bool("worker", False, "step: serves a program that alternates workers.")
 JSON = flags.DEFINE_bool("json", False, "step: prints JSON instead of a table.")
 TUNE = flags.DEFINE_bool("tune", True, "step: sets what makes this machine faster.")
@@ -60,35 +69,84 @@ def main(argv: list[str]) -> None:
 
 def step() -> None:
     """Times the step of the configuration."""
-    from rc3_jax.runtime import prepare_runtime
+    if PEER.value:
+        return compare()
+    if ENGINE.value == "jax":
+        from rc3_jax.runtime import prepare_runtime
 
-    told = prepare_runtime() if TUNE.value else []
-    from rc3_jax.observe.step_bench import StepBench
+        told = prepare_runtime() if TUNE.value else []
+        if told and not (WORKER.value or JSON.value):
+            print("; ".join(told), flush=True)
+    from rc3_jax.observe.step_bench import StepBench, Timed
     from rc3_jax.training.aot import vocabulary_size
 
-    bench = StepBench(CONFIG.value, vocabulary_size(CONFIG.value))
+    arguments = CONFIG.value, vocabulary_size(CONFIG.value)
+    if ENGINE.value == "jax":
+        bench: Timed = StepBench(*arguments)
+    else:
+        from rc3_jax.observe.torch_peer import TorchPeer
+
+        bench = TorchPeer(*arguments, DEVICE.value, compiles=ENGINE.value == "torch_compiled")
     if WORKER.value:
         return bench.work(sys.stdin, sys.stdout)
     bench.run(0.0)
-    rounds = [bench.run(SECONDS.value) for _ in range(ROUNDS.value)]
-    medians = [found["median"] for found in rounds]
-    middle = statistics.median(medians)
-    about = bench.about | dict(
-        milliseconds=middle,
-        least=min(medians),
-        most=max(medians),
-        samples_per_second=1e3 * bench.about["batch"] / middle,
-        gflop_per_second=bench.about["flops"] / middle / 1e6,
-        tuned=told,
-    )
+    return show([(bench.about, [bench.run(SECONDS.value) for _ in range(ROUNDS.value)])])
+
+
+def compare() -> None:
+    """Lets two engines take steps in turn, each in a process that stays warm while it waits."""
+    same = [
+        given for given in sys.argv[1:] if not given.startswith(("--peer", "--engine", "--json"))
+    ]
+    found: list[tuple[subprocess.Popen, dict, list[dict]]] = []
+    with contextlib.ExitStack() as stack:
+        for engine in (PEER.value, ENGINE.value):
+            command = [sys.executable, __file__, *same, f"--engine={engine}", "--worker"]
+            process = stack.enter_context(
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            )
+            if not (ready := answer(process)):
+                raise ConfigError(f"{engine} ended before its first step; its message is above")
+            found.append((process, ready, []))
+        for _, (process, _, chunks) in itertools.product(range(ROUNDS.value), found):
+            chunks.append(answer(process, f"{SECONDS.value}\n"))
+    show([(about, chunks) for _, about, chunks in found])
+
+
+def answer(worker: subprocess.Popen, request: str = "") -> dict:
+    """The worker's next line of JSON; empty if it has ended."""
+    assert worker.stdin and worker.stdout
+    worker.stdin.write(request)
+    worker.stdin.flush()
+    return json.loads(worker.stdout.readline() or "{}")
+
+
+def show(found: list[tuple[dict, list[dict]]]) -> None:
+    """Prints what was measured of each engine; ratios are to the first."""
+    results: list[dict] = []
+    for about, chunks in found:
+        medians = [chunk["median"] for chunk in chunks]
+        middle = statistics.median(medians)
+        first = results[0]["milliseconds"] if results else middle
+        results.append(
+            about
+            | dict(
+                milliseconds=middle,
+                least=min(medians),
+                most=max(medians),
+                samples_per_second=1e3 * about["batch"] / middle,
+                gflop_per_second=about["flops"] / middle / 1e6,
+                speed=first / middle,
+            )
+        )
     if JSON.value:
-        print(json.dumps(about))
-        return None
-    table = Table("step", about["name"], title=f"median of {ROUNDS.value} rounds")
-    for name, value in about.items():
-        table.add_row(name, f"{value:,.1f}" if isinstance(value, float) else str(value))
+        print(json.dumps(results))
+        return
+    table = Table("", *(about["name"] for about in results), title=f"{ROUNDS.value} rounds")
+    for name in list(dict.fromkeys(itertools.chain(*results)))[1:]:
+        values = [about.get(name, "") for about in results]
+        table.add_row(name, *(f"{x:,.2f}" if isinstance(x, float) else str(x) for x in values))
     Console(soft_wrap=True).print(table)
-    return None
 
 
 def losses() -> None:

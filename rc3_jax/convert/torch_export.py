@@ -103,7 +103,7 @@ def to_torch(
     with add_source_to_errors(source):
         wanted = abstract_params("rc3", model, vocab_size, **learned_scalars(shapes))
         check_shapes(source, shapes, shapes_of(wanted))
-        config = _config(model, vocab_size, dtype)
+        config = exported_settings(model, vocab_size, dtype)
     config["scalars"] = [name for name in shapes if name.startswith("temperature")]
     config["max_length"] = stored.get("data", stored).get(
         "max_length", TextSettings.parse(model.text).room
@@ -202,8 +202,14 @@ def _write_weights(
         write_json(folder / INDEX, {"metadata": shards.metadata, "weight_map": weight_map})
 
 
-def _config(model: ml_collections.ConfigDict, vocab_size: int, dtype: str) -> dict[str, Any]:
-    """`config.json` of the exported folder, without `max_length` and `scalars`."""
+def exported_settings(
+    model: ml_collections.ConfigDict, vocab_size: int, dtype: str = "float32"
+) -> dict[str, Any]:
+    """`config.json` of the exported folder, without `max_length` and `scalars`.
+
+    Raises:
+      ConfigError: for a text tower that transformers would compute otherwise.
+    """
     return {
         "architectures": ["RC3Model"],
         "model_type": "rc3",

@@ -26,37 +26,19 @@ LEAST_STEPS = 3
 """Steps of a chunk, at least."""
 
 
-class StepBench:
-    """The compiled step of a configuration with rows to run it on.
+class Timed:
+    """Steps to be timed; subclasses take them.
 
     Attributes:
-      about: `name`, `parameters`, `batch`, `flops` of a step (matrix products, padding included),
-        `temporaries_mib` of the compiled program.
+      about: `name`, `parameters`, `batch`, `rows` by kind, and `flops` of a step (matrix products,
+        padding included).
     """
 
-    def __init__(self, config: ml_collections.ConfigDict, vocab_size: int, name: str = ""):
-        """Compiles the step.
+    about: dict[str, Any]
 
-        Raises:
-          ConfigError: for invalid settings.
-        """
-        kinds = [kind for kind, share in config.batch_mix.items() if share]
-        rows = batch_rows(config.batch_size, config.batch_mix, kinds)
-        run = abstract_run(config, jax.devices(), rows, vocab_size)
-        self._batch = from_host(random_batch(run.config, rows, vocab_size), run.mesh)
-        places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-        self._state = jax.jit(run.initial_state, out_shardings=places)()
-        self._step = run.train_step()
-        compiled = self._step.compile(self._batch)
-        memory = compiled.memory_analysis()
-        self.about: dict[str, Any] = dict(
-            name=name or config.name,
-            parameters=sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
-            batch=config.batch_size,
-            rows=dict(rows),
-            flops=sum(step for _, step in count_work(run, rows).model.values()),
-            temporaries_mib=round(memory.temp_size_in_bytes / 2**20, 1) if memory else None,
-        )
+    def step(self) -> float:
+        """Takes a step to its end, and returns its loss."""
+        raise NotImplementedError
 
     def run(self, seconds: float) -> dict[str, float]:
         """Steps for so long; their number, median, least and most milliseconds, and the last loss."""
@@ -65,8 +47,7 @@ class StepBench:
         end = time.perf_counter() + seconds
         while time.perf_counter() < end or len(taken) < LEAST_STEPS:
             begun = time.perf_counter()
-            self._state, metrics = self._step(self._state, self._batch)
-            loss = float(metrics["loss"])  # waits for the step
+            loss = self.step()
             taken.append(1e3 * (time.perf_counter() - begun))
         return dict(
             n=len(taken), median=statistics.median(taken), min=min(taken), max=max(taken), loss=loss
@@ -79,6 +60,42 @@ class StepBench:
         print(json.dumps(self.about), file=answers, flush=True)
         for line in requests:
             print(json.dumps(self.run(float(line))), file=answers, flush=True)
+
+
+class StepBench(Timed):
+    """The compiled step of a configuration with rows to run it on."""
+
+    def __init__(self, config: ml_collections.ConfigDict, vocab_size: int):
+        """Compiles the step; `about` tells also `temporaries_mib` of the compiled program.
+
+        Raises:
+          ConfigError: for invalid settings.
+        """
+        rows = rows_of(config)
+        run = abstract_run(config, jax.devices(), rows, vocab_size)
+        self._batch = from_host(random_batch(run.config, rows, vocab_size), run.mesh)
+        places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
+        self._state = jax.jit(run.initial_state, out_shardings=places)()
+        self._step = run.train_step()
+        memory = self._step.compile(self._batch).memory_analysis()
+        self.about = dict(
+            name=config.name,
+            parameters=sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
+            batch=config.batch_size,
+            rows=rows,
+            flops=sum(step for _, step in count_work(run, rows).model.values()),
+            temporaries_mib=round(memory.temp_size_in_bytes / 2**20, 1) if memory else None,
+        )
+
+    def step(self) -> float:
+        self._state, metrics = self._step(self._state, self._batch)
+        return float(metrics["loss"])  # waits for the step
+
+
+def rows_of(config: ml_collections.ConfigDict) -> dict[str, int]:
+    """Rows of each kind that has a share of the batch."""
+    kinds = [kind for kind, share in config.batch_mix.items() if share]
+    return batch_rows(config.batch_size, config.batch_mix, kinds)
 
 
 def random_batch(

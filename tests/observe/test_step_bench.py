@@ -46,9 +46,11 @@ def test_random_rows_have_the_shapes_of_a_batch_and_values_that_a_row_may_have(m
 def test_a_worker_answers_every_line_with_the_times_of_its_steps():
     config = tiny_config()
     answers = io.StringIO()
-    StepBench(config, WORDS, name="tiny").work(["0\n", "0.01\n"], answers)
+    StepBench(config, WORDS).work(["0\n", "0.01\n"], answers)
     about, *chunks = map(json.loads, answers.getvalue().splitlines())
-    assert about["name"] == "tiny" and about["batch"] == config.batch_size and about["flops"] > 0
+    assert (
+        about["name"] == config.name and about["batch"] == config.batch_size and about["flops"] > 0
+    )
     assert len(chunks) == 2
     for chunk in chunks:
         assert chunk["n"] >= 3 and 0 < chunk["min"] <= chunk["median"] <= chunk["max"]

@@ -71,17 +71,22 @@ class Block(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
     ) -> Tensor:
+        """Each context is read by as many rows in succession as there are rows for each context."""
+
         def attend(y: Tensor) -> Tensor:
             return self.self_attention(y, y, mask)
-
-        def attend_context(y: Tensor) -> Tensor:
-            return self.cross_attention(y, context, context_mask)
 
         def feed_forward(y: Tensor) -> Tensor:
             return self.mlp_out(F.gelu(self.mlp_in(y)))
 
         x = self.add(x, self.self_attention_norm, attend)
         if context is not None:
+            contexts = context.shape[0]
+
+            def attend_context(y: Tensor) -> Tensor:
+                reading = y.reshape(contexts, -1, y.shape[-1])
+                return self.cross_attention(reading, context, context_mask).reshape(y.shape)
+
             x = self.add(x, self.cross_attention_norm, attend_context)
         return self.add(x, self.mlp_norm, feed_forward)
 
