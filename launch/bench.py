@@ -30,7 +30,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from rc3_jax.command_line import parse_flags
+from rc3_jax.command_line import define_cluster_flags, parse_flags, run_program
 from rc3_jax.settings import ConfigError
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -46,7 +46,7 @@ PEER = flags.DEFINE_enum("peer", None, ENGINES, "step: what takes steps in turn,
 DEVICE = flags.DEFINE_string("device", "cpu", "step: PyTorch's device, such as cuda.")
 WORKER = flags.DEFINE_bool("worker", False, "step: serves a program that alternates workers.")
 JSON = flags.DEFINE_bool("json", False, "step: prints JSON instead of a table.")
-TUNE = flags.DEFINE_bool("tune", True, "step: sets what makes this machine faster.")
+define_cluster_flags()
 BATCH = flags.DEFINE_multi_integer(
     "batch", [16384], "losses: rows of the global batch; may be repeated."
 )
@@ -61,28 +61,20 @@ REPETITIONS = flags.DEFINE_integer("repetitions", 3, "losses: runs of which the 
 
 def main(argv: list[str]) -> None:
     del argv
-    try:
-        COMMANDS[sys.argv[1]]()
-    except ConfigError as error:
-        sys.exit(f"error: {error}")
+    run_program(COMMANDS[sys.argv[1]])
 
 
 def step() -> None:
     """Times the step of the configuration."""
     if PEER.value:
         return compare()
-    if ENGINE.value == "jax":
-        from rc3_jax.runtime import prepare_runtime
-
-        told = prepare_runtime() if TUNE.value else []
-        if told and not (WORKER.value or JSON.value):
-            print("; ".join(told), flush=True)
+    from rc3_jax.observe.log import speaker
     from rc3_jax.observe.step_bench import StepBench, Timed
     from rc3_jax.training.aot import vocabulary_size
 
     arguments = CONFIG.value, vocabulary_size(CONFIG.value)
     if ENGINE.value == "jax":
-        bench: Timed = StepBench(*arguments)
+        bench: Timed = StepBench(*arguments, speaker(stderr=True))
     else:
         from rc3_jax.observe.torch_peer import TorchPeer
 
@@ -229,6 +221,8 @@ def parse(argv: list[str]) -> list[str]:
     """The flags after the command; `--size=NAME` is short for a configuration."""
     if len(argv) < 2 or (argv[1] not in COMMANDS and not argv[1].startswith("--help")):
         sys.exit(f"error: say what to measure, {' or '.join(COMMANDS)}; see --help")
+    if argv[1] not in COMMANDS:
+        return parse_flags(CONFIG, argv)
     named = [
         f"--config=configs/bench.py:{argument[2:]}" if argument.startswith("--size=") else argument
         for argument in argv[1:]

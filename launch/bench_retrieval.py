@@ -32,6 +32,7 @@ SAMPLE = flags.DEFINE_integer("sample", 128_000, "Pairs of the cross-encoder.", 
 LENGTH = 60  # tokens of a caption at most
 THREADS = 8  # that draw pictures
 define_cluster_flags()
+flags.FLAGS.set_default("tune", False)  # memory that is kept would count as needed
 
 
 def main(argv: list[str]) -> None:

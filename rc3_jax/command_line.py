@@ -118,27 +118,29 @@ def define_cluster_flags() -> None:
     flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
     flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
     flags.DEFINE_bool(
-        "tune", True, "Sets what makes this machine faster; --notune leaves its settings alone."
+        "tune",
+        True,
+        "Keeps freed memory on a CPU, and compiled programs in the user's cache folder.",
     )
 
 
 def run_program(work: Callable[[], Any]) -> None:
     """Joins the other processes and works; user errors exit with a short message."""
-    import jax
-
+    from rc3_jax.observe.log import speaker
     from rc3_jax.parallel.processes import join_processes
-    from rc3_jax.runtime import prepare_runtime
+    from rc3_jax.runtime import keep_programs, tune_cpu
     from rc3_jax.training.memory import OutOfMemory
 
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # the libraries narrate at the level of INFO
     given = flags.FLAGS
     try:
+        told = tune_cpu() if given.tune else []
         if given.distributed:
             join_processes(given.coordinator, given.processes, given.process)
-        told = prepare_runtime() if given.tune else []
-        if told and jax.process_index() == 0:
-            print(f"{'; '.join(told)} (--notune leaves this alone)", flush=True)
+        told += keep_programs() if given.tune else []
+        if told:
+            speaker(stderr=True)(f"{'; '.join(told)} (--notune turns this off)")
         work()
     except (ConfigError, DataError, FloatingPointError, OutOfMemory) as error:
         sys.exit(f"error: {error}")

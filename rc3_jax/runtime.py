@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import pathlib
@@ -11,18 +12,17 @@ import jax
 
 from rc3_jax.paths import cache_folder
 
-ACCELERATORS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm7_plugin")
-"""Packages that bring JAX an accelerator."""
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 """Parameters of glibc's `mallopt`."""
 WIDE_VECTORS = "--xla_cpu_prefer_vector_width=512"
+CACHE_BYTES = 2 << 30
+"""Size of the cache of compiled programs, beyond which those not used for longest are removed."""
 
 
-def prepare_runtime() -> list[str]:
-    """Sets what makes a CPU faster, and keeps compiled programs in the user's cache folder.
+def tune_cpu() -> list[str]:
+    """Sets what makes computing on a CPU faster; called before JAX or other threads have started.
 
-    What the environment sets already, `XLA_FLAGS` and `JAX_COMPILATION_CACHE_DIR`, is left as it is.
-    Called before JAX has computed anything.
+    A vector width in `XLA_FLAGS` is left as it is. Where JAX will use an accelerator, nothing is set.
 
     Returns:
       What was set, a phrase each.
@@ -30,24 +30,40 @@ def prepare_runtime() -> list[str]:
     told = []
     if _is_cpu_only():
         if keep_freed_memory():
-            told.append("memory is kept between steps")
+            told.append("freed memory is kept for later steps")
         if "avx512f" in _cpu_flags() and "vector_width" not in os.environ.get("XLA_FLAGS", ""):
             os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WIDE_VECTORS}".strip()
-            told.append("vectors of 512 bits")
-    # Processes on CPUs that share a cache can fail: one reads a program while another compiles it.
-    alone = not jax.distributed.is_initialized()
-    if _setting("jax_compilation_cache_dir") is None and (alone or not _is_cpu_only()):
-        folder = cache_folder("programs")
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        told.append(f"compiled programs are kept in {folder}")
+            told.append("vectors have 512 bits")
     return told
+
+
+def keep_programs() -> list[str]:
+    """Keeps compiled programs in the user's cache folder, for a program that is a single process.
+
+    JAX lets the first of several processes write alone: at the next start it would enter the first
+    collective while the others still compile, and give up waiting for them. `JAX_COMPILATION_CACHE_DIR`
+    is left as it is. Called after the processes have joined.
+
+    Returns:
+      What was set, a phrase each.
+    """
+    if jax.distributed.is_initialized() or _setting("jax_compilation_cache_dir") is not None:
+        return []
+    folder = cache_folder("programs")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [f"compiled programs are not kept: {error}"]
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    return [f"compiled programs are kept in {folder}"]
 
 
 def keep_freed_memory() -> bool:
     """Lets glibc keep what is freed, so that a step's arrays need no fresh pages from the system.
 
-    XLA allocates a step's intermediate arrays at once. The system would map and clear them anew in
-    every step.
+    XLA allocates a step's intermediate arrays at once, and the system would map and clear their pages
+    anew in every step. The process never shrinks: it keeps the most that it has needed.
 
     Returns:
       False where the C library has no such setting.
@@ -70,7 +86,8 @@ def _is_cpu_only() -> bool:
     chosen = _setting("jax_platforms")
     if chosen:
         return chosen == "cpu"
-    return not any(importlib.util.find_spec(package) for package in ACCELERATORS)
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return not plugins and importlib.util.find_spec("libtpu") is None
 
 
 def _cpu_flags() -> set[str]:

@@ -1,6 +1,7 @@
 """What is set before JAX starts, each in a process of its own."""
 
 import multiprocessing
+import os
 import resource
 import sys
 
@@ -8,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc3_jax.runtime import keep_freed_memory, prepare_runtime
+from rc3_jax.runtime import WIDE_VECTORS, keep_freed_memory, keep_programs, tune_cpu
 
 
 def in_new_process(function, *arguments):
@@ -27,11 +28,12 @@ def fresh_pages(keeps: bool) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the setting is glibc's")
 def test_memory_that_is_freed_is_used_again_without_fresh_pages():
-    assert in_new_process(fresh_pages, True) < 100 < in_new_process(fresh_pages, False)
+    kept, released = (in_new_process(fresh_pages, keeps) for keeps in (True, False))
+    assert kept < released / 4
 
 
 def prepared() -> tuple[list[str], str]:
-    return prepare_runtime(), jax.config.jax_compilation_cache_dir
+    return keep_programs(), jax.config.jax_compilation_cache_dir
 
 
 def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
@@ -45,3 +47,23 @@ def test_a_cache_that_the_user_names_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     told, folder = in_new_process(prepared)
     assert folder == str(tmp_path) and "compiled programs" not in " ".join(told)
+
+
+def vectors(flags: str) -> tuple[list[str], str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rc3_jax.runtime._cpu_flags", lambda: {"avx2", "avx512f"})
+        patch.setenv("XLA_FLAGS", flags)
+        return tune_cpu(), os.environ["XLA_FLAGS"]
+
+
+def test_wide_vectors_are_used_where_the_machine_has_them_and_the_user_says_nothing():
+    told, flags = in_new_process(vectors, "--xla_dump_to=/x")
+    assert flags == f"--xla_dump_to=/x {WIDE_VECTORS}" and any("512" in line for line in told)
+    narrow = "--xla_cpu_prefer_vector_width=128"
+    told, flags = in_new_process(vectors, narrow)
+    assert flags == narrow and not any("512" in line for line in told)
+
+
+def test_nothing_is_set_for_an_accelerator(monkeypatch):
+    monkeypatch.setattr("rc3_jax.runtime._setting", lambda name: "tpu")
+    assert tune_cpu() == []

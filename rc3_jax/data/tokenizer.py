@@ -140,7 +140,7 @@ def _from_hugging_face(name: str, max_length: int) -> Tokenizer:
 
 
 _RECIPE = 1
-"""Raised whenever `train_tokenizer` comes to give other vocabularies."""
+"""Increment whenever `train_tokenizer` produces different vocabularies."""
 _TWIN = "\ue000"
 """The trainer takes as pieces only what occurs in two different words, so that the most common
 words could not become pieces; each word therefore gets a twin with this private character."""
@@ -169,16 +169,19 @@ def find_or_train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: i
     """What `train_tokenizer` gives, from the user's cache folder where it was trained before.
 
     Raises:
-      DataError: see `train_tokenizer`; also if the stored file is damaged.
+      DataError: see `train_tokenizer`.
     """
     texts = list(texts)
-    content = json.dumps([tokenizers.__version__, _RECIPE, vocab_size, texts])
-    file = cache_folder("vocabularies") / f"{hashlib.sha256(content.encode()).hexdigest()}.json"
-    if file.exists():
+    fingerprint = hashlib.sha256(json.dumps([tokenizers.__version__, _RECIPE, vocab_size]).encode())
+    for text in texts:
+        fingerprint.update(json.dumps(text).encode())
+    file = cache_folder("vocabularies") / f"{fingerprint.hexdigest()}.json"
+    if file.is_file():
+        stored = file.read_text(encoding="utf-8")
         try:
-            return from_json(file.read_text(encoding="utf-8"), max_length)
-        except Exception as error:  # the library raises bare Exceptions
-            raise DataError(f"{file} is damaged ({error}); remove it") from error
+            return from_json(stored, max_length)
+        except Exception as error:  # noqa: BLE001 - the library raises nothing more specific
+            logging.warning("%s is damaged and made anew: %s", file, error)
     trained = train_tokenizer(texts, vocab_size, max_length)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)

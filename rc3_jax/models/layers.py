@@ -129,6 +129,9 @@ class Block(nn.Module):
                 self.heads, self.dtype, key_value=self.key_value, name="cross_attention"
             )
 
+            if len(x) % len(context):
+                raise ValueError(f"{len(x)} rows cannot share {len(context)} contexts evenly")
+
             def read(y):
                 reading = y.reshape(len(context), -1, y.shape[-1])
                 return cross(reading, context, context_mask).reshape(y.shape)
@@ -189,6 +192,9 @@ class Stack(nn.Module):
         Args:
           context: what cross-attention reads: each is read by `batch / contexts` rows in succession,
             and its keys and values are computed once for all of them.
+
+        Raises:
+          ValueError: if the rows cannot share the contexts evenly.
         """
 
         def step(block, x, mask, context, context_mask, drop_rate=None):

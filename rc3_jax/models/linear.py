@@ -6,6 +6,7 @@ docs/performance.md says what each of them saves.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ DENSE_INIT = nn.initializers.variance_scaling(1 / 3, "fan_in", "truncated_normal
 
 
 PRODUCT = "product"
-"""What the results of `product` in a `Linear` are called, for policies of rematerialization."""
+"""Checkpoint name of a `Linear`'s product, for rematerialization policies."""
 
 
 class Linear(nn.Module):
@@ -48,17 +49,20 @@ def dense(width: int, dtype: DTypeLike, name: str | None = None, use_bias: bool 
 def product(
     x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs width"]
 ) -> Float[Array, "*batch width"]:
-    """`x kernel`; the gradient of a tall kernel is computed transposed, which is faster."""
+    """`x kernel`; on a CPU the gradient of a tall kernel is computed transposed, which is faster."""
     return (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
 
 
 def _product_gradients(inputs, dy):
     x, kernel = inputs
-    dx = (_rows(dy) @ kernel.T).reshape(x.shape)
+    dx = jax.lax.dot_general(_rows(dy), kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
     if kernel.shape[0] <= kernel.shape[1]:
         return dx, _rows(x).T @ _rows(dy)
-    # Without the barrier, XLA would turn the product round again.
-    return dx, jax.lax.optimization_barrier(_rows(dy).T @ _rows(x)).T
+
+    def transposed(x, dy):  # without the barrier, XLA would undo the transposition
+        return jax.lax.optimization_barrier(dy.T @ x).T
+
+    return dx, _on_cpu(transposed, lambda x, dy: x.T @ dy, _rows(x), _rows(dy))
 
 
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_gradients)
@@ -66,13 +70,15 @@ product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_gra
 
 @jax.custom_vjp
 def add_bias(y: Float[Array, "*batch width"], bias: Float[Array, " width"]) -> Array:
-    """`y + bias`; the gradient of the bias is a product, which is faster than a sum over rows."""
+    """`y + bias`; on a CPU the bias's gradient is a product, which is faster than a sum over rows."""
     return y + bias
 
 
 def _bias_gradients(_, dy):
-    rows = _rows(dy)
-    return dy, (jnp.ones((1, len(rows)), dy.dtype) @ rows)[0]
+    def as_product(rows):
+        return (jnp.ones((1, len(rows)), rows.dtype) @ rows)[0]
+
+    return dy, _on_cpu(as_product, lambda rows: rows.sum(axis=0), _rows(dy))
 
 
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_gradients)
@@ -82,7 +88,8 @@ add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _bias_gradients)
 def gelu(x: Float[Array, ...]) -> Float[Array, ...]:
     """Exact GELU, `x Φ(x)` (Hendrycks and Gimpel, arXiv 1606.08415), computed in float32.
 
-    The backward pass keeps `x` alone.
+    As in PyTorch, Φ is `(1 + erf(x / √2)) / 2`, whose error is of the size of float32's rounding of
+    1, not of Φ. The backward pass keeps `x` alone.
     """
     y = x.astype(jnp.float32)
     return (y * _normal_cdf(y)).astype(x.dtype)
@@ -95,6 +102,11 @@ def _gelu_gradient(x, dy):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+
+
+def _on_cpu(there: Callable[..., Array], elsewhere: Callable[..., Array], *arrays: Array) -> Array:
+    """What `there` gives in a program compiled for a CPU, and `elsewhere` in others; both are equal."""
+    return jax.lax.platform_dependent(*arrays, cpu=there, default=elsewhere)
 
 
 def _normal_cdf(x: Float[Array, ...]) -> Float[Array, ...]:

@@ -153,10 +153,10 @@ class _Rewritten(io.StringIO):
         self._path.write_text(self.getvalue(), encoding="utf-8")
 
 
-def speaker(console: Console | None = None) -> Say:
+def speaker(console: Console | None = None, stderr: bool = False) -> Say:
     """A function that prints lines as they are; by default to the first process's terminal."""
     if console is None:
-        console = Console(quiet=jax.process_index() > 0, soft_wrap=True)
+        console = Console(quiet=jax.process_index() > 0, soft_wrap=True, stderr=stderr)
     return lambda line: console.print(line, markup=False, highlight=False, emoji=False)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,7 @@ from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.stream import batch_rows
 from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
+from rc3_jax.observe.log import Say
 from rc3_jax.parallel.mesh import from_host
 from rc3_jax.training.aot import abstract_run, count_work
 
@@ -65,7 +67,12 @@ class Timed:
 class StepBench(Timed):
     """The compiled step of a configuration with rows to run it on."""
 
-    def __init__(self, config: ml_collections.ConfigDict, vocab_size: int):
+    def __init__(
+        self,
+        config: ml_collections.ConfigDict,
+        vocab_size: int,
+        say: Say = lambda line: None,
+    ):
         """Compiles the step; `about` tells also `temporaries_mib` of the compiled program.
 
         Raises:
@@ -77,7 +84,7 @@ class StepBench(Timed):
         places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
         self._state = jax.jit(run.initial_state, out_shardings=places)()
         self._step = run.train_step()
-        memory = self._step.compile(self._batch).memory_analysis()
+        memory = self._step.compile(self._batch, say).memory_analysis()
         self.about = dict(
             name=config.name,
             parameters=sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
@@ -115,8 +122,10 @@ def random_batch(
             return np.where(rng.random(shape) < 0.6, words, IGNORED).astype(dtype)
         if name == "groups":
             return rng.permutation(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
-        if name in ("use_patches", "use_regions"):
-            return rng.random(shape) >= config.data.modality_dropout
+        if name in ("use_patches", "use_regions"):  # never both are dropped
+            count = math.prod(shape)
+            dropped = np.arange(count) < count * config.data.modality_dropout
+            return ~(dropped if name == "use_patches" else dropped[::-1]).reshape(shape)
         if name.endswith("boxes"):
             low, high = rng.random((2, *shape[:-1], 2)) / 2
             return np.concatenate([low, high + 0.5], axis=-1).astype(dtype)

@@ -94,7 +94,7 @@ class TorchPeer(Timed):
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._clip or math.inf)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return float(total)
+        return total.item()
 
     def _count(self) -> int:
         """FLOPs of a forward and a backward pass, as PyTorch counts them."""

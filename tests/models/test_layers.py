@@ -304,3 +304,25 @@ def test_l2_normalise():
     assert l2_normalise(jnp.bfloat16(x)).dtype == jnp.float32
     gradient = jax.grad(lambda x: l2_normalise(x).sum())(jnp.zeros((2, WIDTH)))
     assert np.isfinite(gradient).all()
+
+
+def test_rows_that_share_a_context_read_it_as_if_each_had_a_copy():
+    stack = _stack()
+    x, context = _normal(6, 5, WIDTH), _normal(2, 4, VIEW_WIDTH, seed=1)
+    mask, context_mask = (
+        np.arange(5) < np.array([[5], [2]] * 3),
+        np.arange(4) < np.array([[4], [3]]),
+    )
+    variables = _random_variables(stack, x, mask, np.repeat(context, 3, 0), None)
+
+    def value(variables, x, context, copies):
+        seen = (jnp.repeat(c, copies, axis=0) for c in (context, context_mask))
+        return jnp.sum(jnp.sin(stack.apply(variables, x, mask, *seen)))
+
+    shared, copied = (
+        jax.value_and_grad(value, (0, 1, 2))(variables, x, context, copies) for copies in (1, 3)
+    )
+    for got, want in zip(jax.tree.leaves(shared), jax.tree.leaves(copied), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="6 rows"):
+        stack.apply(variables, x, mask, _normal(4, 4, VIEW_WIDTH), None)

@@ -38,6 +38,24 @@ def test_bfloat16_rounds_once():
     np.testing.assert_array_equal(ours.apply(params, x), theirs.apply(params, x))
 
 
+def test_gradients_in_bfloat16_are_those_of_flax_within_its_rounding():
+    x = jax.random.normal(jax.random.key(0), (3, 6, 24)).astype(jnp.bfloat16)
+    ours, theirs = dense(4, jnp.bfloat16), nn.Dense(4, dtype=jnp.bfloat16)
+    params = ours.init(jax.random.key(1), x)
+
+    def value(module, params, x):
+        return jnp.sum(module.apply(params, x).astype(jnp.float32) ** 2)
+
+    for got, want in zip(
+        jax.tree.leaves(jax.grad(value, (1, 2))(ours, params, x)),
+        jax.tree.leaves(jax.grad(value, (1, 2))(theirs, params, x)),
+        strict=True,
+    ):
+        assert got.dtype == want.dtype
+        got, want = (np.asarray(leaf, np.float32) for leaf in (got, want))
+        np.testing.assert_allclose(got, want, rtol=0.03, atol=0.03 * np.abs(want).max())
+
+
 def test_gelu_and_its_gradient_are_those_of_pytorch():
     torch = pytest.importorskip("torch", reason="PyTorch is the reference")
     x = np.concatenate([np.linspace(-12, 12, 1001), [-40.0, 40.0]]).astype(np.float32)
