@@ -19,7 +19,6 @@ the machine's cores: their memory is meaningful, their speed is not.
 import contextlib
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -61,6 +60,10 @@ REPETITIONS = flags.DEFINE_integer("repetitions", 3, "losses: runs of which the 
 
 def main(argv: list[str]) -> None:
     del argv
+    if DEVICES.value:
+        from rc3_jax.runtime import simulate_devices
+
+        simulate_devices(DEVICES.value)
     run_program(COMMANDS[sys.argv[1]])
 
 
@@ -143,13 +146,6 @@ def show(found: list[tuple[dict, list[dict]]]) -> None:
 
 def losses() -> None:
     """Measures the losses that compare all pairs."""
-    if DEVICES.value:
-        os.environ["JAX_PLATFORMS"] = "cpu"
-        os.environ["NPROC"] = str(4 * DEVICES.value)
-        os.environ["XLA_FLAGS"] = (
-            f"--xla_force_host_platform_device_count={DEVICES.value} "
-            + os.environ.get("XLA_FLAGS", "")
-        )
     import jax
 
     from rc3_jax.config import default_config

@@ -48,9 +48,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     if DEVICES.value is not None:
-        given = os.environ.get("XLA_FLAGS", "")
-        count = f"--xla_force_host_platform_device_count={DEVICES.value}"
-        os.environ["XLA_FLAGS"] = f"{given} {count}".strip()
+        from rc3_jax.runtime import simulate_devices
+
+        simulate_devices(DEVICES.value)
 
 
 def main(argv: list[str]) -> None:

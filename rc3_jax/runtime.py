@@ -32,7 +32,7 @@ def tune_cpu() -> list[str]:
         if keep_freed_memory():
             told.append("freed memory is kept for later steps")
         if "avx512f" in _cpu_flags() and "vector_width" not in os.environ.get("XLA_FLAGS", ""):
-            os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {WIDE_VECTORS}".strip()
+            _add_xla_flag(WIDE_VECTORS)
             told.append("vectors have 512 bits")
     return told
 
@@ -74,6 +74,20 @@ def keep_freed_memory() -> bool:
         return False
     done = [mallopt(TRIM_THRESHOLD, -1), mallopt(MMAP_MAX, 0), mallopt(ARENA_MAX, 1)]
     return all(done)
+
+
+def simulate_devices(count: int) -> None:
+    """Lets JAX have so many devices, all on this machine's CPU; called before JAX has started.
+
+    XLA gets more threads than devices, since each device that waits for the others holds one.
+    """
+    jax.config.update("jax_platforms", "cpu")
+    os.environ["NPROC"] = str(4 * count)
+    _add_xla_flag(f"--xla_force_host_platform_device_count={count}")
+
+
+def _add_xla_flag(flag: str) -> None:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 
 def _setting(name: str) -> str | None:

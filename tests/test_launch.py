@@ -56,3 +56,15 @@ def test_help_shows_how_to_start(tmp_path):
     done = launch("--help")
     assert "python launch/train.py --config=configs/rc3_demo.py" in done.stdout
     assert "--workdir" in done.stdout
+
+
+def test_losses_are_measured_on_simulated_devices():
+    sizes = ["--batch=64", "--width=8", "--tile=16", "--losses=info_nce", "--transports=ring"]
+    done = processes.launch("bench.py", "losses", "--devices=2", *sizes)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 cpu device(s)" in done.stdout
+
+
+def test_a_benchmark_without_a_command_names_those_there_are():
+    done = processes.launch("bench.py", "--size=demo")
+    assert done.returncode == 1 and "step or losses" in done.stderr

@@ -20,7 +20,7 @@ from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from rc3_jax.observe.log import Say
 from rc3_jax.parallel.mesh import from_host
-from rc3_jax.training.aot import abstract_run, count_work
+from rc3_jax.training.aot import abstract_run, step_flops
 
 WORDS_OF_A_TEXT = 18
 """Median number of tokens of a random text; their logarithm has a standard deviation of 0.35."""
@@ -90,7 +90,7 @@ class StepBench(Timed):
             parameters=sum(leaf.size for leaf in jax.tree.leaves(self._state.params)),
             batch=config.batch_size,
             rows=rows,
-            flops=sum(step for _, step in count_work(run, rows).model.values()),
+            flops=sum(step for _, step in step_flops(run, rows).values()),
             temporaries_mib=round(memory.temp_size_in_bytes / 2**20, 1) if memory else None,
         )
 

@@ -65,9 +65,8 @@ class TorchPeer(Timed):
         self._rows = as_tensors(random_batch(settings, rows, vocab_size), settings.model, device)
         self._type = getattr(torch, config.model.dtype)
         self._clip = config.optimizer.clip
-        decays = {id(p) for name, p in model.named_parameters() if p.ndim >= 2}
         groups = [
-            dict(params=[p for p in model.parameters() if (id(p) in decays) == decayed], **options)
+            dict(params=[p for p in model.parameters() if (p.ndim >= 2) == decayed], **options)
             for decayed, options in ((True, {}), (False, dict(weight_decay=0.0)))
         ]
         self._optimizer = torch.optim.AdamW(
@@ -190,12 +189,13 @@ def peer_losses(model: RC3Model, rows: Rows) -> dict[str, Tensor]:
     labels = torch.cat([torch.ones(images), torch.zeros(2 * images)]).long().to(firsts.device)
     losses["itm"] = F.cross_entropy(model.matching_head(firsts), labels)
 
-    hidden = [states[:, 3]]
+    hidden, of_words = [states[:, 3]], list(seen)
     if "parallel" in kinds:
+        of_words.append("parallel")
         given, known = texts["m", "parallel"], texts["b", "parallel"]
         hidden.append(model.fusion(given.tokens, given.mask, known.tokens, known.mask))
-    positions = field("masked_positions", [*seen, *(k for k in kinds if k not in seen)])
-    words = field("masked_labels", [*seen, *(k for k in kinds if k not in seen)]).flatten()
+    positions = field("masked_positions", of_words)
+    words = field("masked_labels", of_words).flatten()
     places = positions[..., None].expand(-1, -1, states.shape[-1])
     found = model.masked_lm_head(torch.cat(hidden).gather(1, places)).flatten(0, 1)
     table = model.text.embeddings.word_embeddings.weight

@@ -146,18 +146,27 @@ def activation_bytes(
     return max(map(peak_bytes, traced)) / run.mesh.shape["tensor"]
 
 
+def step_flops(run: RunModel, rows: Mapping[str, int]) -> dict[str, tuple[float, float]]:
+    """FLOPs of each part of the model in a step, see `model_flops`.
+
+    Args:
+      rows: rows of each kind in a global batch.
+    """
+    once = {"model.remat": "none", "microbatches": 1}
+    return model_flops(
+        loss_jaxprs(run, rows, once, gradient=False),
+        loss_jaxprs(run, rows, once),
+        names=run.abstract_state.params,
+    )
+
+
 def count_work(run: RunModel, rows: Mapping[str, int]) -> Work:
     """The work of a step.
 
     Args:
       rows: rows of each kind in a global batch.
     """
-    once = {"model.remat": "none", "microbatches": 1}
-    model = model_flops(
-        loss_jaxprs(run, rows, once, gradient=False),
-        loss_jaxprs(run, rows, once),
-        names=run.abstract_state.params,
-    )
+    model = step_flops(run, rows)
     shared = loss_jaxprs(run, rows, mesh=run.mesh)
     flops = sum(one.flops for jaxpr in shared for one in products(jaxpr))
     local = loss_jaxprs(run, rows_of_a_device(rows, run.mesh))

@@ -73,6 +73,8 @@ def rc3(config, rows, words):
     kinds = ["strict"] * bool(weights.xvtcl and "strict" in rows)
     kinds += ["weak"] * bool(weights.xvtcl_weak and not off and weak)
     contrasted, same_image = sum(rows[kind] for kind in kinds), bool(objective.same_image_negatives)
+    # Soft targets have no positive that a same-image negative could be set against.
+    positives = [k for k in kinds if k == "strict" or "soft" not in objective.regularizer]
     matched = images * bool(weights.itm)
     wrong_text = bool(weights.itm or (kinds and same_image))
     fused = max(matched, contrasted) + max(matched, contrasted * same_image) + matched + contrasted
@@ -81,16 +83,15 @@ def rc3(config, rows, words):
     total = images * (patches(model) + regions(model)) + _texts(objective, rows, kinds) * text(
         model, length
     )
-    total += fused * fusion(model, length, tokens) + contrasted * (2 + same_image) * readout
+    total += fused * fusion(model, length, tokens)
+    total += (2 * contrasted + same_image * sum(rows[kind] for kind in positives)) * readout
     read = max(matched, contrasted, images * bool(weights.mclm))
     total += (read + matched) * view(model, tokens)  # the row's own image, and a wrong one
     total += 3 * matched * (4 * width**2 + 8 * width)  # the matching head
     squares = 2 * images**2 * bool(weights.itc)
     squares += sum(rows.get(kind, 0) for kind in ALIGNED) ** 2 * bool(weights.xtcl)
     squares += (wrong_text + bool(weights.itm)) * images**2
-    squares += sum(
-        rows[k] ** 2 for k in kinds if k == "strict" or "soft" not in objective.regularizer
-    )
+    squares += sum(rows[kind] ** 2 for kind in positives)
     if "weak" in kinds and {*objective.regularizer} & {"soft", "kl"}:
         squares += 2 * weak**2
     total += 2 * size * squares
