@@ -6,6 +6,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -21,7 +22,8 @@ from rc3_jax.models.beit import PUBLISHED_NAMES
 from rc3_jax.models.towers import TOWERS
 from rc3_jax.settings import ConfigError
 from rc3_jax.systems import abstract_params
-from rc3_jax.training.checkpoint import read_params, save_params
+from rc3_jax.training.checkpoint import Checkpoints, read_params, save_params
+from rc3_jax.training.state import TrainState
 from tests.tiny import tiny_cclm
 from tests.vision_reference import random_like, require
 
@@ -138,6 +140,19 @@ def test_numbers_that_are_not_finite_are_refused_on_the_way_out(exported, tmp_pa
     with pytest.raises(ConfigError, match=f"{run}.*{name}"):
         convert(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_checkpoint_of_a_run_that_ended_in_nan_is_converted(exported, tmp_path):
+    run = shutil.copytree(
+        exported.run, tmp_path / "run", ignore=lambda *_: ["params", "checkpoints"]
+    )
+    spoilt = jax.tree.map(lambda x: np.full_like(x, np.nan), exported.params)
+    with Checkpoints(run, keep=2) as checkpoints:
+        for step, params in enumerate((exported.params, spoilt)):
+            checkpoints.save(step, TrainState(jnp.int32(step), params, None, None))
+    with pytest.raises(ConfigError, match="such as an earlier one"):
+        to_hf(run, tmp_path / "text", part="text")
+    to_hf(run, tmp_path / "text", part="text", step=0)
 
 
 def test_a_sigmoid_contrast_of_cclm_is_refused(tmp_path):
