@@ -10,11 +10,12 @@ from rc3_jax.data.example import abstract_batch
 from rc3_jax.observe.counting import model_flops, peak_bytes, products, quadratic_arrays
 from rc3_jax.parallel.mesh import one_device_mesh
 from rc3_jax.systems import system_of
-from rc3_jax.training.aot import abstract_run, activation_bytes, loss_jaxprs
+from rc3_jax.training.aot import abstract_run, activation_bytes, loss_jaxprs, step_flops
 from tests.observe import formulas
-from tests.tiny import tiny_cclm, tiny_config
+from tests.tiny import load_config, tiny_cclm, tiny_config
 
 WORDS = 300
+DEMO_ROWS = {"strict": 32, "weak": 16, "parallel": 16}
 RC3_ROWS = {"strict": 8, "weak": 4, "parallel": 4}
 CCLM_ROWS = {"captioned": 8, "parallel": 4, "region": 2}
 
@@ -72,6 +73,15 @@ def test_a_step_takes_three_times_the_forward_pass_except_for_pixels():
     recomputed = loss_jaxprs(run, RC3_ROWS, {"model.remat": "full"})
     total = sum(one.flops for jaxpr in recomputed for one in products(jaxpr))
     assert total > 1.2 * sum(step for _, step in parts.values())
+
+
+def test_the_demos_step_takes_no_more_work_and_memory_than_it_did():
+    """Raise these figures only where a change is worth its cost."""
+    config = load_config("bench", "size=demo")
+    run = abstract_run(config, jax.devices()[:1], DEMO_ROWS, config.data.tokenizer.vocab_size)
+    work = sum(step for _, step in step_flops(run, DEMO_ROWS).values())
+    assert work == pytest.approx(13.734e9, rel=1e-3)
+    assert activation_bytes(run, DEMO_ROWS) == pytest.approx(262.4 * 2**20, rel=0.01)
 
 
 def test_loops_recomputation_and_devices_count_as_often_as_they_run():
