@@ -17,7 +17,8 @@ CROP_RATIO = (3 / 4, 4 / 3)
 MIN_VISIBLE = 0.5
 """Share of a box that has to be in a crop for it to count as visible."""
 
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
+_SAME = np.eye(3, 4)
+_GREY = np.tile([0.299, 0.587, 0.114, 0], (3, 1))  # ITU-R 601, as in Pillow's conversion to grey
 cv2.setNumThreads(1)  # rows are made in threads or processes already
 
 
@@ -55,7 +56,7 @@ def augment(
       to it; bool `[regions]`, which boxes are still visible.
     """
     height, width = picture.shape[:2]
-    crop = crop or _random_crop(width, height, rng, crop_scale)
+    crop = crop or random_crop(width, height, rng, crop_scale)
     factors = 1 + np.multiply(jitter, rng.uniform(-1, 1, 3))
     flip = bool(rng.random() < 0.5) and may_flip
 
@@ -97,7 +98,7 @@ def _resized(pixels: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(small, square, interpolation=cv2.INTER_CUBIC)
 
 
-def _random_crop(
+def random_crop(
     width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]
 ) -> tuple[int, int, int, int]:
     """Draws x1, y1, x2, y2, whole pixels and at least one.
@@ -115,7 +116,7 @@ def _random_crop(
     aspect = math.exp(rng.uniform(math.log(least), math.log(most)))
     crop_width = min(width, math.sqrt(area * width * height * aspect))
     crop_height = min(height, math.sqrt(area * width * height / aspect))
-    x1, y1 = rng.random(2) * [width - crop_width, height - crop_height]
+    x1, y1 = (rng.random(2) * [width - crop_width, height - crop_height]).tolist()
     left, top = min(round(x1), width - 1), min(round(y1), height - 1)
     right, bottom = round(x1 + crop_width), round(y1 + crop_height)
     return left, top, max(right, left + 1), max(bottom, top + 1)
@@ -140,7 +141,6 @@ def _jittered(
     All three are affine in the colour, so their product is one 3x4 matrix; only the end result
     is clipped.
     """
-    shift = (1 - contrast) * brightness * (_LUMA @ cv2.mean(pixels)[:3])
-    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
-    matrix = np.column_stack([brightness * contrast * mix, np.full(3, shift)])
+    matrix = brightness * contrast * (saturation * _SAME + (1 - saturation) * _GREY)
+    matrix[:, 3] = (1 - contrast) * brightness * (_GREY[0, :3] @ cv2.mean(pixels)[:3])
     return cv2.transform(pixels, matrix)
