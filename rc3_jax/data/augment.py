@@ -76,7 +76,7 @@ def augment(
     if boxes is None:
         return pixels, np.zeros((0, 4), np.float32), np.zeros(0, bool)
     seen = np.multiply((x1, y1, x2, y2), by) / (width, height, width, height)
-    boxes, visible = crop_boxes(boxes.astype(np.float64), np.minimum(seen, 1), MIN_VISIBLE)
+    boxes, visible = crop_boxes(boxes.astype(np.float64), seen, MIN_VISIBLE)
     if flip:
         boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
     return pixels, boxes.astype(np.float32), visible
