@@ -1,15 +1,22 @@
-"""Measures speed and memory: of a training step, or of the losses that compare all pairs of a batch.
+"""Measures speed and memory: of a training step, of the losses that compare all pairs of a batch, or
+of reading the data.
 
 python launch/bench.py step --size=demo
 python launch/bench.py step --size=wide --peer=torch
 python launch/bench.py step --config=configs/rc3_base.py:root=/any --config.batch_size=256
 python launch/bench.py losses --batch=16384
 python launch/bench.py losses --batch=131072 --devices=8 --memory_only
+python launch/bench.py data --size=quarter --peer=torch
+python launch/bench.py data --config=configs/rc3_base.py:root=/data/pairs --chip=v5e
 
 `step` runs the step of a configuration on random rows, for --rounds times --seconds. --peer=torch
 lets PyTorch take the same steps in turn, in a process of its own, and prints the ratio of both. With
 --worker it serves a program that alternates several workers: it prints a line of JSON about the step
 when it is ready, and then answers each line of its input, a number of seconds, with a line of JSON.
+
+`data` makes rows of the configuration's images with texts on one core, stage by stage; without
+data.sources, of generated scenes with JPEGs of 500 x 375 and 1600 x 1200 pixels in their place.
+--peer=torch lets PyTorch's DataLoader with Pillow take turns. --chip says how many cores feed a chip.
 
 Memory is what the compiled program reserves for temporaries on each device, for value and gradient;
 the seconds of `losses` are the least of a few repetitions. Simulated CPU devices (--devices) share
@@ -19,9 +26,11 @@ the machine's cores: their memory is meaningful, their speed is not.
 import contextlib
 import itertools
 import json
+import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 from absl import app, flags
@@ -35,16 +44,18 @@ from rc3_jax.settings import ConfigError
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     "configs/bench.py",
-    "step: the configuration; --size=NAME is a size of configs/bench.py.",
+    "step, data: the configuration; --size=NAME is a size of configs/bench.py.",
 )
 SECONDS = flags.DEFINE_float("seconds", 10.0, "step: seconds of a round.", lower_bound=0.0)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "step: rounds.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "step, data: rounds.", lower_bound=1)
 ENGINES = ["jax", "torch", "torch_compiled"]
 ENGINE = flags.DEFINE_enum("engine", "jax", ENGINES, "step: what takes the steps.")
-PEER = flags.DEFINE_enum("peer", None, ENGINES, "step: what takes steps in turn, for the ratio.")
+PEER = flags.DEFINE_enum("peer", None, ENGINES, "step, data: what takes turns, for the ratio.")
 DEVICE = flags.DEFINE_string("device", "cpu", "step: PyTorch's device, such as cuda.")
 WORKER = flags.DEFINE_bool("worker", False, "step: serves a program that alternates workers.")
-JSON = flags.DEFINE_bool("json", False, "step: prints JSON instead of a table.")
+JSON = flags.DEFINE_bool("json", False, "step, data: prints JSON instead of a table.")
+PICTURES = flags.DEFINE_integer("pictures", 32, "data: pictures of a round.", lower_bound=1)
+CHIP = flags.DEFINE_string("chip", None, "data: a TPU, such as v5e, that cores are to feed.")
 define_cluster_flags()
 BATCH = flags.DEFINE_multi_integer(
     "batch", [16384], "losses: rows of the global batch; may be repeated."
@@ -210,7 +221,40 @@ def measure(loss: str, transport: str, batch: int, mesh) -> tuple[str, str]:
     return memory, f"{min(seconds):.2f}"
 
 
-COMMANDS = dict(step=step, losses=losses)
+def data() -> None:
+    """Measures how rows are made."""
+    from rc3_jax.observe.data_bench import GENERATED, DataBench, write_pictures
+
+    generated = {} if CONFIG.value.data.sources else GENERATED
+    bench = DataBench(CONFIG.value, PICTURES.value)
+    results: list[dict] = []
+
+    def add(pictures: str) -> None:
+        stages = bench.measure(ROUNDS.value, peer=PEER.value is not None)
+        found = dict(pictures=pictures, rows_a_second_by_threads=bench.threads(), stages=stages)
+        chip = {f"cores_a_{CHIP.value}": bench.cores(CHIP.value, stages)} if CHIP.value else {}
+        results.append(chip | found)
+
+    if not generated:
+        add("of the configuration")
+    for size, quality in generated.items():
+        with tempfile.TemporaryDirectory() as folder:
+            paths = write_pictures(pathlib.Path(folder), size, quality, PICTURES.value)
+            bench.use_pictures(paths)
+            kilobytes = statistics.mean(path.stat().st_size for path in paths) / 1e3
+            add(f"{size[0]} x {size[1]}, {kilobytes:.0f} kB")
+    if JSON.value:
+        print(json.dumps(results))
+        return
+    for result in results:
+        stages = result.pop("stages")
+        table = Table("stage", *next(iter(stages.values())), title=result.pop("pictures"))
+        for name, times in stages.items():
+            table.add_row(name, *(f"{value:,.2f}" for value in times.values()))
+        Console(soft_wrap=True).print(table, result)
+
+
+COMMANDS = dict(step=step, losses=losses, data=data)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -16,7 +16,8 @@ import ml_collections
 import numpy as np
 from jaxtyping import Int
 
-from rc3_jax.data.image import augment, crop_boxes, decode, resize
+from rc3_jax.data.augment import augment, crop_boxes
+from rc3_jax.data.image import decode, read_header, resize
 from rc3_jax.data.kinds import KINDS, LanguagePair
 from rc3_jax.data.left_right import speaks_of_sides
 from rc3_jax.data.record import BadRecord, Element, Record
@@ -63,7 +64,7 @@ def training_row(
     if not has_image:
         return row
     pixels, boxes, visible = augment(
-        decode(record.image, record.where),
+        read_header(record.image, record.where),
         record.boxes,
         config.model.patch.image_size,
         rng,
@@ -106,8 +107,8 @@ def region_row(
       `tokens_inside`; `boxes` float32 `[N, 4]`, centre, width and height as fractions of `image`;
       `is_image` bool `[N]`, texts about the whole image.
     """
-    pixels = decode(record.image, record.where)
-    height, width = pixels.shape[:2]
+    picture = read_header(record.image, record.where)
+    height, width = picture.shape[:2]
     boxes = np.array([element.box for element in record.elements])
     crop = crop_around(boxes[rng.integers(len(boxes))], width, height, rng)
     _, visible = crop_boxes(boxes, np.divide(crop, [width, height] * 2), _MORE_THAN_HALF)
@@ -123,7 +124,7 @@ def region_row(
         drawn.append((language, draw(captions[slot][language], rng)))
 
     image, corners, _ = augment(
-        pixels,
+        picture,
         np.array([(0, 0, 1, 1), *boxes])[slots],
         config.model.patch.image_size,
         rng,

@@ -1,19 +1,19 @@
-"""One image: from an encoded file to augmented pixels, with the boxes that lie on it."""
+"""One image: from an encoded file to pixels, upright and in RGB."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
-import math
 import pathlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
-from rc3_jax.data.rand_augment import rand_augment
 from rc3_jax.data.record import BadRecord, ImageLike
 
 # Pillow can open more, but some of it (EPS) runs other programs.
@@ -21,15 +21,11 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 MAX_PIXELS = 2**26
 """Larger images (67 million pixels, 200 MB once decoded) are refused: a header of a few bytes
 may claim any size."""
-CROP_RATIO = (3 / 4, 4 / 3)
-"""Least and largest width/height of a random crop."""
-MIN_VISIBLE = 0.5
-"""Share of a box that has to be in a crop for it to count as visible."""
 
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 """EXIF orientation → what turns the image upright."""
-_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's conversion to grey
+_FAST = ("YCbCr", "RGB", "Gray")  # colours of the JPEGs that simplejpeg makes RGB as Pillow does
 
 
 def decode(image: ImageLike | None, where: str, min_side: int | None = None) -> np.ndarray:
@@ -47,6 +43,18 @@ def decode(image: ImageLike | None, where: str, min_side: int | None = None) -> 
     Raises:
       BadRecord: missing, truncated, undecodable or too large.
     """
+    picture = read_header(image, where)
+    if isinstance(picture, np.ndarray):
+        return picture
+    return picture.decode(picture.reduction(*picture.size, min_side) if min_side else 1)
+
+
+def read_header(image: ImageLike | None, where: str) -> np.ndarray | Encoded:
+    """Reads an image as `decode` does, but decodes none of its pixels; drawn ones are returned.
+
+    Raises:
+      BadRecord: missing, too large, or no image.
+    """
     if image is None:
         raise BadRecord(where, "the record has no image; it cannot be used where one is needed")
     given = image() if callable(image) else image
@@ -55,12 +63,79 @@ def decode(image: ImageLike | None, where: str, min_side: int | None = None) -> 
             problem = f"drawn image is {given.dtype} {list(given.shape)}"
             raise BadRecord(where, f"{problem}; it must be uint8 [height, width, 3]")
         return given
-    with _opened(given, where) as opened:
-        transpose = _UPRIGHT.get(_orientation(opened))
-        if min_side is not None:
-            opened.draft(None, (min_side, min_side))
-        rgb = _to_rgb(opened)
-        return np.array(rgb if transpose is None else rgb.transpose(transpose))
+    with _opened(given, where, _name(given)) as opened:
+        data = given if isinstance(given, bytes) else given.read_bytes()
+        jpeg = opened.format in ("JPEG", "MPO")
+        return Encoded(data, where, _name(given), opened.size, _orientation(opened), jpeg)
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """An encoded image whose header has been read.
+
+    Attributes:
+      data: the whole file.
+      where: the record, for error messages.
+      name: what they call the image.
+      size: width and height of the stored image.
+      orientation: EXIF, 1 to 8.
+      jpeg: whether it may be decoded at a smaller size.
+    """
+
+    data: bytes
+    where: str
+    name: str
+    size: tuple[int, int]
+    orientation: int
+    jpeg: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """That of all pixels of the upright image."""
+        width, height = self.size
+        return (width, height, 3) if self.orientation >= 5 else (height, width, 3)
+
+    def reduction(self, width: int, height: int, side: int) -> int:
+        """The largest of 1, 2, 4, 8 by which decoding may reduce the image so that a part of
+        `width` x `height` pixels keeps at least `side` along both.
+
+        What is to be turned is reduced only without a rest, which would come to lie at another edge.
+        """
+        for by in (8, 4, 2):
+            exact = self.orientation == 1 or not any(length % by for length in self.size)
+            if self.jpeg and exact and min(width, height) >= by * side:
+                return by
+        return 1
+
+    def decode(self, reduction: int = 1) -> np.ndarray:
+        """The pixels, those of a JPEG at 1 / `reduction` of width and height, rounded up.
+
+        Both decoders are libjpeg-turbo with the same settings. The faster one refuses files with
+        any fault; Pillow then says what is wrong, or reads them in spite of it.
+
+        Raises:
+          BadRecord: truncated or undecodable.
+        """
+        pixels = self._decode_fast(reduction) if self.jpeg else None
+        if pixels is None:
+            with _opened(self.data, self.where, self.name) as opened:
+                opened.draft(None, (self.size[0] // reduction, self.size[1] // reduction))
+                pixels = np.array(_to_rgb(opened))
+        if (transpose := _UPRIGHT.get(self.orientation)) is None:
+            return pixels
+        return np.array(Image.fromarray(pixels).transpose(transpose))
+
+    def _decode_fast(self, reduction: int) -> np.ndarray | None:
+        """The stored pixels; None for what is left to Pillow."""
+        width, height = self.size
+        rows, columns = -(-height // reduction), -(-width // reduction)
+        with contextlib.suppress(ValueError):
+            header = simplejpeg.decode_jpeg_header(self.data)
+            if header[:2] == (height, width) and header[2] in _FAST:
+                return simplejpeg.decode_jpeg(
+                    self.data, min_height=rows, min_width=columns, min_factor=reduction
+                )
+        return None
 
 
 class BrightnessError(ValueError):
@@ -81,9 +156,13 @@ def image_frame(image: pathlib.Path | bytes, where: str) -> Frame:
     Raises:
       BadRecord: missing, undecodable or too large.
     """
-    with _opened(image, where) as opened:
+    with _opened(image, where, _name(image)) as opened:
         orientation = _orientation(opened)
         return Frame(*(opened.size[::-1] if orientation >= 5 else opened.size), orientation)
+
+
+def _name(image: pathlib.Path | bytes) -> str:
+    return "image" if isinstance(image, bytes) else f"{image}: image"
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -91,63 +170,9 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def augment(
-    pixels: np.ndarray,
-    boxes: np.ndarray | None,
-    size: int,
-    rng: np.random.Generator,
-    *,
-    crop_scale: tuple[float, float] = (1.0, 1.0),
-    crop: tuple[float, float, float, float] | None = None,
-    jitter: float | Sequence[float] = 0.0,
-    may_flip: bool = False,
-    operations: tuple[int, float] = (0, 0),
-    geometric: bool = False,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Crops at random, resizes (bicubic, antialiased), jitters colours and maybe mirrors.
-
-    Args:
-      pixels: uint8 `[height, width, 3]`.
-      boxes: `[regions, 4]`, x1, y1, x2, y2 as fractions of width and height; None for none.
-      size: side of the square that is returned.
-      rng: the only source of randomness.
-      crop_scale: least and largest share of the area that a crop keeps.
-      crop: x1, y1, x2, y2 in pixels; instead of a random one.
-      jitter: brightness, contrast and saturation are multiplied by factors drawn uniformly
-        from [1 - jitter, 1 + jitter]; one strength or three. 0 leaves the colours alone.
-      may_flip: mirror half of the images. Not where a text speaks of sides (left_right.py).
-      operations: number and magnitude of further changes, see `rand_augment`.
-      geometric: these may move what the image shows, for which there must be no boxes.
-
-    Returns:
-      uint8 `[size, size, 3]`; boxes float32 `[regions, 4]`, moved with the picture and clipped
-      to it; bool `[regions]`, which boxes are still visible.
-    """
-    height, width = pixels.shape[:2]
-    crop = crop or _random_crop(width, height, rng, crop_scale)
-    factors = 1 + np.broadcast_to(jitter, 3) * rng.uniform(-1, 1, 3)
-    flip = bool(rng.random() < 0.5) and may_flip
-
-    image = Image.fromarray(pixels).resize(
-        (size, size), Image.Resampling.BICUBIC, box=crop, reducing_gap=3.0
-    )
-    if np.any(factors != 1):
-        image = _jittered(image, *np.maximum(factors, 0))
-    if flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    image = rand_augment(image, *operations, rng, geometric)
-
-    boxes = np.zeros((0, 4)) if boxes is None else np.asarray(boxes, np.float64)
-    boxes, visible = crop_boxes(boxes, np.divide(crop, [width, height] * 2), MIN_VISIBLE)
-    if flip:
-        boxes = np.stack([1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]], axis=1)
-    return np.array(image), boxes.astype(np.float32), visible
-
-
 @contextlib.contextmanager
-def _opened(image: pathlib.Path | bytes, where: str) -> Iterator[Image.Image]:
+def _opened(image: pathlib.Path | bytes, where: str, name: str) -> Iterator[Image.Image]:
     """Opens an encoded image; whatever goes wrong, here or in the body, is a BadRecord."""
-    name = "image" if isinstance(image, bytes) else f"{image}: image"
     source = io.BytesIO(image) if isinstance(image, bytes) else image
     try:
         with Image.open(source, formats=FORMATS) as opened:
@@ -211,51 +236,3 @@ def as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
     deep = high > 255 or mode not in ("F", "I")
     white = 1 if mode == "F" and high <= 1 else 255
     return (grey.astype(np.int64) >> 8 if deep else grey * (255 / white)).astype(np.uint8)
-
-
-def _random_crop(
-    width: int, height: int, rng: np.random.Generator, scale: tuple[float, float]
-) -> tuple[float, float, float, float]:
-    """Draws x1, y1, x2, y2 in pixels.
-
-    The area is uniform in `scale`, the ratio log-uniform in what of CROP_RATIO fits the image at
-    this area. In an image so elongated that nothing fits, the crop is the largest of the nearest
-    ratio.
-    """
-    area = rng.uniform(*scale)
-    least = max(CROP_RATIO[0], area * width / height)
-    most = min(CROP_RATIO[1], width / height / area)
-    if least > most:
-        least = most = nearest = np.clip(width / height, *CROP_RATIO)
-        area = min(width / height / nearest, nearest * height / width)
-    aspect = math.exp(rng.uniform(math.log(least), math.log(most)))
-    crop_width = min(width, math.sqrt(area * width * height * aspect))
-    crop_height = min(height, math.sqrt(area * width * height / aspect))
-    x1, y1 = rng.random(2) * [width - crop_width, height - crop_height]
-    return x1, y1, min(x1 + crop_width, width), min(y1 + crop_height, height)
-
-
-def crop_boxes(
-    boxes: np.ndarray, crop: np.ndarray, min_visible: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes as fractions of the crop (itself fractions), clipped, and which remain visible."""
-    origin, extent = np.tile(crop[:2], 2), np.tile(crop[2:] - crop[:2], 2)
-    moved = (boxes - origin) / extent
-    clipped = np.clip(moved, 0, 1)
-    area, kept = (np.prod(b[:, 2:] - b[:, :2], axis=1) for b in (moved, clipped))
-    return clipped, (kept > 0) & (kept >= min_visible * area)
-
-
-def _jittered(
-    image: Image.Image, brightness: float, contrast: float, saturation: float
-) -> Image.Image:
-    """Scales brightness, then contrast around the mean grey, then saturation, in one pass.
-
-    All three are affine in the colour, so their product is one 3x4 matrix; only the end result
-    is clipped.
-    """
-    mean_colour = image.resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
-    shift = (1 - contrast) * brightness * (_LUMA @ mean_colour)
-    mix = saturation * np.eye(3) + (1 - saturation) * _LUMA
-    matrix = np.column_stack([brightness * contrast * mix, np.full(3, shift)])
-    return image.convert("RGB", tuple(matrix.ravel().tolist()))

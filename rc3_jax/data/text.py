@@ -104,16 +104,17 @@ def mask_tokens(
       The masked ids int32 `[length]`; the positions and the original ids of the masked tokens,
       int32 `[most]`, padded with position 0 and `IGNORED`.
     """
-    inner = np.flatnonzero(~np.isin(ids, (BOS_ID, PAD_ID) if mask_eos else FRAME_IDS))
-    maskable = set(inner.tolist())
+    frame = (BOS_ID, PAD_ID) if mask_eos else FRAME_IDS
+    inner = [place for place, token in enumerate(ids.tolist()) if token not in frame]
+    maskable = set(inner)
     length = len(inner) + mask_eos  # of <s>, which is not maskable
     count = min(most, max(1, round(share * length)), len(inner))
     chosen: dict[int, None] = {}
-    for start in rng.permutation(inner):
+    for start in rng.permutation(inner).tolist():
         if mask_eos and start in chosen:
             continue
-        span = rng.integers(2, 4) if rng.random() < span_chance else 1
-        chosen.update(dict.fromkeys(p for p in range(start, start + span) if p in maskable))
+        span = int(rng.integers(2, 4)) if rng.random() < span_chance else 1
+        chosen.update((place, None) for place in range(start, start + span) if place in maskable)
         if len(chosen) >= count:
             break
     picked = np.fromiter(chosen, np.int32, len(chosen))

@@ -15,6 +15,7 @@ import numpy as np
 
 from rc3_jax.config import PretrainSettings
 from rc3_jax.data.example import abstract_batch
+from rc3_jax.data.kinds import KINDS, wanted
 from rc3_jax.data.stream import batch_rows
 from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -99,10 +100,9 @@ class StepBench(Timed):
         return float(metrics["loss"])  # waits for the step
 
 
-def rows_of(config: ml_collections.ConfigDict) -> dict[str, int]:
+def rows_of(config: ml_collections.ConfigDict | PretrainSettings) -> dict[str, int]:
     """Rows of each kind that has a share of the batch."""
-    kinds = [kind for kind, share in config.batch_mix.items() if share]
-    return batch_rows(config.batch_size, config.batch_mix, kinds)
+    return batch_rows(config.batch_size, config.batch_mix, wanted(KINDS, config.batch_mix))
 
 
 def random_batch(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rc3_jax.data import image
+from rc3_jax.data.augment import augment
 
 
 def photograph(height: int = 60, width: int = 90, seed: int = 0) -> np.ndarray:
@@ -42,7 +43,7 @@ boxes_in_the_unit_square = st.tuples(
 @given(seed=st.integers(0, 10**6), boxes=st.lists(boxes_in_the_unit_square, max_size=4))
 def test_boxes_follow_the_crop_that_the_pixels_show(seed, boxes):
     height, width = 160, 240
-    pixels, moved, visible = image.augment(
+    pixels, moved, visible = augment(
         coordinates(height, width),
         np.reshape(np.array(boxes, np.float32), (-1, 4)),
         64,
@@ -66,7 +67,7 @@ def test_boxes_follow_the_crop_that_the_pixels_show(seed, boxes):
 def test_crops_use_the_whole_range_of_areas_ratios_and_places():
     areas, ratios, places = [], [], []
     for seed in range(300):
-        pixels, *_ = image.augment(
+        pixels, *_ = augment(
             coordinates(100, 100), None, 32, np.random.default_rng(seed), crop_scale=(0.2, 1.0)
         )
         x1, y1, x2, y2 = crop_seen_in(pixels)
@@ -84,7 +85,7 @@ def test_crops_use_the_whole_range_of_areas_ratios_and_places():
 
 def test_elongated_image_gives_the_largest_crop_of_the_nearest_ratio():
     for seed in range(5):
-        pixels, *_ = image.augment(
+        pixels, *_ = augment(
             coordinates(40, 240), None, 64, np.random.default_rng(seed), crop_scale=(0.9, 1.0)
         )
         x1, y1, x2, y2 = crop_seen_in(pixels)
@@ -96,16 +97,47 @@ def test_elongated_image_gives_the_largest_crop_of_the_nearest_ratio():
 def test_tiny_images_are_augmented(shape):
     picture = np.full((*shape, 3), 77, np.uint8)
     for seed in range(20):
-        pixels, *_ = image.augment(
+        pixels, *_ = augment(
             picture, None, 16, np.random.default_rng(seed), crop_scale=(0.01, 1.0), may_flip=True
         )
         assert pixels.shape == (16, 16, 3) and np.all(pixels == 77)
 
 
-def test_crop_of_everything_is_the_evaluation_resize():
-    picture = photograph(50, 50)
-    pixels, *_ = image.augment(picture, None, 32, np.random.default_rng(0), crop_scale=(1.0, 1.0))
-    assert np.array_equal(pixels, image.resize(picture, 32))
+def whole_resized(picture: np.ndarray, size: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return augment(picture, None, size, rng, crop=(0, 0, *picture.shape[1::-1]))[0].astype(float)
+
+
+def test_crop_of_everything_is_near_the_evaluation_resize():
+    for height, width in ((20, 20), (32, 32), (50, 50), (40, 70), (90, 150)):
+        picture = photograph(height, width)
+        difference = whole_resized(picture, 32) - image.resize(picture, 32)
+        assert np.abs(difference).max() <= 6, (height, width)  # of 255
+
+
+def area_mean(picture: np.ndarray, size: int) -> np.ndarray:
+    """The mean over the area of each new pixel."""
+
+    def weights(side: int) -> np.ndarray:
+        edges, old = np.arange(size + 1) * side / size, np.arange(side)
+        ends = np.minimum(edges[1:, None], old + 1) - np.maximum(edges[:-1, None], old)
+        return np.maximum(ends, 0) * size / side
+
+    height, width = picture.shape[:2]
+    return np.einsum("ih,jw,hwc->ijc", weights(height), weights(width), picture.astype(float))
+
+
+@pytest.mark.parametrize("shape", [(80, 80), (96, 70), (64, 96), (130, 120), (200, 40)])
+def test_shrinking_removes_patterns_that_are_too_fine(shape):
+    rng = np.random.default_rng(0)
+    for picture in (
+        rng.integers(0, 256, (*shape, 3)),
+        np.tile(np.indices(shape).sum(axis=0)[..., None] % 2 * 255, 3),
+    ):
+        picture = picture.astype(np.uint8)
+        expected, found = area_mean(picture, 32), whole_resized(picture, 32)
+        assert abs(found.mean() - expected.mean()) < 2
+        assert found.std() < expected.std() + 0.05 * picture.std()
 
 
 def test_augmentation_is_a_function_of_the_generator_alone():
@@ -114,7 +146,7 @@ def test_augmentation_is_a_function_of_the_generator_alone():
     def augmented(seed):
         rng = np.random.default_rng(seed)
         options = {"crop_scale": (0.2, 1.0), "jitter": 0.4, "may_flip": True}
-        return image.augment(picture, boxes, 32, rng, **options)
+        return augment(picture, boxes, 32, rng, **options)
 
     for first, second in zip(augmented(3), augmented(3), strict=True):
         assert np.array_equal(first, second)
@@ -126,7 +158,7 @@ def test_half_is_mirrored_and_only_where_allowed():
     mirrored = 0
     for seed in range(200):
         pixels = {
-            may_flip: image.augment(
+            may_flip: augment(
                 picture,
                 None,
                 32,
@@ -147,7 +179,7 @@ def test_half_is_mirrored_and_only_where_allowed():
 
 def jittered(picture: np.ndarray, jitter, seed: int) -> np.ndarray:
     options = {"crop_scale": (1.0, 1.0), "jitter": jitter}
-    pixels, *_ = image.augment(picture, None, 48, np.random.default_rng(seed), **options)
+    pixels, *_ = augment(picture, None, 48, np.random.default_rng(seed), **options)
     return pixels.astype(float)
 
 

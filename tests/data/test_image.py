@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from rc3_jax.data import image
+from rc3_jax.data.augment import augment
 from rc3_jax.data.record import BadRecord
 
 
@@ -174,7 +175,7 @@ def test_real_photographs(shared_data):
         for path in sorted((shared_data / folder / "images").iterdir())[:40]:
             pixels = image.decode(path, "here")
             assert image.image_frame(path, "here")[:2] == pixels.shape[1::-1]
-            augmented, *_ = image.augment(
+            augmented, *_ = augment(
                 pixels, None, 64, np.random.default_rng(0), crop_scale=(0.2, 1.0), jitter=0.4
             )
             assert augmented.shape == (64, 64, 3) and augmented.std() > 1

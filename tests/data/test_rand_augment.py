@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from rc3_jax.data import rand_augment as module
-from rc3_jax.data.image import augment
+from rc3_jax.data.augment import augment
 from rc3_jax.data.rand_augment import (
     COLOUR_OPERATIONS,
     GEOMETRIC_OPERATIONS,
