@@ -33,7 +33,6 @@ class LineFile:
 
     def __init__(self, path: pathlib.Path, is_unpacked: bool = False):
         self.path, self.is_unpacked = path, is_unpacked
-        self._stamp = None if is_unpacked else _stamp(path)
 
     @classmethod
     def temporary(cls) -> LineFile:
@@ -45,24 +44,17 @@ class LineFile:
         return made
 
     def read(self, place: Place) -> str:
-        """The line at a place; raises BadRecord if that fails or the file has changed."""
+        """The line at a place; raises BadRecord if that fails or it is another one now."""
         try:
             with open(self.path, "rb") as file:
                 file.seek(place.offset)
                 line = file.readline()
-            if self._stamp not in (None, _stamp(self.path)):
-                raise BadRecord(place, "the file has changed since the start; start again")
         except OSError as error:
             raise BadRecord(place, f"cannot be read any more ({error})") from error
         text = _decoded(line, place)
-        if isinstance(text, BadRecord):
-            raise text
+        if zlib.crc32(line) != place.checksum or isinstance(text, BadRecord):
+            raise BadRecord(place, "the file has changed since the start; start again")
         return text
-
-
-def _stamp(path: pathlib.Path) -> tuple[int, int]:
-    found = os.stat(path)
-    return found.st_size, found.st_mtime_ns
 
 
 class Place(NamedTuple):
@@ -71,13 +63,14 @@ class Place(NamedTuple):
     Attributes:
       row: number of the line; for a row of a document what messages add to the path, `[3]` or
         `['key']`.
-      offset: first byte of the line in `file`.
+      offset, checksum: first byte of the line in `file`, and the CRC-32 of all.
       file: what the line can be read from again; None if it cannot.
     """
 
     path: pathlib.Path
     row: int | str
     offset: int = 0
+    checksum: int = 0
     file: LineFile | None = None
 
     def __str__(self) -> str:
@@ -91,12 +84,13 @@ class Place(NamedTuple):
 
 
 class Lines(Sequence[Place]):
-    """Places of lines that can be read again, in 12 bytes each."""
+    """Places of lines that can be read again, in 16 bytes each."""
 
     def __init__(self) -> None:
         self._files: list[tuple[pathlib.Path, LineFile | None]] = []
         self._starts: list[int] = []  # number of the first place in each file
         self._rows, self._offsets = array.array("i"), array.array("q")
+        self._checksums = array.array("I")
 
     def append(self, place: Place) -> None:
         """Adds the place of a line; those of one file follow one another."""
@@ -105,13 +99,14 @@ class Lines(Sequence[Place]):
             self._starts.append(len(self._rows))
         self._rows.append(int(place.row))
         self._offsets.append(place.offset)
+        self._checksums.append(place.checksum)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index):
         path, file = self._files[bisect.bisect(self._starts, index) - 1]
-        return Place(path, self._rows[index], self._offsets[index], file)
+        return Place(path, self._rows[index], self._offsets[index], self._checksums[index], file)
 
 
 def read_lines(
@@ -140,7 +135,7 @@ def read_lines(
             number = offset = 0
             while line := source.readline(max_bytes):
                 number += 1
-                place = Place(path, number, offset, file)
+                place = Place(path, number, offset, zlib.crc32(line), file)
                 start, part = offset, line
                 offset += len(line)
                 _write(copy, line, path)
