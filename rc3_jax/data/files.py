@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import stat
 
 from rc3_jax.data.record import BadRecord
 
@@ -31,8 +32,8 @@ def path_inside(root: str, field: str, name: str, where: object) -> pathlib.Path
     return pathlib.Path(path)
 
 
-class Listing:
-    """Finds the files of a folder as `path_inside` does, but lists each folder within it once.
+class FolderFiles:
+    """Finds the files of a folder as `path_inside` does, but resolves each folder within it once.
 
     Attributes:
       root: the real path of the folder.
@@ -40,24 +41,37 @@ class Listing:
 
     def __init__(self, root: str):
         self.root = root
-        self._folders: dict[str, tuple[str, frozenset[str]]] = {}
+        self._real: dict[str, str] = {}
 
     def path(self, field: str, name: str, where: object) -> str:
         """See `path_inside`."""
         folder, _, file = name.rpartition("/")
         if ".." not in name and "\\" not in name and not os.path.isabs(name):
-            real, files = self._folders.get(folder) or self._list(folder)
-            if file in files:
-                return f"{real}/{file}"
+            try:
+                if folder not in self._real:
+                    self._real[folder] = os.path.realpath(os.path.join(self.root, folder))
+                if self._has(real := self._real[folder], file):
+                    return f"{real}/{file}"
+            except (OSError, ValueError):  # path_inside says what is wrong
+                pass
         return str(path_inside(self.root, field, name, where))
 
-    def _list(self, folder: str) -> tuple[str, frozenset[str]]:
-        """The real path of a folder and its files, without symbolic links; kept from then on."""
-        try:
-            real = os.path.realpath(os.path.join(self.root, folder))
+    def _has(self, real: str, file: str) -> bool:
+        """Whether a folder has a file of this name that is no symbolic link."""
+        return stat.S_ISREG(os.lstat(f"{real}/{file}").st_mode)
+
+
+class Listing(FolderFiles):
+    """Lists each folder within it once, which is faster for many files. For the start alone."""
+
+    def __init__(self, root: str):
+        super().__init__(root)
+        self._names: dict[str, frozenset[str]] = {}
+
+    def _has(self, real: str, file: str) -> bool:
+        if (names := self._names.get(real)) is None:
+            self._names[real] = names = frozenset()
             with os.scandir(real) as entries:
-                files = frozenset(e.name for e in entries if e.is_file(follow_symlinks=False))
-        except (OSError, ValueError):
-            real, files = "", frozenset()
-        self._folders[folder] = real, files
-        return real, files
+                names = frozenset(e.name for e in entries if e.is_file(follow_symlinks=False))
+            self._names[real] = names
+        return file in names

@@ -1,4 +1,4 @@
-"""Files that rows name: a listing finds what looking for each would."""
+"""Files that rows name: found and refused as looking for each would."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rc3_jax.data.files import Listing, path_inside
+from rc3_jax.data.files import FolderFiles, Listing, path_inside
 from rc3_jax.data.record import BadRecord
 
 PARTS = ("images", "a.png", "b.png", "link", "link.png", "gone.png", "lost", "loop", "..", ".", "")
@@ -38,18 +38,20 @@ def _found(find, *arguments) -> str:
         return f"refused: {error}"
 
 
+@pytest.mark.parametrize("kind", [FolderFiles, Listing])
 @given(names=st.lists(st.lists(st.sampled_from(PARTS), max_size=4).map("/".join), max_size=5))
-def test_a_listing_finds_and_refuses_what_looking_for_each_would(root, names):
-    listing = Listing(str(root))
+def test_each_finds_and_refuses_what_looking_for_each_would(root, kind, names):
+    files = kind(str(root))
     names += [str(root / "a.png"), "images/a.png", "link/b.png"]
     for name in names:
         expected = _found(path_inside, str(root), "image", name, "rows:1")
-        assert _found(listing.path, "image", name, "rows:1") == expected
+        assert _found(files.path, "image", name, "rows:1") == expected
 
 
-def test_files_are_found_without_looking_for_each(root, monkeypatch):
-    listing = Listing(str(root))
+@pytest.mark.parametrize("kind", [FolderFiles, Listing])
+def test_files_are_found_without_looking_for_each(root, kind, monkeypatch):
+    files = kind(str(root))
     names = ("images/a.png", "images/b.png", "link/a.png", "a.png")
     expected = [str(path_inside(str(root), "image", name, "")) for name in names]
     monkeypatch.setattr("rc3_jax.data.files.path_inside", None)
-    assert [listing.path("image", name, "") for name in names] == expected
+    assert [files.path("image", name, "") for name in names] == expected

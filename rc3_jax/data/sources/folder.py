@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
-from rc3_jax.data.files import Listing, path_inside
+from rc3_jax.data.files import FolderFiles, Listing
 from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import (
@@ -95,7 +96,7 @@ class _FolderLines(Sequence[ImageRow]):
     """Rows of lines that are read again when they are asked for."""
 
     def __init__(self, root: str, skips: Skips):
-        self._root, self._skips = root, skips
+        self._files, self._skips = FolderFiles(root), skips
         self.places = Lines()
 
     def __len__(self) -> int:
@@ -104,7 +105,7 @@ class _FolderLines(Sequence[ImageRow]):
     def __getitem__(self, index):
         place = self.places[index]
         row = FolderRow.parse(read_again(place), place)
-        return _image_row(row, str(place), self._root, self._skips)
+        return _image_row(row, str(place), self._files, self._skips)
 
 
 class _SplitRow(Row):
@@ -168,13 +169,13 @@ def _image_and_texts(
     return image, translations, captions
 
 
-def _image_row(row: FolderRow, where: str, root: str, skips: Skips) -> ImageRow:
+def _image_row(row: FolderRow, where: str, files: FolderFiles, skips: Skips) -> ImageRow:
     """A row with its boxes, for which the image's header and its region file are read."""
-    image = path_inside(root, "image", row.image, where)
+    image = pathlib.Path(files.path("image", row.image, where))
     given = None if row.width is None or row.height is None else (row.width, row.height)
     boxes = features = None
     if row.region_features:
-        path = path_inside(root, "region_features", row.region_features, where)
+        path = pathlib.Path(files.path("region_features", row.region_features, where))
         frame = image_frame(image, where)
         boxes, features = load_region_file(path, where, frame, given, skips)
     elif drawn := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
