@@ -11,7 +11,7 @@ Rows with an equal text are told apart where losses are computed, see `text_numb
 from __future__ import annotations
 
 import array
-import hashlib
+import os
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -26,6 +26,11 @@ _BETWEEN_WORDS = re.compile(
     r"\u3001-\u3003\u3008-\u3011\u3014-\u301f]+"
 )
 """White space and punctuation, after NFKC; not symbols, nor the marks that are a part of letters."""
+
+_ASCII_AS_SPACES = bytes(
+    32 if code < 128 and _BETWEEN_WORDS.match(chr(code)) else code for code in range(256)
+)
+_OTHERS = re.compile(f"[{''.join(filter(_BETWEEN_WORDS.match, map(chr, range(128, 0x3020))))}]")
 
 
 class GroupKeys(NamedTuple):
@@ -46,7 +51,7 @@ class KeyLists:
     """Collects the (group, key) of a source."""
 
     def __init__(self) -> None:
-        self._lists = tuple(array.array("q") for _ in GroupKeys._fields)
+        self._columns = tuple((array.array("i"), array.array("q")) for _ in GroupKeys._fields)
 
     def add(
         self,
@@ -56,29 +61,41 @@ class KeyLists:
         captions: Iterable[str] = (),
     ) -> None:
         """Notes what a group is about; texts as records have them."""
-        images, of_sentences, of_captions = self._lists
-        if image is not None:
-            images.extend((group, image))
-        for text in sentences:
-            of_sentences.extend((group, text_key(text)))
-        for text in captions:
-            of_captions.extend((group, text_key(text)))
+        images = () if image is None else (image,)
+        found = images, [*map(text_key, sentences)], [*map(text_key, captions)]
+        for (groups, keys), new in zip(self._columns, found, strict=True):
+            groups.extend([group] * len(new))
+            keys.extend(new)
 
     def keys(self) -> GroupKeys:
         """All that was noted."""
-        return GroupKeys(*(np.frombuffer(of, np.int64).reshape(-1, 2) for of in self._lists))
+        return GroupKeys(
+            *(
+                np.stack([np.frombuffer(groups, np.int32), np.frombuffer(keys, np.int64)], axis=1)
+                for groups, keys in self._columns
+            )
+        )
 
 
-def image_key(identity: str | bytes) -> int:
-    """A number of 64 bits for the real path, or for the content, of an image."""
-    content = identity.encode("utf-8", "surrogateescape") if isinstance(identity, str) else identity
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big", signed=True)
+def image_key(identity: os.PathLike[str] | str | bytes) -> int:
+    """A number of 64 bits for the real path, or for the content, of an image.
+
+    As those of texts, these numbers are other ones in each process.
+    """
+    return hash(identity if isinstance(identity, bytes) else os.fspath(identity))
 
 
 def text_key(text: str) -> int:
-    """A number of 64 bits for a text, whatever its case, punctuation and spaces."""
+    """A number of 64 bits for a text, whatever its case, punctuation and spaces.
+
+    Processes have other numbers (Python's `hash`), and the same groups.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold()
-    return image_key(_BETWEEN_WORDS.sub(" ", folded).strip() or folded)
+    if folded.isascii() or not _OTHERS.search(folded):  # faster than a regular expression
+        words = b" ".join(folded.encode().translate(_ASCII_AS_SPACES).split())
+    else:
+        words = _BETWEEN_WORDS.sub(" ", folded).strip().encode()
+    return hash(words or folded.encode())
 
 
 def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> np.ndarray:
@@ -91,8 +108,11 @@ def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> np.ndarra
     Returns:
       int32 `[count]`: for each group a number that it shares with those it belongs with alone.
     """
-    images, sentences, captions = (_moved(parts, name) for name in GroupKeys._fields)
+    images, sentences = _moved(parts, "images"), _moved(parts, "sentences")
     linked = _linked(np.concatenate([images, sentences]), count)
+    if not len(sentences):
+        return linked
+    captions = _moved(parts, "captions")
     captions = captions[np.argsort(captions[:, 1], kind="stable")]
     if not len(captions):
         return linked

@@ -9,99 +9,33 @@ BadRecord in place of a row that cannot be read; `Skips.usable` counts these.
 from __future__ import annotations
 
 import collections
-import dataclasses
-import functools
-import gzip
 import json
-import os
 import pathlib
-import re
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Self
 
 import pydantic
 
+from rc3_jax.data.lines import MAX_LINE_BYTES, Place, read_lines
 from rc3_jax.data.record import BadRecord, DataError, checked_language
 from rc3_jax.data.text import usable_text
 
-MAX_LINE_BYTES = 2**20
 MAX_JSON_BYTES = 2**31
 """Larger JSON documents are refused, since they are read whole."""
-_GZIP_MAGIC = b"\x1f\x8b"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Place:
-    """Where a row stands.
-
-    Attributes:
-      row: what messages add to the path: `:17` for a line, `[3]` or `['key']` within a document.
-      offset: first byte of the line; None within a gzip file or a document.
-    """
-
-    path: pathlib.Path
-    row: str
-    offset: int | None = None
-
-    def __str__(self) -> str:
-        return f"{self.path}{self.row}"
-
-    def read_object(self) -> dict[str, Any]:
-        """The JSON object on the line, read again; raises BadRecord if that fails."""
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset or 0)
-                return parse_object(_decoded(file.readline(), self), self)
-        except OSError as error:
-            raise BadRecord(self, f"cannot be read any more ({error})") from error
-
-
-def read_lines(
-    path: pathlib.Path | str, max_bytes: int = MAX_LINE_BYTES
-) -> Iterator[tuple[Place, str | BadRecord]]:
-    """Yields the lines of a plain or gzipped text file, without byte order mark and line end.
-
-    A line that is not UTF-8 or longer than `max_bytes` is a BadRecord.
-
-    Raises:
-      DataError: the file is missing, unreadable, or a damaged gzip file.
-    """
-    path = pathlib.Path(path)
-    try:
-        with open(path, "rb") as raw:
-            is_gzip = raw.peek(2)[:2] == _GZIP_MAGIC
-            file = gzip.GzipFile(fileobj=raw) if is_gzip else raw
-            number = offset = 0
-            while line := file.readline(max_bytes):
-                number += 1
-                place = Place(path, f":{number}", None if is_gzip else offset)
-                start, end = offset, line
-                offset += len(line)
-                while end and not end.endswith(b"\n"):  # what is left of a long line
-                    end = file.readline(max_bytes)
-                    offset += len(end)
-                if offset - start > len(line):
-                    yield place, BadRecord(place, f"longer than {max_bytes} bytes; split it")
-                else:
-                    yield place, _decoded(line, place)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: damaged gzip file ({error}); download it again") from error
-    except OSError as error:
-        raise DataError(
-            f"{path}: cannot be read ({error.strerror or error}); check the path in the config"
-        ) from error
 
 
 def read_objects(
-    path: pathlib.Path | str, max_bytes: int = MAX_LINE_BYTES
+    path: pathlib.Path | str, max_bytes: int = MAX_LINE_BYTES, again: bool = False
 ) -> Iterator[tuple[Place, dict[str, Any] | BadRecord]]:
     """Yields the JSON objects of a file, one a line; blank lines are passed over.
+
+    Args:
+      again: see `read_lines`.
 
     Raises:
       DataError: as `read_lines`.
     """
-    for place, line in read_lines(path, max_bytes):
+    for place, line in read_lines(path, max_bytes, again):
         if isinstance(line, BadRecord) or line.strip():
             try:
                 yield place, parse_object(line, place)
@@ -134,12 +68,17 @@ def read_items(
             yield place, BadRecord(place, f"{preview(item)} is not a row; write {{...}}")
 
 
+def read_again(place: Place) -> dict[str, Any]:
+    """The JSON object on a line, read again; raises BadRecord if that fails."""
+    return parse_object(place.read_line(), place)
+
+
 def parse_object(text: str | BadRecord, where: object) -> dict[str, Any]:
     """The JSON object that a text holds; raises BadRecord if it is anything else."""
     if isinstance(text, BadRecord):
         raise text
     try:
-        fields = _loads(text)
+        fields = _DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         raise BadRecord(where, f"not JSON ({error}); write one object a line") from error
     if not isinstance(fields, dict):
@@ -157,7 +96,7 @@ def read_json(path: pathlib.Path | str) -> Any:
     try:
         if isinstance(path, pathlib.Path) and path.stat().st_size > MAX_JSON_BYTES:
             raise ValueError(f"larger than {MAX_JSON_BYTES} bytes")
-        return _loads(path.read_text(encoding="utf-8-sig"))
+        return _DECODER.decode(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
@@ -172,36 +111,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-_loads = functools.partial(json.loads, object_pairs_hook=_unique_keys)
-
-
-def _decoded(line: bytes, where: object) -> str | BadRecord:
-    try:
-        return line.decode("utf-8-sig").rstrip("\r\n")
-    except UnicodeDecodeError as error:
-        return BadRecord(where, f"not UTF-8 ({error.reason}); convert the file with iconv")
-
-
-def path_inside(root: str, field: str, name: str, where: object) -> pathlib.Path:
-    """The real path of a file inside of `root`; symbolic links that lie there are followed.
-
-    Args:
-      field: the row's field that holds `name`, for messages.
-
-    Raises:
-      BadRecord: `name` is absolute or has `..` in it, or there is no such file.
-    """
-    try:
-        is_inside = not os.path.isabs(name) and ".." not in re.split(r"[/\\]", name)
-        path = os.path.realpath(os.path.join(root, name))
-    except ValueError:  # a zero byte or half of a surrogate pair
-        is_inside = False
-    if not is_inside:
-        problem = f"{field} {name[:200]!r} leads out of {root}; give paths relative to that folder"
-        raise BadRecord(where, problem)
-    if not os.path.isfile(path):
-        raise BadRecord(where, f"{field} {name[:200]!r} is missing in {root}; add the file")
-    return pathlib.Path(path)
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 
 
 class Row(pydantic.BaseModel):
@@ -224,14 +134,15 @@ class Row(pydantic.BaseModel):
         Raises:
           BadRecord: a field is missing or not of its type; the message names it.
         """
-        names = names or {}
-        named = {field: names.get(field, field) for field in cls.model_fields}
-        given = {field: fields[name] for field, name in named.items() if name in fields}
+        given = fields
+        if names:
+            named = ((field, names.get(field, field)) for field in cls.model_fields)
+            given = {field: fields[name] for field, name in named if name in fields}
         try:
             return cls.model_validate(given)
         except pydantic.ValidationError as error:
             problem = error.errors(include_url=False, include_context=False)[0]
-            raise BadRecord(where, _described(problem, named)) from error
+            raise BadRecord(where, _described(problem, names or {})) from error
 
 
 def _described(problem: Any, names: Mapping[str, str]) -> str:
@@ -240,7 +151,7 @@ def _described(problem: Any, names: Mapping[str, str]) -> str:
     field, *keys = problem["loc"] or ("",)
     if not field:
         return message
-    name = names[field] + "".join(f"[{key!r}]" for key in keys if key != "[key]")
+    name = names.get(field, field) + "".join(f"[{key!r}]" for key in keys if key != "[key]")
     if problem["type"] == "missing":
         return f"field {name} is missing; add it"
     if problem["type"] == "value_error":
@@ -272,6 +183,32 @@ def _distinct(texts: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]
     return {code: tuple(dict.fromkeys(several)) for code, several in texts.items() if several}
 
 
+def plain_captions(given: object) -> dict[str, tuple[str, ...]] | None:
+    """What `Captions` makes of usable texts, several times as fast; None where that is to check."""
+    if given is None:
+        return {}
+    if type(given) is not dict:
+        return None
+    found: dict[str, tuple[str, ...]] = {}
+    try:
+        for code, texts in given.items():
+            checked_language(code)
+            if type(texts) is str:
+                found[code] = (usable_text(texts),)
+            elif type(texts) is not list:
+                return None
+            elif usable := dict.fromkeys([usable_text(text) for text in texts]):
+                found[code] = tuple(usable)
+    except (ValueError, AttributeError, TypeError):  # AttributeError: it is no text
+        return None
+    return found
+
+
+def _if_plain(given: object, otherwise: pydantic.ValidatorFunctionWrapHandler) -> Any:
+    found = plain_captions(given)
+    return otherwise(given) if found is None else found
+
+
 def _one_each(texts: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     if several := [code for code, in_language in texts.items() if len(in_language) > 1]:
         raise ValueError(f"several texts in {several[0]}; give one, or call them captions")
@@ -292,6 +229,7 @@ Captions = Annotated[
     dict[Language, tuple[Text, ...]],
     pydantic.BeforeValidator(_tuples),
     pydantic.AfterValidator(_distinct),
+    pydantic.WrapValidator(_if_plain),
 ]
 """Language → its distinct texts, from language → text or list of texts; null is no text."""
 RawCaptions = Annotated[

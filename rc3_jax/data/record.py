@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -17,6 +18,9 @@ from rc3_jax.data.kinds import LanguagePair, Texts
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+SAY_EVERY = 3.0
+"""Seconds between two lines that say how far reading is."""
 
 ImageLike = pathlib.Path | bytes | Callable[[], np.ndarray | pathlib.Path | bytes]
 """A file, an encoded image, or a function that draws one (uint8 `[height, width, 3]`) or
@@ -139,15 +143,22 @@ def checked_language(code: str) -> str:
 class Skips:
     """Counts unusable records, and stops the run when they are more than `limit` of all.
 
+    Args:
+      say: prints a line; how far reading is, every few seconds. Other processes do not have it.
+
     Attributes:
       reasons: place of each skipped record → why.
       left_out: kind of part → place of each record of which some are not used → how many.
     """
 
-    def __init__(self, limit: float = 0.01):
+    def __init__(self, limit: float = 0.01, say: Callable[[str], None] | None = None):
         self.limit = limit
+        self._say = say
         self.reasons: dict[str, str] = {}
         self.left_out: dict[str, dict[str, int]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_say": None}
 
     def add(self, error: BadRecord) -> None:
         """Notes that a record is not used; a record counts once."""
@@ -181,21 +192,20 @@ class Skips:
         Raises:
           DataError: at the end, when more than `limit` of the rows cannot be used.
         """
-        bad = Skips(self.limit)
-        used = 0
-        for place, row in rows:
-            try:
-                if isinstance(row, BadRecord):
-                    raise row
-                made = use(place, row)
-            except BadRecord as error:
-                bad.add(error)
-            else:
-                if made is not None:
-                    used += 1
-                    yield made
-        self.reasons |= bad.reasons
-        bad.check(used + len(bad.reasons), what)
+        part = Part(self, what)
+        for place, row in self.told(rows, what):
+            if (made := part.use(use, place, row)) is not None:
+                yield made
+        part.check()
+
+    def told(self, rows: Iterable[T], what: str) -> Iterator[T]:
+        """Yields rows, and says every few seconds how many there were."""
+        started = said = time.monotonic()
+        for number, row in enumerate(rows, 1):
+            yield row
+            if self._say and (now := time.monotonic()) > said + SAY_EVERY:
+                said = now
+                self._say(f"{what}: {number:,} records read in {now - started:.0f} s")
 
     def write(self, path: pathlib.Path) -> None:
         """Writes a JSON line for each skipped record, and for each of which parts are left out."""
@@ -206,3 +216,28 @@ class Skips:
             for where, count in counts.items()
         ]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+class Part:
+    """Counts the rows of a file, or of a split in it, by themselves; see `Skips.usable`."""
+
+    def __init__(self, skips: Skips, what: str):
+        self._skips, self._what = skips, what
+        self._bad, self._used = Skips(skips.limit), 0
+
+    def use(self, use: Callable[[Any, T], R | None], place: object, row: T | BadRecord) -> R | None:
+        """What `use` makes of a row; None, too, where it or reading the row raised BadRecord."""
+        try:
+            if isinstance(row, BadRecord):
+                raise row
+            made = use(place, row)
+        except BadRecord as error:
+            self._bad.add(error)
+            return None
+        self._used += made is not None
+        return made
+
+    def check(self) -> None:
+        """Notes what was bad; raises DataError where that is more than the limit."""
+        self._skips.reasons |= self._bad.reasons
+        self._bad.check(self._used + len(self._bad.reasons), self._what)

@@ -29,14 +29,17 @@ def usable_text(text: str) -> str:
       ValueError: for a text without a letter, a digit or a picture character, for one longer than
         `MAX_CHARACTERS`, and for half of a surrogate pair.
     """
-    text.encode()  # raises UnicodeEncodeError, which is a ValueError
+    is_printable = text.isprintable()  # then nothing is invisible, or half of a surrogate pair
+    if not is_printable:
+        text.encode()  # raises UnicodeEncodeError, which is a ValueError
     if len(text) > MAX_CHARACTERS:
         raise ValueError(
             f"a text of {len(text)} characters, more than {MAX_CHARACTERS}; shorten or split it"
         )
-    text = _INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", text)
+    if not is_printable:
+        text = _INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", text)
     text = unicodedata.normalize("NFC", text).strip()
-    if not any(unicodedata.category(character) in _WORDS for character in text):
+    if not text[:1].isalnum() and not any(unicodedata.category(c) in _WORDS for c in text):
         raise ValueError(f"an empty text ({text[:20]!r} has no words); write it, or remove it")
     return text
 

@@ -81,7 +81,7 @@ def train(
     with Log(folder if is_first else None, console, term_names(config)) as log:
         for change in changes:
             log.say(f"--resume: {change}")
-        skips = Skips(config.data.skip_limit)
+        skips = Skips(config.data.skip_limit, log.say)
         try:
             run = prepare_run(config, folder if resume else None, skips)
             scores = _train(run, folder, log, accept_changes)

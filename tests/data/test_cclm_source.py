@@ -63,18 +63,18 @@ def test_captions_of_a_folder_of_files_whatever_they_are_called(tmp_path):
     assert pairs(source) == {("de",): [0, 1], ("en",): [0, 1], ("fr",): [2]}
     # One mapping translates itself; strict rows need two languages.
     assert len(ImageTextSource(rows, "strict")) == 2
-    assert [row.where for row in read(tmp_path / "b.jsonl")] == [row.where for row in rows[1:]]
+    assert [row.where for row in read(tmp_path / "b.jsonl")] == [row.where for row in rows][1:]
 
 
 def test_several_captions_of_an_image_are_captions_and_no_translations(tmp_path):
     several = [{"en": "A dog.", "zh": "狗"}, {"en": "A pet.", "zh": "狗"}, {"fr": "Un chien."}]
-    [row] = read(write(tmp_path / "x", captioned(caption=several)))
+    [row] = rows = read(write(tmp_path / "x", captioned(caption=several)))
     assert row.translations == {} and row.captions == {
         "en": ("A dog.", "A pet."),
         "zh": ("狗",),
         "fr": ("Un chien.",),
     }
-    assert sorted(pairs(ImageTextSource([row], "weak"))) == [
+    assert sorted(pairs(ImageTextSource(rows, "weak"))) == [
         ("en", "fr"),
         ("en", "zh"),
         ("fr", "zh"),

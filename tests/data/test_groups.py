@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rc3_jax.data.corpus import open_corpus, run_tokenizer
-from rc3_jax.data.groups import KeyLists, link_groups, text_key
+from rc3_jax.data.groups import _BETWEEN_WORDS, KeyLists, link_groups, text_key
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
 from tests.data.files import png, write
@@ -120,3 +123,12 @@ def test_no_two_rows_about_one_thing_have_different_groups(tmp_path):
     for batch in make_batches(corpus.pools, run_tokenizer(config, corpus, None), config, Skips()):
         drawn |= set(np.concatenate([rows["groups"] for rows in batch.values()]).tolist())
     assert drawn == set.union(*group_of.values())
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"])) | st.text("Ab .,-。“ßΣé\u0301\u00a0")
+)
+def test_texts_have_the_number_of_what_is_left_of_them(text):
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    plain = re.sub(f"{_BETWEEN_WORDS.pattern}", " ", folded).strip() or folded
+    assert text_key(text) == hash(plain.encode())

@@ -18,11 +18,12 @@ from rc3_jax.data.jsonl import (
     Row,
     Text,
     Translations,
+    read_again,
     read_items,
     read_json,
-    read_lines,
     read_objects,
 )
+from rc3_jax.data.lines import read_lines
 from rc3_jax.data.record import BadRecord, DataError, Skips
 
 
@@ -47,10 +48,10 @@ def test_lines_with_marks_blank_lines_and_gzip(tmp_path, name):
     ]
     assert [line for _, line in read_lines(file)] == ['{"a": 1}', "", "  ", '{"a": 2}']
     if not name.endswith("gz"):
-        assert rows[1][0].read_object() == {"a": 2}
+        assert read_again(rows[1][0]) == {"a": 2}
         file.unlink()
         with pytest.raises(BadRecord, match=f"{name}:4"):
-            rows[1][0].read_object()
+            read_again(rows[1][0])
 
 
 @pytest.mark.parametrize(
@@ -194,3 +195,39 @@ def test_usable_rows_are_used_and_the_others_counted():
     assert list(skips.reasons) == ["other:1", "file:50", "file:100"]
     with pytest.raises(DataError, match="file: 2 of 100 (?s:.)*file:50: zero"):
         list(Skips(0.01).usable(rows, use, "file"))
+
+
+LANGUAGES = st.dictionaries(
+    st.sampled_from(["en", "de", "zh-Hant", "EN", "xx", "", "\ud800"]),
+    st.sampled_from(
+        ["a dog", " é\u200e ", "e\u0301", "", "\x00", "\ud800", "-", "🐕", None, 3, ("a",)]
+    )
+    | st.lists(st.sampled_from(["a dog", "a dog ", "é", "e\u0301", "", ".", 3, None]), max_size=3),
+    max_size=3,
+)
+
+
+@given(st.dictionaries(st.sampled_from(["captions", "translations"]), LANGUAGES | st.none()))
+def test_plain_captions_are_what_all_the_validators_give(fields):
+    def parsed() -> object:
+        try:
+            return SomeRow.parse({"name": "x"} | fields, "file:1").model_dump()
+        except BadRecord as error:
+            return str(error)
+
+    found = parsed()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rc3_jax.data.jsonl.plain_captions", lambda given: None)
+        assert parsed() == found
+
+
+def test_reading_says_how_far_it_is(monkeypatch):
+    clock = iter(range(0, 1000, 2))
+    monkeypatch.setattr("rc3_jax.data.record.time.monotonic", lambda: next(clock))
+    said: list[str] = []
+    skips = Skips(0.5, said.append)
+    rows = [(f"file:{n}", n) for n in range(1, 5)]
+    assert list(skips.usable(rows, lambda place, number: number, "file")) == [1, 2, 3, 4]
+    assert said == ["file: 2 records read in 4 s", "file: 4 records read in 8 s"]
+    silent = pickle.loads(pickle.dumps(skips))  # as in a process that reads rows
+    assert list(silent.usable(rows, lambda place, number: number, "file")) == [1, 2, 3, 4]

@@ -15,7 +15,7 @@ from rc3_jax.data.corpus import open_corpus, run_tokenizer
 from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.kinds import KINDS
 from rc3_jax.data.record import BadRecord, DataError, Skips
-from rc3_jax.data.sources.images import ImageRow, ImageTextSource
+from rc3_jax.data.sources.images import ImageRow, ImageRows, ImageTextSource
 from rc3_jax.data.stream import ConcatSource, iterate, make_batches
 from rc3_jax.scenes.languages import LANGUAGES
 from tests.tiny import tiny_config, with_tower
@@ -129,7 +129,7 @@ def test_every_record_comes_once_an_epoch_in_another_order_and_augmented_anew(co
 def test_kinds_made_of_the_same_images_do_not_go_in_step(tokenizer):
     texts = {"en": ("a star",), "de": ("ein Stern",)}
     pixels = np.full((8, 8, 3), 200, np.uint8)
-    rows = [ImageRow(f"row:{i}", i, lambda: pixels, texts, texts) for i in range(64)]
+    rows = _rows([ImageRow(f"row:{i}", lambda: pixels, texts, texts) for i in range(64)])
     pools = {kind: ConcatSource([(ImageTextSource(rows, kind), 0)]) for kind in ("strict", "weak")}
     config = _config(steps=8, batch_size=16)
     together = sum(
@@ -220,8 +220,16 @@ def test_each_language_pair_goes_through_its_records_in_an_order_of_its_own(toke
 def _source(languages: str, count: int) -> ImageTextSource:
     """Records without an image, with a text in each language."""
     texts = {code: (TEXTS[code],) for code in languages.split()}
-    rows = [ImageRow(f"{languages}:{i}", i, None, texts, {}) for i in range(count)]
-    return ImageTextSource(rows, "strict")
+    rows = [ImageRow(f"{languages}:{i}", None, texts, {}) for i in range(count)]
+    return ImageTextSource(_rows(rows), "strict")
+
+
+def _rows(rows: list[ImageRow]) -> ImageRows:
+    """Each of an image of its own."""
+    found = ImageRows(rows)
+    for number, row in enumerate(rows):
+        found.add(number, row.translations, row.captions)
+    return found
 
 
 def _draws(pool: ConcatSource, tokenizer, config) -> list[tuple[tuple[str, ...], int]]:

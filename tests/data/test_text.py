@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import unicodedata
 
 import numpy as np
 import pytest
@@ -227,3 +228,28 @@ def test_usable_texts_stay_as_they_are_and_outlive_cleaning(text):
         return
     assert usable_text(read) == read
     assert clean_caption(read, 40)
+
+
+CHARACTERS = "aé١½一🐕 \t\n\u00a0\u3000-.…\x00\x7f\u200b\u200e\u2028\ufeff\u0301\ud800"
+
+
+@given(st.text(CHARACTERS, max_size=6) | st.text(max_size=6))
+def test_usable_texts_are_those_with_a_word_and_lose_what_is_invisible(text):
+    """By hand, character by character."""
+    marks = "\u061c\u200e\u200f\ufeff" + "".join(
+        map(chr, [*range(0x202A, 0x202F), *range(0x2066, 0x206A)])
+    )
+    kept = [
+        " " if unicodedata.category(c) == "Cc" and c.isspace() else c
+        for c in text
+        if c not in marks and (unicodedata.category(c) != "Cc" or c.isspace())
+    ]
+    expected = unicodedata.normalize("NFC", "".join(kept)).strip()
+    words = ("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "So")
+    if "Cs" in map(unicodedata.category, text) or not any(
+        unicodedata.category(c) in words for c in expected
+    ):
+        with pytest.raises(ValueError):
+            usable_text(text)
+    else:
+        assert usable_text(text) == expected

@@ -9,44 +9,25 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import itertools
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
-import numpy as np
 import pydantic
 
 from rc3_jax.data.coverage import check_languages
-from rc3_jax.data.groups import GroupKeys, KeyLists, image_key
+from rc3_jax.data.files import Listing, path_inside
+from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_frame
-from rc3_jax.data.jsonl import (
-    Language,
-    Place,
-    path_inside,
-    read_objects,
-)
-from rc3_jax.data.kinds import LanguagePair, joined, wanted
-from rc3_jax.data.record import (
-    BadRecord,
-    DataError,
-    Element,
-    ImageLike,
-    Kinds,
-    Record,
-    Skips,
-)
-from rc3_jax.data.regions import upright_fractions
-from rc3_jax.data.sources.cclm_rows import (
-    CaptionsRow,
-    ElementRow,
-    ImageField,
-    ParallelRow,
-    RegionsRow,
-)
-from rc3_jax.data.sources.images import ImageRow, heldout_kinds, image_text_kinds
-from rc3_jax.data.sources.parallel import Sentences
+from rc3_jax.data.jsonl import Language, read_again, read_objects
+from rc3_jax.data.kinds import Texts, joined, wanted
+from rc3_jax.data.lines import Lines, Place
+from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
+from rc3_jax.data.sources.cclm_regions import RegionSource
+from rc3_jax.data.sources.cclm_rows import CaptionsRow, ImageField, ParallelRow
+from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, image_text_kinds
+from rc3_jax.data.sources.parallel import SentenceRow, Sentences, SentenceTexts
 from rc3_jax.settings import Settings
 
 T = TypeVar("T")
@@ -116,46 +97,71 @@ class CCLMSource(Settings):
             return train, {}
         return train, heldout_kinds(self.read_captions(self.heldout_path, skips, True))
 
-    def read_captions(self, path: str, skips: Skips, heldout: bool = False) -> list[ImageRow]:
+    def read_captions(self, path: str, skips: Skips, heldout: bool = False) -> ImageRows:
         """Reads lines of format captions or descriptions.
 
-        One mapping of captions is taken for translations of one another, several for captions.
-        Images within lines are read when they are asked for. Held-out images need not have texts in
-        all chosen languages.
+        Lines are read again when they are asked for. Held-out images need not have texts in all
+        chosen languages.
         """
-        is_captions = self.format == "captions"
-        key = self.keys.caption if is_captions else self.keys.description
         found: set[str] = set()
+        files = self.listing()
+        lines = _CaptionLines(self)
+        rows = ImageRows(lines)
 
-        def use(place: Place, fields: Mapping[str, Any]) -> ImageRow | None:
-            if not is_captions and fields.get(key) is not None:
-                fields = {**fields, key: {self.language: fields[key]}}
-            said = list(filter(None, CaptionsRow.parse(fields, place, {"caption": key}).caption))
-            if not said:
-                raise BadRecord(place, f"no text in field {key}; write it, or remove the line")
+        def use(place: Place, fields: Mapping[str, Any]) -> bool | None:
+            said = self.captions(fields, place)
             found.update(code for texts in said for code in texts)
-            captions = joined(said, self.languages)
-            if not captions:
+            if not joined(said, self.languages):
                 return None
-            given = self.image(fields, place)
-            image_frame(given, str(place))
-            image: ImageLike = _InlineImage(place, self) if isinstance(given, bytes) else given
-            aligned = is_captions and len(said) == 1
-            aligned = aligned and all(len(texts) == 1 for texts in captions.values())
-            texts = (captions, {}) if aligned else ({}, captions)
-            return ImageRow(str(place), _key(given), image, *texts)
+            given = self.image(fields, place, files)
+            if isinstance(given, bytes):
+                image_frame(given, str(place))
+            rows.add(image_key(given), *self.texts(said))
+            lines.places.append(place)
+            return True
 
-        return list(self.lines(path, skips, use, None if heldout else found))
+        for _ in self.lines(path, skips, use, None if heldout else found):
+            pass
+        return rows
+
+    def captions(self, fields: Mapping[str, Any], place: Place) -> list[Texts]:
+        """What a line of captions or descriptions says; raises BadRecord if that is nothing."""
+        key = self.keys.caption
+        if self.format == "descriptions":
+            key = self.keys.description
+            if fields.get(key) is not None:
+                fields = {**fields, key: {self.language: fields[key]}}
+        said = CaptionsRow.parse(fields, place, {"caption": key}).caption
+        if not any(said):
+            raise BadRecord(place, f"no text in field {key}; write it, or remove the line")
+        return [texts for texts in said if texts]
+
+    def texts(self, said: Sequence[Texts]) -> tuple[Texts, Texts]:
+        """Translations and captions in the chosen languages.
+
+        One mapping of captions is taken for translations of one another, several for captions.
+        """
+        captions = joined(said, self.languages)
+        aligned = self.format == "captions" and len(said) == 1
+        aligned = aligned and all(len(texts) == 1 for texts in captions.values())
+        return (captions, {}) if aligned else ({}, captions)
 
     def read_sentences(self, skips: Skips) -> Sentences:
-        """Reads lines of format parallel."""
+        """Reads lines of format parallel, and again when they are asked for."""
+        read = _SentenceLines(self)
 
-        def use(place: Place, fields: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-            row = ParallelRow.parse(fields, place, dict(self.keys))
-            return str(place), (row.source, row.target)
+        def use(place: Place, fields: Mapping[str, Any]) -> SentenceTexts:
+            texts = self.sentences(fields, place)
+            read.places.append(place)
+            return texts
 
         languages = (self.source_language, self.target_language)
-        return Sentences(languages, self.lines(self.path, skips, use))
+        return Sentences(languages, self.lines(self.path, skips, use), read)
+
+    def sentences(self, fields: Mapping[str, Any], place: Place) -> SentenceTexts:
+        """The texts of a line of format parallel."""
+        row = ParallelRow.parse(fields, place, dict(self.keys))
+        return row.source, row.target
 
     def lines(
         self,
@@ -177,7 +183,7 @@ class CCLMSource(Settings):
             raise DataError(f"{path}: no such file or folder; correct path in the config")
         files = [place] if place.is_file() else sorted(place.iterdir())
         files = [file for file in files if file.is_file() and file.name[0] not in "._"]
-        rows = (row for file in files for row in read_objects(file, MAX_LINE_BYTES))
+        rows = (row for file in files for row in read_objects(file, MAX_LINE_BYTES, True))
         made = None
         for made in skips.usable(rows, use, path):
             yield made
@@ -186,20 +192,31 @@ class CCLMSource(Settings):
         if made is None:
             raise DataError(f"{path}: no line to use; check path, format, keys and languages")
 
-    def image(self, fields: Mapping[str, Any], place: Place) -> pathlib.Path | bytes:
-        """The image of a line: its path or the encoded image.
+    def listing(self) -> Listing | None:
+        """Finds images by their paths; None where lines hold them."""
+        return Listing(os.path.realpath(self.root)) if self.root else None
+
+    def image(
+        self, fields: Mapping[str, Any], place: Place, files: Listing | None = None
+    ) -> pathlib.Path | bytes:
+        """The image of a line: its path, or the encoded image.
+
+        Args:
+          files: finds many paths faster; None for one.
 
         Raises:
           BadRecord: missing, or neither.
           DataError: within a gzip file.
         """
         key = self.keys.image
-        if not self.root and place.offset is None:
+        if not self.root and (place.file is None or place.file.is_unpacked):
             raise DataError(
                 f"{place}: an image within a gzip file cannot be read at random; unpack it first"
             )
         given = ImageField.parse(fields, place, {"image": key}).image
         if self.root:
+            if files:
+                return pathlib.Path(files.path(key, given, place))
             return path_inside(os.path.realpath(self.root), key, given, place)
         try:
             return base64.b64decode("".join(given.split()), validate=True)
@@ -218,112 +235,38 @@ class _InlineImage:
     source: CCLMSource
 
     def __call__(self) -> pathlib.Path | bytes:
-        return self.source.image(self.place.read_object(), self.place)
+        return self.source.image(read_again(self.place), self.place)
 
 
-class RegionSource:
-    """Images with captions of their parts (a `Source` of kind region).
+@dataclasses.dataclass
+class _CaptionLines(Sequence[ImageRow]):
+    """Rows of captions or descriptions, read again when they are asked for."""
 
-    Lines are read anew when they are asked for, as their texts may take more memory than there is.
-    """
-
-    def __init__(self, source: CCLMSource, skips: Skips):
-        self._source = source
-        self._rows: list[tuple[Place, int, int, dict | None]] = []  # with fields where gzipped
-        self._elements = 0
-        self._images: dict[int, int] = {}
-        self._lists = KeyLists()
-        found: set[str] = set()
-
-        def use(place: Place, fields: dict) -> tuple[Place, int, int, dict | None] | None:
-            image = source.image(fields, place)
-            record = region_record(place, fields, source, image)
-            lost = len(fields[source.keys.elements]) - len(record.elements)
-            skips.leave_out(place, "regions without a caption or a visible box", lost)
-            for about in (record.texts, *(element.texts for element in record.elements)):
-                found.update(about)
-            record = _in_languages(record, source.languages)
-            if not record.elements:
-                return None
-            group = self._images.setdefault(key := _key(image), len(self._images))
-            texts = itertools.chain(*record.texts.values())
-            self._lists.add(group, key, captions=texts)
-            first, self._elements = self._elements, self._elements + len(record.elements)
-            return place, group, first, fields if place.offset is None else None
-
-        self._rows.extend(source.lines(source.path, skips, use, found))
-        self.groups = len(self._images) + self._elements
-        # Each text of a row draws a language of its own.
-        self.pairs: dict[LanguagePair, range] = {(): range(len(self._rows))}
+    source: CCLMSource
+    places: Lines = dataclasses.field(default_factory=Lines)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.places)
 
-    def __getitem__(self, index: int) -> Record:
-        place, group, first, fields = self._rows[index]
-        if fields is None:
-            fields = place.read_object()
-        record = region_record(place, fields, self._source, self._source.image(fields, place))
-        record = _in_languages(record, self._source.languages)
-        return dataclasses.replace(record, group=group, element_group=len(self._images) + first)
-
-    def keys(self) -> GroupKeys:
-        """Images by their paths or contents, and the captions about them as a whole."""
-        return self._lists.keys()
+    def __getitem__(self, index):
+        place = self.places[index]
+        fields = read_again(place)
+        texts = self.source.texts(self.source.captions(fields, place))
+        is_path = self.source.root is not None
+        image = self.source.image(fields, place) if is_path else _InlineImage(place, self.source)
+        return ImageRow(str(place), image, *texts)
 
 
-def _key(image: pathlib.Path | bytes) -> int:
-    return image_key(image if isinstance(image, bytes) else str(image))
+@dataclasses.dataclass
+class _SentenceLines(Sequence[SentenceRow]):
+    """Rows of parallel text, read again when they are asked for."""
 
+    source: CCLMSource
+    places: Lines = dataclasses.field(default_factory=Lines)
 
-def region_record(
-    place: Place, fields: Mapping[str, Any], source: CCLMSource, image: pathlib.Path | bytes
-) -> Record:
-    """The record of a line, in group 0, with those of its regions that can be used.
+    def __len__(self) -> int:
+        return len(self.places)
 
-    Regions without a caption, without area, or with half of their box or more outside of the image
-    are left out.
-
-    Raises:
-      BadRecord: no region is left, or something is not what the format says.
-    """
-    frame = image_frame(image, str(place))
-    names = dict(source.keys)
-    row = RegionsRow.parse(fields, place, names)
-    given = [ElementRow.parse(element, place, names) for element in row.elements]
-    corners = np.array([[x, y, x + w, y + h] for x, y, w, h in (one.box for one in given)])
-    boxes, size = upright_fractions(corners.reshape(-1, 4), str(place), frame)
-    elements = []
-    for box, element in zip(boxes, given, strict=True):
-        visible = _visible_box(box)
-        if visible and (texts := joined(element.caption)):
-            elements.append(Element(visible, texts, joined(element.attributes)))
-    if not elements:
-        raise BadRecord(
-            place,
-            f"none of the {len(given)} regions has a caption and more than half of its box "
-            f"inside of the image ({size[0]} x {size[1]}); mend them, or remove the line",
-        )
-    return Record(str(place), 0, joined(row.caption), image, elements=tuple(elements))
-
-
-def _in_languages(record: Record, languages: Sequence[str]) -> Record:
-    """A region record with its texts in some languages, and the regions that have one."""
-    elements = (
-        Element(e.box, joined([e.texts], languages), joined([e.attributes], languages))
-        for e in record.elements
-    )
-    return dataclasses.replace(
-        record,
-        texts=joined([record.texts], languages),
-        elements=tuple(element for element in elements if element.texts),
-    )
-
-
-def _visible_box(box: np.ndarray) -> tuple[float, float, float, float] | None:
-    """A box, as fractions, cut to the image; None where not more than half of it is there."""
-    x1, y1, x2, y2 = np.clip(box, 0, 1).tolist()
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    if np.any(box[2:] <= box[:2]) or (x2 - x1) * (y2 - y1) <= area / 2:
-        return None
-    return x1, y1, x2, y2
+    def __getitem__(self, index):
+        place = self.places[index]
+        return str(place), self.source.sentences(read_again(place), place)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import functools
 import os
+import pathlib
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
+from rc3_jax.data.files import FolderFiles, Listing
 from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_frame
-from rc3_jax.data.jsonl import Captions, Row, Translations, path_inside, read_objects
-from rc3_jax.data.record import DataError, Kinds, Skips
+from rc3_jax.data.jsonl import (
+    Captions,
+    Row,
+    Translations,
+    plain_captions,
+    read_again,
+    read_objects,
+)
+from rc3_jax.data.kinds import Texts
+from rc3_jax.data.lines import Lines, Place
+from rc3_jax.data.record import DataError, Kinds, Part, Skips
 from rc3_jax.data.regions import load_region_file, usable_boxes
-from rc3_jax.data.sources.images import ImageRow, split_kinds
+from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, train_kinds
 from rc3_jax.settings import Settings
 
 Side = Annotated[float, Field(gt=0, lt=1e6)]
@@ -36,10 +47,11 @@ class FolderSource(Settings):
 
     def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
         """Returns the kinds of records to train on, and those held out."""
-        return split_kinds(lambda split: self.read(split, skips), self, config.batch_mix)
+        train, heldout = self.read([self.train_split, self.heldout_split], skips)
+        return train_kinds(train, config.batch_mix), heldout_kinds(heldout)
 
-    def read(self, split: str | None, skips: Skips) -> list[ImageRow]:
-        """Reads the lines of a split, and the header of each image.
+    def read(self, splits: Sequence[str | None], skips: Skips) -> list[ImageRows]:
+        """Reads the lines of some splits, and leaves their images closed.
 
         Raises:
           DataError: file or folder missing, no line, or more bad ones than `skips` allows.
@@ -47,17 +59,53 @@ class FolderSource(Settings):
         root = os.path.realpath(self.root)
         if not os.path.isdir(root):
             raise DataError(f"{self.root}: no such folder of images; correct root in the config")
+        files = Listing(root)
+        parts = [(_Split(split, files, skips), Part(skips, self.captions)) for split in splits]
+        for place, fields in skips.told(read_objects(self.captions, again=True), self.captions):
+            for of_split, part in parts:
+                part.use(of_split.use, place, fields)
+        for split, (of_split, part) in zip(splits, parts, strict=True):
+            part.check()
+            if not of_split.rows:
+                name = "" if split is None else f" of split {split!r}"
+                raise DataError(f"{self.captions}: no line{name}; add some, or change the split")
+        return [of_split.rows for of_split, _ in parts]
 
-        def use(place: object, fields: dict) -> ImageRow | None:
-            if split is not None and _SplitRow.parse(fields, place).split != split:
-                return None
-            return _image_row(FolderRow.parse(fields, place), str(place), root, skips)
 
-        rows = list(skips.usable(read_objects(self.captions), use, self.captions))
-        if not rows:
-            of_split = "" if split is None else f" of split {split!r}"
-            raise DataError(f"{self.captions}: no line{of_split}; add some, or change the split")
-        return rows
+class _Split:
+    """Collects the rows of a split."""
+
+    def __init__(self, split: str | None, files: Listing, skips: Skips):
+        self._split, self._files = split, files
+        self._lines = _FolderLines(files.root, skips)
+        self.rows = ImageRows(self._lines)
+
+    def use(self, place: Place, fields: dict[str, Any]) -> bool | None:
+        """Adds a line; None if it is of another split. Raises BadRecord if it cannot be used."""
+        if self._split is not None and (given := fields.get("split")) != self._split:
+            if type(given) is not str:
+                _SplitRow.parse(fields, place)
+            return None
+        image, translations, captions = _image_and_texts(fields, place, self._files)
+        self.rows.add(image_key(image), translations, captions)
+        self._lines.places.append(place)
+        return True
+
+
+class _FolderLines(Sequence[ImageRow]):
+    """Rows of lines that are read again when they are asked for."""
+
+    def __init__(self, root: str, skips: Skips):
+        self._files, self._skips = FolderFiles(root), skips
+        self.places = Lines()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index):
+        place = self.places[index]
+        row = FolderRow.parse(read_again(place), place)
+        return _image_row(row, str(place), self._files, self._skips)
 
 
 class _SplitRow(Row):
@@ -91,15 +139,45 @@ class FolderRow(Row):
         return self
 
 
-def _image_row(row: FolderRow, where: str, root: str, skips: Skips) -> ImageRow:
-    image = path_inside(root, "image", row.image, where)
-    frame = image_frame(image, where)
+_BEYOND_TEXTS = FolderRow.model_fields.keys() - {"image", "translations", "captions"}
+
+
+def _image_and_texts(
+    fields: dict[str, Any], place: Place, files: Listing
+) -> tuple[str, Texts, Texts]:
+    """The real path of a line's image, its translations, its captions.
+
+    Raises:
+      BadRecord: the line cannot be used, as far as that shows with its images closed.
+    """
+    name, features = fields.get("image"), None
+    translations, captions = map(plain_captions, map(fields.get, ("translations", "captions")))
+    if (
+        type(name) is not str
+        or translations is None
+        or captions is None
+        or not (translations or captions)
+        or any(len(texts) > 1 for texts in translations.values())
+        or not fields.keys().isdisjoint(_BEYOND_TEXTS)
+    ):
+        row = FolderRow.parse(fields, place)
+        name, features = row.image, row.region_features
+        translations, captions = row.translations, row.captions
+    image = files.path("image", name, place)
+    if features:
+        files.path("region_features", features, place)
+    return image, translations, captions
+
+
+def _image_row(row: FolderRow, where: str, files: FolderFiles, skips: Skips) -> ImageRow:
+    """A row with its boxes, for which the image's header and its region file are read."""
+    image = pathlib.Path(files.path("image", row.image, where))
     given = None if row.width is None or row.height is None else (row.width, row.height)
-    boxes = load_regions = None
+    boxes = features = None
     if row.region_features:
-        path = path_inside(root, "region_features", row.region_features, where)
-        load_regions = functools.partial(load_region_file, path, where, frame, given, skips)
+        path = pathlib.Path(files.path("region_features", row.region_features, where))
+        frame = image_frame(image, where)
+        boxes, features = load_region_file(path, where, frame, given, skips)
     elif drawn := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
-        boxes = usable_boxes(drawn, where, skips, frame, given)
-    key = image_key(str(image))
-    return ImageRow(where, key, image, row.translations, row.captions, boxes, load_regions)
+        boxes = usable_boxes(drawn, where, skips, image_frame(image, where), given)
+    return ImageRow(where, image, row.translations, row.captions, boxes, features)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
 
 from rc3_jax.data.groups import GroupKeys, KeyLists, link_groups
-from rc3_jax.data.jsonl import Language, read_lines
+from rc3_jax.data.jsonl import Language
 from rc3_jax.data.kinds import LanguagePair
+from rc3_jax.data.lines import Lines, Place, read_lines
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Record, Skips
 from rc3_jax.data.text import usable_text
 from rc3_jax.settings import Settings
+
+SentenceTexts = tuple[str, ...]
+SentenceRow = tuple[str, SentenceTexts]
+"""Place and texts."""
 
 
 class ParallelSource(Settings):
@@ -36,30 +41,35 @@ class Sentences:
 
     Args:
       languages: two or more, or twice the same one where it is not known which they are.
-      rows: place and texts of each row, a text for each of the languages.
+      rows: the texts of each row, one for each of the languages.
+      read: what reads place and texts of a row again; may raise BadRecord.
     """
 
-    def __init__(self, languages: Sequence[str], rows: Iterator[tuple[str, tuple[str, ...]]]):
-        self._languages = tuple(languages)
-        self._rows: list[tuple[str, tuple[str, ...]]] = []
-        lists = KeyLists()
-        for group, row in enumerate(rows):
-            self._rows.append(row)
-            lists.add(group, sentences=row[1])
-        self._keys, self.groups = lists.keys(), len(self._rows)
-        self._group_of = link_groups([(self._keys, 0)], self.groups)
+    def __init__(
+        self, languages: Sequence[str], rows: Iterable[SentenceTexts], read: Sequence[SentenceRow]
+    ):
+        self._languages, self._read = tuple(languages), read
+        self._keys = KeyLists()
+        for group, texts in enumerate(rows):
+            self._keys.add(group, sentences=texts)
+        self.groups = len(read)
+        self._group_of = link_groups([(self.keys(), 0)], self.groups)
         pairs = itertools.combinations(sorted(self._languages), 2)
-        self.pairs: dict[LanguagePair, range] = dict.fromkeys(pairs, range(len(self._rows)))
+        self.pairs: dict[LanguagePair, range] = dict.fromkeys(pairs, range(self.groups))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """All but the texts' keys, which no other process needs."""
+        return self.__dict__ | {"_keys": KeyLists()}
 
     def keys(self) -> GroupKeys:
         """All texts."""
-        return self._keys
+        return self._keys.keys()
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self.groups
 
     def __getitem__(self, index: int) -> Record:
-        where, in_row = self._rows[index]
+        where, in_row = self._read[index]
         texts: dict[str, tuple[str, ...]] = {}
         for language, text in zip(self._languages, in_row, strict=True):
             texts[language] = (*texts.get(language, ()), text)
@@ -75,23 +85,43 @@ def read_parallel(files: Mapping[str, str], skips: Skips) -> Sentences:
     name = ", ".join(files.values())
     lengths = dict.fromkeys(files.values(), 0)
 
-    def rows() -> Iterator[tuple[str, Sequence]]:
-        for row in itertools.zip_longest(*map(read_lines, files.values())):
+    def rows() -> Iterator[tuple[Place, Sequence]]:
+        every = (read_lines(file, again=True) for file in files.values())
+        for row in itertools.zip_longest(*every):
             for file, line in zip(files.values(), row, strict=True):
                 lengths[file] += line is not None
             if None not in row:  # otherwise only the lines of the longer files are still counted
-                yield str(row[0][0]), row
+                yield row[0][0], row
 
-    def use(where: str, row: Sequence) -> tuple[str, tuple[str, ...]]:
-        return where, tuple(_sentence(line, place) for place, line in row)
+    read = _AlignedLines(len(files))
 
-    sentences = Sentences(tuple(files), skips.usable(rows(), use, name))
+    def use(first: Place, row: Sequence) -> SentenceTexts:
+        texts = tuple(_sentence(line, place) for place, line in row)
+        for lines, (place, _) in zip(read.lines, row, strict=True):
+            lines.append(place)
+        return texts
+
+    sentences = Sentences(tuple(files), skips.usable(rows(), use, name), read)
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{file} has {n} lines" for file, n in lengths.items())
         raise DataError(f"parallel text: {counts}; line n of each must translate line n")
     if not sentences:
         raise DataError(f"parallel text {name}: the files are empty; download them again")
     return sentences
+
+
+class _AlignedLines(Sequence[SentenceRow]):
+    """Rows of line-aligned files, read again when they are asked for."""
+
+    def __init__(self, count: int):
+        self.lines = [Lines() for _ in range(count)]
+
+    def __len__(self) -> int:
+        return len(self.lines[0])
+
+    def __getitem__(self, index):
+        places = [of_file[index] for of_file in self.lines]
+        return str(places[0]), tuple(_sentence(place.read_line(), place) for place in places)
 
 
 def _sentence(line: str | BadRecord, where: object) -> str:

@@ -18,7 +18,7 @@ from rc3_jax.data.groups import image_key
 from rc3_jax.data.jsonl import Captions, Row, Translations
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.regions import usable_boxes
-from rc3_jax.data.sources.images import ImageRow, split_kinds
+from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, train_kinds
 from rc3_jax.paths import as_path
 from rc3_jax.settings import Settings
 
@@ -69,9 +69,12 @@ class TFDSSource(Settings):
 
     def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
         """Returns the kinds of records to train on, and those held out."""
-        return split_kinds(lambda split: self.read(split, skips), self, config.batch_mix)
+        train, heldout = (
+            self.read(split, skips) for split in (self.train_split, self.heldout_split)
+        )
+        return train_kinds(train, config.batch_mix), heldout_kinds(heldout)
 
-    def read(self, split: str, skips: Skips) -> list[ImageRow]:
+    def read(self, split: str, skips: Skips) -> ImageRows:
         """Reads the texts and boxes of a split once; images are fetched when they are decoded.
 
         Raises:
@@ -92,11 +95,15 @@ class TFDSSource(Settings):
             boxes = self._boxes(example, where, skips)
             key = image_key(_values(example, self.fields.image)[0])
             image = _Fetch(examples, index, self.fields.image)
-            return ImageRow(where, key, image, texts.translations, texts.captions, boxes)
+            row = ImageRow(where, image, texts.translations, texts.captions, boxes)
+            rows.add(key, row.translations, row.captions)
+            return row
 
         places = ((f"{what}:{index}", index) for index in range(len(examples)))
-        rows = list(skips.usable(places, use, what))
-        if not rows:
+        found: list[ImageRow] = []
+        rows = ImageRows(found)
+        found.extend(skips.usable(places, use, what))
+        if not found:
             raise DataError(f"{self.builder}: split {split!r} is empty; choose another")
         return rows
 

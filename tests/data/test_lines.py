@@ -1,0 +1,88 @@
+"""Lines that are read again, and the temporary files of those that were packed."""
+
+from __future__ import annotations
+
+import gc
+import gzip
+import os
+import pathlib
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rc3_jax.data.lines import LineFile, Lines, read_lines
+from rc3_jax.data.record import BadRecord, DataError
+
+TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")))
+
+
+def _read(path: pathlib.Path) -> tuple[Lines, list[str]]:
+    """The places of the lines that are not empty, and these."""
+    lines, texts = Lines(), []
+    for place, text in read_lines(path, again=True):
+        if text:
+            lines.append(place)
+            texts.append(text)
+    return lines, texts
+
+
+@given(TEXTS, st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_every_line_is_read_again_as_it_was(tmp_path_factory, texts, end, is_packed):
+    path = tmp_path_factory.getbasetemp() / "any.txt"
+    data = end.join(texts).encode()
+    path.write_bytes(gzip.compress(data) if is_packed else data)
+    lines, found = _read(path)
+    assert [place.read_line() for place in lines] == found
+    by_hand = {n: t.removeprefix("\ufeff") for n, t in enumerate(end.join(texts).split("\n"), 1)}
+    by_hand = {n: text.rstrip("\r") for n, text in by_hand.items() if text.rstrip("\r")}
+    assert {place.row: place.read_line() for place in lines} == by_hand
+
+
+def test_places_of_several_files(tmp_path):
+    lines = Lines()
+    for name, text in {"a": "1\n2", "b": "", "c": "3"}.items():
+        (tmp_path / name).write_text(text)
+        for place, _ in read_lines(tmp_path / name):
+            lines.append(place)
+    assert [str(place) for place in lines] == [f"{tmp_path}/{x}" for x in ("a:1", "a:2", "c:1")]
+    assert [place.read_line() for place in pickle.loads(pickle.dumps(lines))] == ["1", "2", "3"]
+
+
+def test_a_temporary_file_goes_with_the_lines_and_not_with_their_copies(tmp_path):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"one\ntwo"))
+    lines, _ = _read(tmp_path / "x.gz")
+    file = lines[0].file.path
+    copy = pickle.loads(pickle.dumps(lines))
+    assert copy[1].read_line() == "two" and str(copy[1]) == f"{tmp_path / 'x.gz'}:2"
+    del copy
+    gc.collect()
+    assert lines[0].read_line() == "one" and file.is_file()
+    del lines
+    gc.collect()
+    assert not file.exists()
+
+
+def test_a_file_that_changes_is_noticed(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("one\ntwo\n")
+    lines, _ = _read(path)
+    path.write_text("one\ntow\nthree\n")
+    assert lines[0].read_line() == "one"
+    with pytest.raises(BadRecord, match="x:2: .*changed"):
+        lines[1].read_line()
+    path.unlink()
+    with pytest.raises(BadRecord, match="x:2: cannot be read any more"):
+        lines[1].read_line()
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_lack_of_room_to_unpack_is_told(tmp_path, monkeypatch, lines):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"a line\n" * lines))
+    full = LineFile(pathlib.Path("/dev/full"), is_unpacked=True)
+    monkeypatch.setattr(LineFile, "temporary", lambda: full)
+    with pytest.raises(DataError, match=r"x\.gz: cannot be unpacked to /dev/full .*TMPDIR"):
+        list(read_lines(tmp_path / "x.gz", again=True))
+    assert len(list(read_lines(tmp_path / "x.gz"))) == lines
