@@ -177,14 +177,14 @@ def count_work(run: RunModel, rows: Mapping[str, int], on_chip: float = 0.0) -> 
       on_chip: see `memory_traffic`.
     """
     model = step_flops(run, rows)
-    plain: Changes = {"model.attention": "xla"}
+    plain: dict[str, Any] = {"model.attention": "xla"}
     shared = loss_jaxprs(run, rows, plain, mesh=run.mesh)
     flops = sum(one.flops for jaxpr in shared for one in products(jaxpr))
     local = loss_jaxprs(run, rows_of_a_device(rows, run.mesh))
     traffic = sum(memory_traffic(jaxpr, on_chip) for jaxpr in local)
     # More than a tile of each kind and of the words, so that tiles do not grow with them.
     many = 2 * run.config.objective.pairs.tile * batch_devices(run.mesh) * run.config.microbatches
-    own = {"objective.relevance": "own", "objective.relevance_encoder": None}
+    own: dict[str, Any] = {"objective.relevance": "own", "objective.relevance_encoder": None}
     has_encoder = getattr(run.config.objective, "relevance_encoder", None) is not None
     changes = plain | own if has_encoder else plain  # an encoder's vocabulary has one size
     small, large = (
