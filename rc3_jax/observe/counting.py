@@ -6,7 +6,7 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -94,10 +94,11 @@ def memory_traffic(
             sizes = map(_bytes, (*equation.invars, *equation.outvars))
             total += times * sum(size for size in sizes if not in_loop or size > on_chip)
         if name == "scan":
-            first, carried = equation.params["num_consts"], equation.params["num_carry"]
-            stacked = (*equation.invars[first + carried :], *equation.outvars[carried:])
-            total += times * sum(map(_bytes, stacked))
-            handed_on = sum(map(_bytes, equation.outvars[:carried]))
+            (body,) = _inner(equation)
+            read = _stacked(equation.invars, body.invars)
+            left = _stacked(equation.outvars, body.outvars)
+            total += times * (read + left)
+            handed_on = sum(map(_bytes, equation.outvars)) - left
             if handed_on > on_chip:
                 total += 2 * times * equation.params["length"] * handed_on
         loops = in_loop or name in ("scan", "while")
@@ -160,6 +161,12 @@ def _runs(equation: JaxprEqn) -> int:
     if equation.primitive.name == "shard_map":
         return equation.params["mesh"].size
     return 1
+
+
+def _stacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """Bytes of the arrays of a loop of which each iteration has a part."""
+    pairs = zip(outer, inner, strict=True)
+    return sum(_bytes(one) for one, part in pairs if one.aval.shape != part.aval.shape)
 
 
 def _flops(product: JaxprEqn) -> float:
