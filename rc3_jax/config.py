@@ -178,7 +178,7 @@ class CCLMSettings(PretrainSettings):
 
 SETTINGS: dict[str, type[PretrainSettings]] = {"rc3": RC3Settings, "cclm": CCLMSettings}
 
-FREE = ("dtype", "remat", "unroll", "dropout", "patch.drop_path")
+FREE = ("dtype", "remat", "unroll", "attention", "dropout", "patch.drop_path")
 """Settings of a model that do not change what its parameters mean."""
 
 
@@ -222,14 +222,15 @@ def model_settings(
 ) -> RC3ModelSettings | CCLMModelSettings:
     """The typed `model` that the `config.json` of a folder stores.
 
+    Its `attention` is `auto`: that of the run was chosen for the run's devices.
+
     Raises:
       ConfigError: for an unknown system, or settings that its models do not have.
     """
     check_choice(f"{folder / CONFIG_FILE}: system", system, SETTINGS)
     where = f"{folder / CONFIG_FILE}: model"
-    if system == "cclm":
-        return CCLMModelSettings.parse(stored, where)
-    return RC3ModelSettings.parse(stored, where)
+    kind = CCLMModelSettings if system == "cclm" else RC3ModelSettings
+    return kind.parse({**stored, "attention": "auto"}, where)
 
 
 def _with_init(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

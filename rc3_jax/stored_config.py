@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "data.sources.*.data_dir",
     "model.remat",
     "model.unroll",
+    "model.attention",
     "objective.pairs.*",
     "evaluation.*",
     "log_every",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
@@ -163,7 +163,7 @@ def relevance_encoder(
             f"data.max_length={config.data.max_length}; change it or the encoder"
         )
     check_choice("pooling of the sentence encoder", settings["pooling"], ("mean", "cls"))
-    fixed = Compute(dtype=jnp.dtype(config.model.dtype), unroll=config.model.unroll, mesh=mesh)
+    fixed = dataclasses.replace(Compute.of(config.model, mesh), dropout=0.0, remat="none")
     return SentenceEncoder(text.build(vocab_size, fixed), settings["pooling"])
 
 

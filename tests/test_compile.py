@@ -60,6 +60,10 @@ def test_rules_are_printed_without_compiling():
         (["--topology=v9:4x4"], "v9"),
         (["--topology=v5e:4x4x4"], "v5e:16x16"),
         (["--topology=v5p"], "v5p:8x8x8"),
+        (["--topology=h100:2x4"], "h100:8"),
+        (["--topology=h100:8"], "--search=0"),
+        (["--devices=8", "--search=1"], "--topology"),
+        (["--devices=8", "--config.model.attention=splash"], "model.attention=splash"),
         (["--devices=8", "--config.batch_size=48"], "batch_size"),
         (["--devices=8", "--config.batch_size=2"], "batch_size"),
         (["--devices=8", "--config.mesh.fsdp=3"], "mesh.fsdp=3"),
@@ -75,6 +79,15 @@ def test_mistakes_end_with_a_message_of_one_line(arguments, message):
     assert message in last
     assert last.startswith("error: ")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_settings_are_searched_for_gpus_that_are_not_there():
+    done = launch(f"--config={TINY}", "--topology=h100:2", "--search=0", "--config.batch_size=16")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "6/6: microbatches=2 model.remat=" in done.stdout
+    assert "The best of 12 settings that fit" in done.stdout
+    assert "--config.mesh.fsdp=2" in done.stdout
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")

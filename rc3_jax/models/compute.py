@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from pydantic import Field, model_validator
 
+from rc3_jax.models.attention import XLA, Attend, Implementation
 from rc3_jax.models.layers import Stack
 from rc3_jax.settings import ConfigError, Settings
 
@@ -26,6 +27,9 @@ class ComputeSettings(Settings):
     """What the backward pass recomputes: nothing, all but matrix products, or everything."""
     unroll: int = Field(1, gt=0)
     """Layers in one iteration of the compiled loop."""
+    attention: Implementation = "auto"
+    """What computes attention: XLA, cuDNN (NVIDIA's GPUs, bfloat16) or splash attention (TPUs). `auto`
+    is cuDNN where it can be, and XLA elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +41,18 @@ class Compute:
     remat: str = "none"
     unroll: int = 1
     mesh: Mesh | None = None
+    attention: Attend = XLA
 
     @classmethod
     def of(cls, model: Any, mesh: Mesh | None = None) -> Self:
-        """What the settings of `config.model` say."""
-        return cls(model.dropout, jnp.dtype(model.dtype), model.remat, model.unroll, mesh)
+        """What the settings of `config.model` say.
+
+        Raises:
+          ConfigError: for an implementation of attention that the mesh's devices do not have.
+        """
+        dtype = jnp.dtype(model.dtype)
+        attention = Attend.of(model.attention, dtype, mesh)
+        return cls(model.dropout, dtype, model.remat, model.unroll, mesh, attention)
 
     def stack(
         self, depth: int, heads: int, mlp_width: int, kind: type[Stack] = Stack, **style: Any

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rc3_jax.models.attention import XLA, Attend
 from rc3_jax.models.linear import PRODUCT, dense, gelu
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
@@ -33,12 +34,13 @@ ACTIVATIONS = {
 
 
 class Attention(nn.Module):
-    """Multi-head attention; softmax in float32.
+    """Multi-head attention.
 
     Attributes:
       key_bias: False leaves out the keys' bias (BEiT).
       causal: each query reads the keys up to its own place only.
       key_value: what projects keys and values; None for projections of its own.
+      attend: what computes it.
     """
 
     heads: int
@@ -46,6 +48,7 @@ class Attention(nn.Module):
     key_bias: bool = True
     causal: bool = False
     key_value: tuple[nn.Module, nn.Module] | None = None
+    attend: Attend = XLA
 
     @nn.compact
     def __call__(
@@ -67,10 +70,7 @@ class Attention(nn.Module):
             dense(width, self.dtype, "value"),
         )
         key, value = split_heads(project_key(keys)), split_heads(project_value(keys))
-        mask = None if key_mask is None else key_mask[:, None, None, :]
-        attended = jax.nn.dot_product_attention(
-            query, key, value, bias, mask, is_causal=self.causal
-        )
+        attended = self.attend(query, key, value, key_mask, bias, self.causal)
         return dense(width, self.dtype, "out")(attended.reshape(queries.shape))
 
 
@@ -96,6 +96,7 @@ class Block(nn.Module):
     key_value: tuple[nn.Module, nn.Module] | None = None
     key_bias: bool = True
     layer_scale: float | None = None
+    attention: Attend = XLA
 
     @nn.compact
     def __call__(
@@ -126,7 +127,11 @@ class Block(nn.Module):
         x = residual(x, "self_attention", lambda y: self.attend(y, mask))
         if self.cross_attention and context is not None:
             cross = Attention(
-                self.heads, self.dtype, key_value=self.key_value, name="cross_attention"
+                self.heads,
+                self.dtype,
+                key_value=self.key_value,
+                attend=self.attention,
+                name="cross_attention",
             )
 
             if len(x) % len(context):
@@ -142,7 +147,12 @@ class Block(nn.Module):
     def attend(self, y: Array, mask: Array | None, bias: Array | None = None) -> Array:
         """Self-attention; subclasses arrange the tokens or add a bias of their places."""
         attention = Attention(
-            self.heads, self.dtype, self.key_bias, self.causal, name="self_attention"
+            self.heads,
+            self.dtype,
+            self.key_bias,
+            self.causal,
+            attend=self.attention,
+            name="self_attention",
         )
         return attention(y, y, mask, bias)
 
@@ -161,6 +171,7 @@ class Stack(nn.Module):
       causal: tokens read themselves and those before them only.
       drop_path: chance to leave out what a part of the last layer adds; it grows linearly from 0 at
         the first layer (stochastic depth).
+      attention: what computes it.
     """
 
     depth: int
@@ -177,6 +188,7 @@ class Stack(nn.Module):
     activation: str = "gelu"
     causal: bool = False
     drop_path: float = 0.0
+    attention: Attend = XLA
 
     @nn.compact
     def __call__(
@@ -218,6 +230,7 @@ class Stack(nn.Module):
             self.dtype,
             self.activation,
             self.causal,
+            attention=self.attention,
             **more,
         )
 

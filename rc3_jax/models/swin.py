@@ -228,6 +228,7 @@ class SwinStage(nn.Module):
                 activation=settings.activation,
                 window=window,
                 shift=window // 2 if number % 2 and window < side else 0,
+                attention=compute.attention,
                 name=f"block_{number}",
             )
             drop_rate = rate if rate > 0 and not deterministic else None

@@ -30,13 +30,13 @@ class Work(NamedTuple):
     Attributes:
       model: part of the model → FLOPs forward and in the whole step, see `model_flops`.
       flops: of the matrix products on one device, recomputation included.
-      touched: bytes of their operands and results on one device.
+      traffic: bytes of one device's main memory, without the state; see `memory_traffic`.
       quadratic: arrays of all pairs of rows, or of rows and words, see `quadratic_arrays`.
     """
 
     model: Mapping[str, tuple[float, float]]
     flops: float
-    touched: float
+    traffic: float
     quadratic: Sequence[str]
 
 
@@ -69,7 +69,7 @@ def aot_report(
         _pairs(work.quadratic),
     ]
     if chip:
-        traffic = work.touched + memory.argument_size_in_bytes + memory.output_size_in_bytes
+        traffic = work.traffic + memory.argument_size_in_bytes + memory.output_size_in_bytes
         used = work.flops, traffic, sum(one.sent for one in sent)
         model = _total(work) / run.mesh.size
         sections.append(_times(chip, sum(rows.values()), model, used))
@@ -199,7 +199,8 @@ def _times(chip: Chip, rows: int, model: float, used: tuple[float, float, float]
         "## Least time of a step",
         "",
         "Computed from the program and the maker's figures; nothing was run. Traffic with the main",
-        "memory is the state, and the operands and results of the matrix products.",
+        "memory is the state, what layers read of it and keep for the backward pass, and arrays that",
+        "exceed the memory on the chip.",
         "",
         *_table(
             ("what", "on one chip", "at most", "ms"), [(*r[:3], f"{r[3]:,.1f}") for r in table]

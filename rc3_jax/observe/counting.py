@@ -6,11 +6,13 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 class Product(NamedTuple):
@@ -19,12 +21,10 @@ class Product(NamedTuple):
     Attributes:
       path: the modules that it is computed in, and the transformations of the function.
       flops: multiplications and additions.
-      touched: bytes of its operands and its result.
     """
 
     path: str
     flops: float
-    touched: float
 
     def part(self, names: Collection[str]) -> str:
         """The outermost module among some names; empty where it is in none of them."""
@@ -39,9 +39,8 @@ def products(jaxpr: Jaxpr, times: int = 1, path: str = "") -> Iterator[Product]:
     """
     for equation in jaxpr.eqns:
         here = f"{path}/{equation.source_info.name_stack}"
-        if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-            touched = sum(_bytes(var) for var in (*equation.invars, *equation.outvars))
-            yield Product(here, times * _flops(equation), times * touched)
+        if equation.primitive.name in PRODUCTS:
+            yield Product(here, times * _flops(equation))
         inner = [list(products(sub, times * _runs(equation), here)) for sub in _inner(equation)]
         if equation.primitive.name == "cond":
             inner = [max(inner, key=lambda found: sum(one.flops for one in found))]
@@ -72,6 +71,41 @@ def model_flops(
         part: (flops, flops + min(both[part] - flops, 2 * flops))
         for part, flops in forward_flops.items()
     }
+
+
+def memory_traffic(
+    jaxpr: Jaxpr, on_chip: float = 0.0, times: int = 1, in_loop: bool = False
+) -> float:
+    """Bytes that a function reads from the main memory and writes to it, by estimate.
+
+    These are the operands and results of its matrix products, and for each loop what its iterations
+    read and leave in stacked arrays: the parameters of layers, and what the backward pass needs of
+    the forward pass. What an iteration makes for itself stays on the chip, unless it is larger than
+    `on_chip`, and so does what one hands to the next. The logits of attention, for example, need no
+    main memory where a layer has them within `on_chip`.
+
+    Args:
+      on_chip: bytes of the memory on the chip.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        if name in PRODUCTS:
+            sizes = map(_bytes, (*equation.invars, *equation.outvars))
+            total += times * sum(size for size in sizes if not in_loop or size > on_chip)
+        if name == "scan":
+            (body,) = _inner(equation)
+            read = _stacked(equation.invars, body.invars)
+            left = _stacked(equation.outvars, body.outvars)
+            total += times * (read + left)
+            handed_on = sum(map(_bytes, equation.outvars)) - left
+            if handed_on > on_chip:
+                total += 2 * times * equation.params["length"] * handed_on
+        loops = in_loop or name in ("scan", "while")
+        runs = times * _runs(equation)
+        inner = [memory_traffic(sub, on_chip, runs, loops) for sub in _inner(equation)]
+        total += max(inner, default=0.0) if name == "cond" else sum(inner)
+    return total
 
 
 def peak_bytes(jaxpr: Jaxpr) -> int:
@@ -127,6 +161,12 @@ def _runs(equation: JaxprEqn) -> int:
     if equation.primitive.name == "shard_map":
         return equation.params["mesh"].size
     return 1
+
+
+def _stacked(outer: Sequence[Any], inner: Sequence[Any]) -> int:
+    """Bytes of the arrays of a loop of which each iteration has a part."""
+    pairs = zip(outer, inner, strict=True)
+    return sum(_bytes(one) for one, part in pairs if one.aval.shape != part.aval.shape)
 
 
 def _flops(product: JaxprEqn) -> float:

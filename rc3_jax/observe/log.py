@@ -27,10 +27,18 @@ Say = Callable[[str], None]
 
 
 class Clock:
-    """Times a run: speed since the last line, share of time spent waiting for data, ETA."""
+    """Times a run: speed since the last line, share of time spent waiting for data, ETA.
 
-    def __init__(self, step: int, steps: int, batch_size: int):
+    Args:
+      flops: model FLOPs of a step on a device; 0 where they are not counted.
+      peak: FLOPs that a device can do in a second.
+    """
+
+    def __init__(
+        self, step: int, steps: int, batch_size: int, flops: float = 0.0, peak: float = math.inf
+    ):
         self._steps, self._batch_size = steps, batch_size
+        self._flops, self._peak = flops, peak
         self._mark = (step, time.perf_counter())
         self._waited = 0.0
 
@@ -43,7 +51,10 @@ class Clock:
         self._mark, self._waited = (step, time.perf_counter()), 0.0
 
     def read(self, step: int) -> dict[str, float]:
-        """Since the last reading: `samples_per_second`, `data_wait` (share of time), `eta` (s)."""
+        """Since the last reading: `samples_per_second`, `data_wait` (share of time), `eta` (s).
+
+        Where FLOPs are counted also `tflops_per_device` (a second) and `mfu`, their share of the peak.
+        """
         now, (last_step, last_time) = time.perf_counter(), self._mark
         seconds, done = max(now - last_time, 1e-9), step - last_step
         reading = {
@@ -51,6 +62,9 @@ class Clock:
             "data_wait": self._waited / seconds,
             "eta": (self._steps - step) * seconds / max(done, 1),
         }
+        if self._flops:
+            rate = done * self._flops / seconds
+            reading |= {"tflops_per_device": rate / 1e12, "mfu": rate / self._peak}
         self._mark, self._waited = (step, now), 0.0
         return reading
 
@@ -161,12 +175,18 @@ def speaker(console: Console | None = None, stderr: bool = False) -> Say:
 
 
 def step_line(step: int, steps: int, values: Mapping[str, float], terms: Iterable[str]) -> str:
-    """The loss and those terms that have a value, samples a second, data wait and time left."""
+    """The loss and those terms that have a value, samples a second, data wait and time left.
+
+    Where they are known also TFLOP/s of a device and MFU.
+    """
     shown = " ".join(f"{name} {values[name]:.3f}" for name in ("loss", *terms) if name in values)
     minutes, seconds = divmod(int(min(values["eta"], 359_999)), 60)
     left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
+    used = ""
+    if "mfu" in values:
+        used = f"{values['tflops_per_device']:.1f} TFLOP/s a device  MFU {values['mfu']:.1%}  "
     return (
-        f"step {step}/{steps}  {shown}  {values['samples_per_second']:.0f} samples/s  "
+        f"step {step}/{steps}  {shown}  {values['samples_per_second']:.0f} samples/s  {used}"
         f"data wait {values['data_wait']:.1%}  ETA {left}"
     )
 

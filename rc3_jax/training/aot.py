@@ -24,7 +24,13 @@ from rc3_jax.data.example import abstract_batch
 from rc3_jax.objectives.masked_lm import TILE
 from rc3_jax.observe.aot_report import Work
 from rc3_jax.observe.chips import find_chip
-from rc3_jax.observe.counting import model_flops, peak_bytes, products, quadratic_arrays
+from rc3_jax.observe.counting import (
+    memory_traffic,
+    model_flops,
+    peak_bytes,
+    products,
+    quadratic_arrays,
+)
 from rc3_jax.parallel.mesh import batch_devices, check_batch, make_mesh, rows_of_a_device
 from rc3_jax.parallel.rules import bytes_on_device
 from rc3_jax.settings import ConfigError, plain
@@ -108,7 +114,7 @@ def advice(run: RunModel, rows: Mapping[str, int]) -> list[str]:
     Args:
       rows: rows of each kind in a global batch.
     """
-    state, now = _state_bytes(run), activation_bytes(run, rows)
+    state, now = state_bytes(run), activation_bytes(run, rows)
     parts, fsdp = run.config.microbatches, run.mesh.shape["fsdp"]
     lines = [f"state {in_gib(state)} and activations, by estimate, {in_gib(now)}; change:"]
     options: list[tuple[str, str | int, str]] = [
@@ -123,9 +129,7 @@ def advice(run: RunModel, rows: Mapping[str, int]) -> list[str]:
         if less < now:
             lines.append(f"--config.{name}={value}: activations to {in_gib(less)}; {cost}")
     if run.mesh.shape["data"] % 2 == 0:
-        config = _changed(run.config, {"mesh.fsdp": 2 * fsdp, "mesh.data": -1})
-        mesh = make_mesh(config.mesh, list(run.mesh.devices.flat))
-        less = _state_bytes(dataclasses.replace(run, config=config, mesh=mesh))
+        less = state_bytes(changed_run(run, rows, {"mesh.fsdp": 2 * fsdp, "mesh.data": -1}))
         lines.append(
             f"--config.mesh.fsdp={2 * fsdp} --config.mesh.data=-1: state to {in_gib(less)}; "
             "parameters collected for each layer"
@@ -160,22 +164,29 @@ def step_flops(run: RunModel, rows: Mapping[str, int]) -> dict[str, tuple[float,
     )
 
 
-def count_work(run: RunModel, rows: Mapping[str, int]) -> Work:
-    """The work of a step.
+def device_flops(run: RunModel, rows: Mapping[str, int]) -> float:
+    """What MFU divides by: model FLOPs of a step, see `model_flops`, by devices."""
+    return sum(step for _, step in step_flops(run, rows).values()) / run.mesh.size
+
+
+def count_work(run: RunModel, rows: Mapping[str, int], on_chip: float = 0.0) -> Work:
+    """The work of a step. Attention counts as XLA computes it: its fused kernels hide their products.
 
     Args:
       rows: rows of each kind in a global batch.
+      on_chip: see `memory_traffic`.
     """
     model = step_flops(run, rows)
-    shared = loss_jaxprs(run, rows, mesh=run.mesh)
+    plain: dict[str, Any] = {"model.attention": "xla"}
+    shared = loss_jaxprs(run, rows, plain, mesh=run.mesh)
     flops = sum(one.flops for jaxpr in shared for one in products(jaxpr))
     local = loss_jaxprs(run, rows_of_a_device(rows, run.mesh))
-    touched = sum(one.touched for jaxpr in local for one in products(jaxpr))
+    traffic = sum(memory_traffic(jaxpr, on_chip) for jaxpr in local)
     # More than a tile of each kind and of the words, so that tiles do not grow with them.
     many = 2 * run.config.objective.pairs.tile * batch_devices(run.mesh) * run.config.microbatches
-    own: Changes = {"objective.relevance": "own", "objective.relevance_encoder": None}
+    own: dict[str, Any] = {"objective.relevance": "own", "objective.relevance_encoder": None}
     has_encoder = getattr(run.config.objective, "relevance_encoder", None) is not None
-    changes = own if has_encoder else None  # an encoder's vocabulary has one size
+    changes = plain | own if has_encoder else plain  # an encoder's vocabulary has one size
     small, large = (
         loss_jaxprs(run, dict.fromkeys(rows, n * many), changes, mesh=run.mesh, words=n * WORDS)
         for n in (1, 2)
@@ -184,7 +195,7 @@ def count_work(run: RunModel, rows: Mapping[str, int]) -> Work:
     return Work(
         model,
         flops / run.mesh.size,
-        touched / run.mesh.shape["tensor"],
+        traffic / run.mesh.shape["tensor"],
         list(dict.fromkeys(quadratic)),
     )
 
@@ -221,9 +232,15 @@ def loss_jaxprs(
     return [dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0] for jaxpr in traced]
 
 
-def _state_bytes(run: RunModel) -> int:
+def state_bytes(run: RunModel) -> int:
     """What the state takes of a device."""
     return sum(map(bytes_on_device, jax.tree.leaves(run.abstract_state)))
+
+
+def changed_run(run: RunModel, rows: Mapping[str, int], changes: Changes) -> RunModel:
+    """The run on the same devices with some settings changed; see `abstract_run`."""
+    config, devices = _changed(run.config, changes), list(run.mesh.devices.flat)
+    return abstract_run(config, devices, rows, run.model.text.vocab_size)
 
 
 def _changed(config: PretrainSettings, changes: Changes | None) -> PretrainSettings:

@@ -29,6 +29,7 @@ class Intervals(NamedTuple):
       evaluation: steps between two evaluations; 0 evaluates only at the end, as every run does.
       checkpoint: steps between two checkpoints; 0 saves only at the end.
       checkpoint_minutes: a checkpoint that is due waits until so many minutes have passed.
+      flops, peak: of a device, for the reported MFU; see `Clock`.
     """
 
     steps: int
@@ -37,6 +38,8 @@ class Intervals(NamedTuple):
     evaluation: int
     checkpoint: int
     checkpoint_minutes: float = 0.0
+    flops: float = 0.0
+    peak: float = math.inf
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation follows the step."""
@@ -134,7 +137,9 @@ class _Reporter:
     """
 
     def __init__(self, start: int, intervals: Intervals, log: Log):
-        self.clock = Clock(start, intervals.steps, intervals.batch_size)
+        self.clock = Clock(
+            start, intervals.steps, intervals.batch_size, intervals.flops, intervals.peak
+        )
         self.pending: tuple[int, Metrics] | None = None
         self._intervals, self._log = intervals, log
         self._losses: list[float] = []

@@ -22,6 +22,7 @@ from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.stream import batch_rows, iterate, make_batches
 from rc3_jax.data.tokenizer import FILE_NAME
 from rc3_jax.evaluation.evaluate import Evaluator, score_tables, summary
+from rc3_jax.observe.chips import chip_of
 from rc3_jax.observe.log import Log
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.paths import as_path
@@ -35,11 +36,11 @@ from rc3_jax.stored_config import (
     save_config,
 )
 from rc3_jax.systems import term_names
-from rc3_jax.training.aot import advice
+from rc3_jax.training.aot import advice, device_flops
 from rc3_jax.training.checkpoint import CHECKPOINTS, Checkpoints
 from rc3_jax.training.loop import Intervals, fit
 from rc3_jax.training.memory import explain_out_of_memory
-from rc3_jax.training.run import Run, prepare_run
+from rc3_jax.training.run import Run, RunModel, prepare_run
 from rc3_jax.training.state import TrainState, count_parameters
 from rc3_jax.training.step import Batch
 from rc3_jax.training.warm_start import warm_start_parts
@@ -136,11 +137,22 @@ def _train(
             config.log_every,
             config.evaluation.every,
             config.checkpoint.every,
+            **device_speed(run, rows),
         )
         _, scores = fit(
             run.train_step(), state, batches, evaluate, intervals, checkpoints, log, watchdog
         )
     return {**scores, "texts": texts}
+
+
+def device_speed(run: RunModel, rows: Mapping[str, int]) -> dict[str, float]:
+    """`flops` and `peak` of `Intervals`; empty for devices without figures.
+
+    Args:
+      rows: rows of each kind in a global batch.
+    """
+    chip = chip_of(run.mesh.devices.flat[0].device_kind)
+    return {} if chip is None else {"flops": device_flops(run, rows), "peak": chip.flops}
 
 
 def _first_state(

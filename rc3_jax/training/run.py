@@ -20,6 +20,7 @@ from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import batch_rows
 from rc3_jax.data.tokenizer import Tokenizer
 from rc3_jax.models.base import PairModel
+from rc3_jax.models.compute import Compute
 from rc3_jax.objectives.rc3 import RC3Objective
 from rc3_jax.parallel.mesh import check_batch, make_mesh
 from rc3_jax.parallel.rules import with_shardings
@@ -127,6 +128,7 @@ def prepare_run(
     """
     config = validate(config)
     mesh = make_mesh(config.mesh)
+    Compute.of(config.model, mesh)  # what the devices do not have is refused before data are read
     skips = skips or Skips(config.data.skip_limit)
     corpus = open_corpus(config, skips)
     rows = batch_rows(config.batch_size, config.batch_mix, list(corpus.pools))

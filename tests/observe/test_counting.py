@@ -7,7 +7,13 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from rc3_jax.data.example import abstract_batch
-from rc3_jax.observe.counting import model_flops, peak_bytes, products, quadratic_arrays
+from rc3_jax.observe.counting import (
+    memory_traffic,
+    model_flops,
+    peak_bytes,
+    products,
+    quadratic_arrays,
+)
 from rc3_jax.parallel.mesh import one_device_mesh
 from rc3_jax.systems import system_of
 from rc3_jax.training.aot import abstract_run, activation_bytes, loss_jaxprs, step_flops
@@ -106,6 +112,23 @@ def test_loops_recomputation_and_devices_count_as_often_as_they_run():
         image, k, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     assert flops(convolution, kernel) == 2 * (4 * 4 * 5) * (3 * 3 * 2)
+
+
+def test_traffic_is_that_of_stacked_arrays_and_of_what_exceeds_the_chip():
+    x, weights = jnp.ones((4, 8)), jnp.ones((7, 8, 8))
+
+    def layers(x, weights):
+        return lax.scan(lambda x, w: (jnp.tanh(x @ w), x), x, weights)
+
+    def traffic(function, *arguments, on_chip):
+        return memory_traffic(jax.make_jaxpr(function)(*arguments).jaxpr, on_chip)
+
+    stacked = 7 * (8 * 8 + 4 * 8) * 4
+    assert traffic(layers, x, weights, on_chip=1e3) == stacked
+    in_an_iteration = 4 * (4 * 8 + 8 * 8 + 4 * 8)  # operands and result of the product
+    handed_on = 2 * 4 * 4 * 8
+    assert traffic(layers, x, weights, on_chip=0) == stacked + 7 * (in_an_iteration + handed_on)
+    assert traffic(jnp.matmul, x, weights[0], on_chip=1e3) == in_an_iteration  # outside of loops
 
 
 def test_the_peak_is_that_of_arrays_alive_together():

@@ -139,6 +139,15 @@ def test_a_clock_reads_speed_waiting_and_time_left_since_the_last_reading(set_ti
     assert clock.read(100)["eta"] == 0
 
 
+def test_a_clock_reads_flops_and_their_share_of_the_peak(set_time):
+    clock = Clock(step=0, steps=10, batch_size=4, flops=3e14, peak=1e15)
+    set_time(1004.0)
+    reading = clock.read(8)
+    assert reading["tflops_per_device"] == pytest.approx(600)
+    assert reading["mfu"] == pytest.approx(0.6)
+    assert "  600.0 TFLOP/s a device  MFU 60.0%  data wait" in step_line(8, 10, reading, TERMS)
+
+
 def test_a_clock_read_at_once_divides_by_nothing(set_time):
     clock = Clock(step=5, steps=10, batch_size=8)
     reading = clock.read(5)
