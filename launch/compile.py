@@ -62,6 +62,8 @@ def prepare_environment() -> None:
         raise ConfigError("name either --topology=v5e:16x16 or --devices=8")
     if SEARCH.value is not None and TOPOLOGY.value is None:
         raise ConfigError("--search needs figures of a chip; name --topology=v5e:16x16 or h100:8")
+    if SEARCH.value is not None and (OUT.value or HLO.value):
+        raise ConfigError("--out and --hlo store one report; leave them out with --search")
     from rc3_jax.observe.chips import gpus
 
     simulated = DEVICES.value or gpus(TOPOLOGY.value)
@@ -125,6 +127,7 @@ def compile_and_report() -> bool:
     vocabulary = VOCABULARY.value or aot.vocabulary_size(config)
     if topology is None or gpus(topology):
         devices = jax.devices()
+        config.model.attention = "auto"  # these stand for others, which may have it
     else:
         devices = aot.topology_devices(topology)
     run = aot.abstract_run(config, devices, rows, vocabulary)

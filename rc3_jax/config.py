@@ -222,7 +222,7 @@ def model_settings(
 ) -> RC3ModelSettings | CCLMModelSettings:
     """The typed `model` that the `config.json` of a folder stores.
 
-    Its `attention` is `auto`: that of the run was chosen for the run's devices.
+    Its `attention` is `auto`, since that of the run was chosen for the run's devices.
 
     Raises:
       ConfigError: for an unknown system, or settings that its models do not have.

@@ -129,8 +129,10 @@ def _first(source: Source, count: int, what: str, skips: Skips) -> list[Record]:
     return records
 
 
-def sampled_texts(corpus: Corpus, count: int = 1000) -> dict[bool, dict[str, list[str]]]:
-    """Texts of so many training records of each kind, at equal distances.
+def sampled_texts(
+    corpus: Corpus, skips: Skips, count: int = 1000
+) -> dict[bool, dict[str, list[str]]]:
+    """Texts of so many training records of each kind, at equal distances; bad ones are noted.
 
     Returns:
       True for records with an image, False for others → language → texts.
@@ -141,7 +143,8 @@ def sampled_texts(corpus: Corpus, count: int = 1000) -> dict[bool, dict[str, lis
         for index in np.unique(np.linspace(0, len(pool) - 1, count).astype(int)).tolist():
             try:
                 record, _ = pool[index]
-            except BadRecord:  # counted when the stream reads it
+            except BadRecord as error:
+                skips.add(error)
                 continue
             for about in record_captions(record):
                 for language, texts in about.items():
@@ -150,12 +153,21 @@ def sampled_texts(corpus: Corpus, count: int = 1000) -> dict[bool, dict[str, lis
 
 
 def run_tokenizer(
-    config: ml_collections.ConfigDict, corpus: Corpus, folder: pathlib.Path | None
+    config: ml_collections.ConfigDict,
+    corpus: Corpus,
+    folder: pathlib.Path | None,
+    skips: Skips | None = None,
 ) -> Tokenizer:
     """The tokenizer stored in the run's folder, or the configured one, or a newly trained one.
 
     The one beside the parameters that the run starts from counts as configured. With several
     processes, the first one sends its tokenizer to the others.
+
+    Args:
+      skips: takes note of bad records among those that a vocabulary is trained on.
+
+    Raises:
+      DataError: there are no texts to train a vocabulary on, or all records are bad.
     """
     length, settings, clean = config.data.max_length, config.data.tokenizer, None
     if config.data.clean_captions:
@@ -165,7 +177,9 @@ def run_tokenizer(
         if path := _stored(folder) or settings.path or _stored(config.init):
             found = load_tokenizer(path, length)
         else:
-            texts = itertools.islice(_texts(corpus), settings.texts)
+            texts = itertools.islice(
+                _texts(corpus, skips or Skips(config.data.skip_limit)), settings.texts
+            )
             found = find_or_train_tokenizer(
                 map(clean, texts) if clean else texts, settings.vocab_size, length
             )
@@ -187,17 +201,26 @@ def _from_first_process(text: str) -> str:
     return bytes(np.asarray(multihost_utils.broadcast_one_to_all(data), np.uint8)).decode()
 
 
-def _texts(corpus: Corpus) -> Iterator[str]:
-    """Texts of all kinds in turn, so that a limit on their number takes from each."""
+def _texts(corpus: Corpus, skips: Skips) -> Iterator[str]:
+    """Texts of all kinds in turn, so that a limit on their number takes from each.
+
+    Raises:
+      DataError: if all records are bad.
+    """
     pools = list(corpus.pools.values())
+    is_empty = True
     for index in range(max(map(len, pools))):
         for pool in pools:
             if index >= len(pool):
                 continue
             try:
                 record, _ = pool[index]
-            except BadRecord:  # counted when the stream reads it
+            except BadRecord as error:
+                skips.add(error)
                 continue
             for by_language in record_captions(record):
                 for texts in by_language.values():
+                    is_empty = False
                     yield from texts
+    if is_empty:
+        skips.check(len(skips.reasons), "training records")

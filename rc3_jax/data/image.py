@@ -22,6 +22,9 @@ MAX_PIXELS = 2**26
 """Larger images (67 million pixels, 200 MB once decoded) are refused: a header of a few bytes
 may claim any size."""
 
+MAX_FILE_BYTES = 2**29
+"""Larger files are refused before they are read."""
+
 _ORIENTATION_TAG = 0x0112
 _UPRIGHT = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))
 """EXIF orientation → what turns the image upright."""
@@ -64,7 +67,7 @@ def read_header(image: ImageLike | None, where: str) -> np.ndarray | Encoded:
             raise BadRecord(where, f"{problem}; it must be uint8 [height, width, 3]")
         return given
     with _opened(given, where, _name(given)) as opened:
-        data = given if isinstance(given, bytes) else given.read_bytes()
+        data = given if isinstance(given, bytes) else _content(given)
         jpeg = opened.format in ("JPEG", "MPO")
         return Encoded(data, where, _name(given), opened.size, _orientation(opened), jpeg)
 
@@ -182,7 +185,8 @@ def _opened(image: pathlib.Path | bytes, where: str, name: str) -> Iterator[Imag
     except FileNotFoundError as error:
         raise BadRecord(where, f"{name} is missing; restore the file or remove it") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        problem = f"{name} is too large ({error}; the limit is {MAX_PIXELS} pixels)"
+        limit = f"{MAX_PIXELS} pixels and {MAX_FILE_BYTES} bytes"
+        problem = f"{name} is too large ({error}; the limit is {limit})"
         raise BadRecord(where, f"{problem}; make it smaller") from error
     except BrightnessError as error:
         raise BadRecord(where, f"{name}: {error}") from error
@@ -192,13 +196,20 @@ def _opened(image: pathlib.Path | bytes, where: str, name: str) -> Iterator[Imag
         raise BadRecord(where, f"{problem}; {remedy}") from error
 
 
+def _content(path: pathlib.Path) -> bytes:
+    if (size := path.stat().st_size) > MAX_FILE_BYTES:
+        raise Image.DecompressionBombError(f"{size} bytes")
+    return path.read_bytes()
+
+
 def _orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 (upright) to 8."""
     # Asking a PNG without EXIF for it would decode it. TIFF is turned by Pillow itself.
     if "exif" not in image.info or image.format == "TIFF":
         return 1
     try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
+        found = image.getexif().get(_ORIENTATION_TAG, 1)
+        return int(found) if found in _UPRIGHT else 1
     except (
         ArithmeticError,
         LookupError,

@@ -19,6 +19,8 @@ from typing import NamedTuple
 from rc3_jax.data.record import BadRecord, DataError
 
 MAX_LINE_BYTES = 2**20
+MAX_IMAGE_LINE_BYTES = 2**26
+"""For lines that hold an image; one of 10 MB takes 13 MB in base64."""
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -27,8 +29,8 @@ class LineFile:
 
     Attributes:
       path: the file, or the temporary one that it was unpacked to.
-      is_unpacked: which of these. A temporary file is removed together with the object that made it;
-        copies in other processes only read it.
+      is_unpacked: which of these. A temporary file is removed together with the object that made it,
+        unless the process is killed; copies in other processes only read it.
     """
 
     def __init__(self, path: pathlib.Path, is_unpacked: bool = False):
@@ -40,7 +42,7 @@ class LineFile:
         number, name = tempfile.mkstemp(prefix="rc3_jax_", suffix=".txt")
         os.close(number)
         made = cls(pathlib.Path(name), is_unpacked=True)
-        weakref.finalize(made, pathlib.Path.unlink, made.path, missing_ok=True)
+        weakref.finalize(made, _remove, made.path, os.getpid())
         return made
 
     def read(self, place: Place) -> str:
@@ -48,11 +50,11 @@ class LineFile:
         try:
             with open(self.path, "rb") as file:
                 file.seek(place.offset)
-                line = file.readline()
+                line = file.readline(MAX_IMAGE_LINE_BYTES)
         except OSError as error:
-            raise BadRecord(place, f"cannot be read any more ({error})") from error
+            raise BadRecord(place, f"cannot be read any more ({error}); start again") from error
         text = _decoded(line, place)
-        if zlib.crc32(line) != place.checksum or isinstance(text, BadRecord):
+        if _checksum(line) != place.checksum or isinstance(text, BadRecord):
             raise BadRecord(place, "the file has changed since the start; start again")
         return text
 
@@ -63,7 +65,7 @@ class Place(NamedTuple):
     Attributes:
       row: number of the line; for a row of a document what messages add to the path, `[3]` or
         `['key']`.
-      offset, checksum: first byte of the line in `file`, and the CRC-32 of all.
+      offset, checksum: first byte of the line in `file`, and the CRC-32 of all up to its end.
       file: what the line can be read from again; None if it cannot.
     """
 
@@ -117,7 +119,7 @@ def read_lines(
     A line that is not UTF-8 or longer than `max_bytes` is a BadRecord.
 
     Args:
-      again: lines of gzip files can be read again too, from a temporary file.
+      again: lines of gzip files and pipes can be read again too, from a temporary file.
 
     Raises:
       DataError: the file is missing, unreadable, or a damaged gzip file.
@@ -127,15 +129,17 @@ def read_lines(
         with open(path, "rb") as raw, contextlib.ExitStack() as stack:
             is_gzip = raw.peek(2)[:2] == _GZIP_MAGIC
             source = gzip.GzipFile(fileobj=raw) if is_gzip else raw
-            file = None if is_gzip else LineFile(path)
+            file: LineFile | None = LineFile(path)
             copy: io.BufferedWriter | None = None
-            if is_gzip and again:
-                file = LineFile.temporary()
-                copy = stack.enter_context(open(file.path, "wb"))
+            if is_gzip or not raw.seekable():
+                file = None
+                if again:
+                    file, copy = _temporary(path)
+                    stack.enter_context(copy)
             number = offset = 0
             while line := source.readline(max_bytes):
                 number += 1
-                place = Place(path, number, offset, zlib.crc32(line), file)
+                place = Place(path, number, offset, _checksum(line), file)
                 start, part = offset, line
                 offset += len(line)
                 _write(copy, line, path)
@@ -157,6 +161,15 @@ def read_lines(
         ) from error
 
 
+def _temporary(path: pathlib.Path) -> tuple[LineFile, io.BufferedWriter]:
+    """An empty temporary file for the lines of `path`."""
+    try:
+        file = LineFile.temporary()
+        return file, open(file.path, "wb")
+    except OSError as error:
+        raise _no_room(path, tempfile.gettempdir(), error) from error
+
+
 def _write(copy: io.BufferedWriter | None, line: bytes, path: pathlib.Path) -> None:
     """Adds a line to the copy of a gzip file, if there is one; an empty one ends it."""
     if copy is not None:
@@ -164,10 +177,24 @@ def _write(copy: io.BufferedWriter | None, line: bytes, path: pathlib.Path) -> N
             copy.write(line) if line else copy.flush()
         except OSError as error:
             copy.raw.close()  # or closing it would write once more
-            raise DataError(
-                f"{path}: cannot be unpacked to {copy.name} ({error.strerror}); unpack it, or name "
-                "a folder with more room in TMPDIR"
-            ) from error
+            raise _no_room(path, copy.name, error) from error
+
+
+def _no_room(path: pathlib.Path, target: str, error: OSError) -> DataError:
+    return DataError(
+        f"{path}: cannot be unpacked to {target} ({error.strerror}); unpack it, or name a folder with "
+        "more room in TMPDIR"
+    )
+
+
+def _remove(path: pathlib.Path, process: int) -> None:
+    if os.getpid() == process:  # not in a fork
+        path.unlink(missing_ok=True)
+
+
+def _checksum(line: bytes) -> int:
+    """The same whether lines follow, which end it, or not."""
+    return zlib.crc32(line.rstrip(b"\r\n"))
 
 
 def _decoded(line: bytes, where: object) -> str | BadRecord:

@@ -209,11 +209,12 @@ class Skips:
 
     def write(self, path: pathlib.Path) -> None:
         """Writes a JSON line for each skipped record, and for each of which parts are left out."""
-        lines = [json.dumps({"where": w, "reason": r}) for w, r in self.reasons.items()]
+        # Threads that read on may add more meanwhile.
+        lines = [json.dumps({"where": w, "reason": r}) for w, r in [*self.reasons.items()]]
         lines += [
             json.dumps({"where": where, "left_out": f"{count} {what}"})
-            for what, counts in self.left_out.items()
-            for where, count in counts.items()
+            for what, counts in [*self.left_out.items()]
+            for where, count in [*counts.items()]
         ]
         path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -106,11 +106,12 @@ def usable_boxes(
       BadRecord: as `boxes_as_fractions`.
     """
     fractions, kept = boxes_as_fractions(boxes, where, frame, given)
-    _note_flat(skips, where, kept)
+    note_flat(skips, where, kept)
     return fractions[kept] if kept.any() else None
 
 
-def _note_flat(skips: Skips, where: str, kept: np.ndarray) -> None:
+def note_flat(skips: Skips, where: str, kept: np.ndarray) -> None:
+    """Counts the boxes of a record that are left out, given which are kept."""
     skips.leave_out(where, "boxes without area", int(np.sum(~kept)))
 
 
@@ -224,7 +225,7 @@ def load_region_file(
     except BadRecord as error:
         raise BadRecord(where, f"{path}: {error.problem}") from error
     if skips is not None:
-        _note_flat(skips, where, kept)
+        note_flat(skips, where, kept)
     return boxes[kept], features[kept]
 
 

@@ -31,64 +31,59 @@ class Attend:
 
     Attributes:
       name: `xla`, `cudnn` or `splash`.
-      is_required: arguments that the implementation cannot take are an error; False: XLA takes them.
       mesh: the devices that share rows and heads.
     """
 
     name: str = "xla"
-    is_required: bool = False
     mesh: Mesh | None = None
 
     @classmethod
     def of(cls, setting: Implementation, dtype: DTypeLike, mesh: Mesh | None) -> Self:
         """What `model.attention` stands for on the devices of a mesh; XLA's without a mesh.
 
-        On TPUs `auto` is XLA's: docs/performance.md compares them.
+        `auto` is XLA's: the others have not been run yet, see docs/performance.md.
 
         Raises:
           ConfigError: for an implementation that the devices do not have, or not for the dtype.
         """
-        if mesh is None or setting == "xla":
+        if mesh is None or setting in ("auto", "xla"):
             return cls()
         device = mesh.devices.flat[0]
-        obstacle = {"cudnn": _no_cudnn(device, dtype), "splash": _no_splash(device)}
-        if setting == "auto":
-            return cls() if obstacle["cudnn"] else cls("cudnn", mesh=mesh)
-        if obstacle[setting]:
-            raise _unavailable(setting, obstacle[setting])
-        return cls(setting, True, mesh)
+        if reason := _no_cudnn(device, dtype) if setting == "cudnn" else _no_splash(device):
+            raise _unavailable(setting, reason)
+        return cls(setting, mesh)
 
     def __call__(
         self,
         query: Float[Array, "batch q heads size"],
         key: Float[Array, "batch k heads size"],
         value: Float[Array, "batch k heads size"],
-        key_mask: Bool[Array, "batch k"] | None = None,
+        key_mask: Bool[Array, "rows k"] | None = None,
         bias: Float[Array, "rows heads q k"] | None = None,
         is_causal: bool = False,
     ) -> Float[Array, "batch q heads size"]:
         """The mean of the values that each query reads, weighted by the softmax.
 
         Args:
-          key_mask: the keys that are read, at least one of each row.
+          key_mask: the keys that are read, of one row for all or of each. What rows that read none
+            get has no meaning, and differs between implementations.
           bias: added to the scaled products, of one row for all or of each.
           is_causal: each query reads the keys up to its own place only.
 
         Raises:
-          ConfigError: if the implementation is required and cannot take such arguments.
+          ConfigError: for arguments that the implementation cannot take.
         """
         arguments = query, key, value, key_mask, bias, is_causal
-        obstacle = {"cudnn": _no_cudnn_shape, "splash": _no_splash_bias}.get(self.name)
-        if obstacle is not None and (reason := obstacle(query, bias)):
-            if self.is_required:
-                raise _unavailable(self.name, reason)
-            return _xla(*arguments)
         if self.name == "cudnn":
-            is_masked = key_mask is not None or bias is not None
-            return padded(_cudnn, 2 if is_masked else 1, *arguments)
-        # A single row, such as that of an initialization, is not spread over devices.
-        if self.name == "splash" and len(query) % _rows_shared(self.mesh) == 0:
-            return padded(functools.partial(splash, mesh=self.mesh), 128, *arguments)
+            if reason := _no_cudnn_arguments(query, bias, self.mesh):
+                raise _unavailable(self.name, reason)
+            return padded(_cudnn, 2, *arguments)
+        if self.name == "splash":
+            if bias is not None:
+                reason = "it adds no relative positions, which this visual tower has"
+                raise _unavailable(self.name, reason)
+            if len(query) >= _rows_shared(self.mesh):  # fewer rows only initialize parameters
+                return padded(functools.partial(splash, mesh=self.mesh), 128, *arguments)
         return _xla(*arguments)
 
 
@@ -105,7 +100,7 @@ def padded(function: Any, multiple: int, query, key, value, key_mask, bias, is_c
     length, keys = query.shape[1], key.shape[1]
     more, more_keys = -length % multiple, -keys % multiple
     if more_keys and key_mask is None:
-        key_mask = jnp.ones((len(key), keys), bool)
+        key_mask = jnp.ones((1, keys), bool)
     if key_mask is not None:
         key_mask = jnp.pad(key_mask, ((0, 0), (0, more_keys)))
     if bias is not None:
@@ -124,10 +119,13 @@ def _xla(query, key, value, key_mask, bias, is_causal):
 
 
 def _cudnn(query, key, value, key_mask, bias, is_causal):
-    """cuDNN takes a mask as a bias of all queries, in the type of computation."""
+    """cuDNN takes a mask as a bias of all queries, in the type of computation.
+
+    Its gradient takes odd lengths in no case, though without mask and bias the result does.
+    """
     mask = None
     if key_mask is not None:
-        shape = (len(query), 1, query.shape[1], key.shape[1])
+        shape = (len(key_mask), 1, query.shape[1], key.shape[1])
         mask = jnp.broadcast_to(key_mask[:, None, None, :], shape)
     bias = None if bias is None else bias.astype(query.dtype)
     return jax.nn.dot_product_attention(
@@ -145,8 +143,7 @@ def splash(
       interpret: runs the kernel where there is no TPU, slowly. `Attend` describes the others.
     """
     assert bias is None
-    if key_mask is None:
-        key_mask = jnp.ones(key.shape[:2], bool)
+    key_mask = jnp.broadcast_to(True if key_mask is None else key_mask, key.shape[:2])
 
     def local(query, key, value, key_mask):
         lengths, (heads, size) = (query.shape[1], key.shape[1]), query.shape[2:]
@@ -198,13 +195,14 @@ def _no_splash(device: jax.Device) -> str:
     return ""
 
 
-def _no_cudnn_shape(query: Array, bias: Array | None) -> str:
+def _no_cudnn_arguments(query: Array, bias: Array | None, mesh: Mesh | None) -> str:
     size = query.shape[-1]
-    return f"it takes no heads of width {size}" if size % 8 or size > 128 else ""
-
-
-def _no_splash_bias(query: Array, bias: Array | None) -> str:
-    return "" if bias is None else "it adds no relative positions, which this visual tower has"
+    if size % 8 or size > 128:
+        return f"it takes no heads of width {size}"
+    if bias is not None and len(bias) > 1 and mesh is not None and mesh.size > 1:
+        # JAX does not share them out like the queries.
+        return "on several devices it takes no relative positions of shifted windows"
+    return ""
 
 
 def _unavailable(setting: str, reason: str) -> ConfigError:

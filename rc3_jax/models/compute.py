@@ -29,7 +29,7 @@ class ComputeSettings(Settings):
     """Layers in one iteration of the compiled loop."""
     attention: Implementation = "auto"
     """What computes attention: XLA, cuDNN (NVIDIA's GPUs, bfloat16) or splash attention (TPUs). `auto`
-    is cuDNN where it can be, and XLA elsewhere."""
+    is XLA."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,8 @@ class Chip(NamedTuple):
     Attributes:
       kind: its `device_kind`.
       sides: dimensions of the torus that the chips form; 0 for the GPUs of a host.
-      hbm: bytes of main memory that programs can use, a little less than the maker states.
+      hbm: bytes of main memory that programs can use: on TPUs a little less than the maker states, on
+        GPUs the 75 % that JAX takes unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise.
       flops: bfloat16 operations a second, without sparsity.
       bandwidth: bytes a second from and to main memory.
       interconnect: bytes a second that it can send to its neighbours over all links together, half
@@ -45,9 +46,9 @@ CHIPS = {
     "v5e": Chip("TPU v5 lite", 2, 15.75 * GIB, 197e12, 819e9, 200e9, 128 * MIB),
     "v5p": Chip("TPU v5", 3, 95.74 * GIB, 459e12, 2765e9, 600e9, 128 * MIB),
     "v6e": Chip("TPU v6 lite", 2, 31.25 * GIB, 918e12, 1638e9, 400e9, 128 * MIB),
-    "a100": Chip("NVIDIA A100-SXM4-80GB", 0, 79 * GIB, 312e12, 2039e9, 300e9, 40 * MIB),
-    "h100": Chip("NVIDIA H100 80GB HBM3", 0, 79 * GIB, 989e12, 3350e9, 450e9, 50 * MIB),
-    "h200": Chip("NVIDIA H200", 0, 139 * GIB, 989e12, 4800e9, 450e9, 50 * MIB),
+    "a100": Chip("NVIDIA A100-SXM4-80GB", 0, 59 * GIB, 312e12, 2039e9, 300e9, 40 * MIB),
+    "h100": Chip("NVIDIA H100 80GB HBM3", 0, 59 * GIB, 989e12, 3350e9, 450e9, 50 * MIB),
+    "h200": Chip("NVIDIA H200", 0, 104 * GIB, 989e12, 4800e9, 450e9, 50 * MIB),
 }
 
 
@@ -80,9 +81,9 @@ def find_chip(topology: str) -> Chip:
             "such as v5e:16x16"
         )
     chip = CHIPS[name]
-    if not re.fullmatch("x".join([r"[1-9]\d*"] * max(chip.sides, 1)), form):
-        if not chip.sides:
-            raise ConfigError(f"--topology={topology}: name the GPUs of a host, such as {name}:8")
+    if not chip.sides and form not in ("1", "2", "4", "8"):
+        raise ConfigError(f"--topology={topology}: name the GPUs of one host, such as {name}:8")
+    if chip.sides and not re.fullmatch("x".join([r"[1-9]\d*"] * chip.sides), form):
         example = {2: "16x16", 3: "8x8x8"}[chip.sides]
         raise ConfigError(
             f"--topology={topology}: {name} chips form a torus of {chip.sides} dimensions; name "

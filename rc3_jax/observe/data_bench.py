@@ -23,8 +23,8 @@ from rc3_jax.data.augment import augment
 from rc3_jax.data.corpus import open_corpus, run_tokenizer
 from rc3_jax.data.example import training_row
 from rc3_jax.data.image import Encoded, decode, read_header
-from rc3_jax.data.kinds import KINDS
-from rc3_jax.data.record import DataError, Skips
+from rc3_jax.data.kinds import KINDS, LanguagePair
+from rc3_jax.data.record import DataError, Record, Skips
 from rc3_jax.observe.chips import CHIPS
 from rc3_jax.observe.step_bench import rows_of
 from rc3_jax.settings import check_choice
@@ -63,6 +63,7 @@ class DataBench:
     Attributes:
       config: the valid configuration; one without sources takes generated scenes.
       records: what rows are made of, with the groups and languages of each.
+      pictures: what `use_pictures` was given.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, count: int):
@@ -82,10 +83,13 @@ class DataBench:
         self._tokenizer = run_tokenizer(self.config, corpus, None)
         offered = [(pair, number) for pair, of in pools[0].pairs.items() for number in of]
         chosen = np.linspace(0, len(offered) - 1, count).astype(int).tolist()
-        self.records = [(*pools[0][offered[n][1]], offered[n][0]) for n in chosen]
+        self._pool, self._offered = pools[0], [offered[n] for n in chosen]
+        self.records = [self._drawn(place) for place in range(count)]
+        self.pictures: Sequence[pathlib.Path | None] = ()
 
     def use_pictures(self, paths: Sequence[pathlib.Path | None]) -> None:
-        """Gives the records other pictures, or none."""
+        """Gives the records other pictures, or none. Then they are not drawn anew for each row."""
+        self.pictures = paths
         self.records = [
             (dataclasses.replace(record, image=paths[place % len(paths)]), groups, pair)
             for place, (record, groups, pair) in enumerate(self.records)
@@ -93,16 +97,23 @@ class DataBench:
 
     def row(self, place: int) -> dict[str, np.ndarray]:
         """A row of a training batch."""
-        record, groups, pair = self.records[place % len(self.records)]
+        known = place % len(self.records)
+        record, groups, pair = self.records[known] if self.pictures else self._drawn(known)
         rng = np.random.Generator(np.random.Philox(key=[0, place]))
         return training_row(record, groups, pair, self._tokenizer, self.config, rng)
+
+    def _drawn(self, place: int) -> tuple[Record, np.ndarray, LanguagePair]:
+        """A record as training reads it, its line included."""
+        pair, number = self._offered[place]
+        return *self._pool[number], pair
 
     def stages(self, peer: bool = False) -> dict[str, Callable[[], object]]:
         """What is timed, each for all records.
 
         `decode` decodes every pixel, `augment` begins with all pixels, and `picture` does both as
-        training does, with no pixel more than the crop needs. `text` is a row without its picture,
-        `row` is all of it. The peer is PyTorch's DataLoader, with Pillow.
+        training does, with no pixel more than the crop needs. `text` is a row without its picture
+        from a record that was read before, `row` is all of it, with reading the record where no
+        other pictures are used. The peer is PyTorch's DataLoader, with Pillow.
         """
         rng, image = np.random.default_rng(0), self.config.data.image
         options: dict[str, Any] = dict(

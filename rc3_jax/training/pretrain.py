@@ -146,13 +146,16 @@ def _train(
 
 
 def device_speed(run: RunModel, rows: Mapping[str, int]) -> dict[str, float]:
-    """`flops` and `peak` of `Intervals`; empty for devices without figures.
+    """`flops` and `peak` of `Intervals`; empty for devices or number types without figures, and
+    for processes that log nothing.
 
     Args:
       rows: rows of each kind in a global batch.
     """
     chip = chip_of(run.mesh.devices.flat[0].device_kind)
-    return {} if chip is None else {"flops": device_flops(run, rows), "peak": chip.flops}
+    if chip is None or run.config.model.dtype != "bfloat16" or jax.process_index():
+        return {}
+    return {"flops": device_flops(run, rows), "peak": chip.flops}
 
 
 def _first_state(
@@ -290,7 +293,7 @@ def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) ->
         if kind not in run.corpus.pools:
             log.say(f"batch_mix.{kind}: no source offers such rows; the others take their place")
     told: dict[str, Any] = {}
-    for has_image, texts in sampled_texts(run.corpus).items():
+    for has_image, texts in sampled_texts(run.corpus, skips).items():
         length = text_sizes(config, has_image)[0]
         coverage = text_coverage(run.tokenizer.with_length(length), texts)
         of_parallel = not has_image and config.data.parallel_max_length

@@ -133,7 +133,7 @@ def prepare_run(
     corpus = open_corpus(config, skips)
     rows = batch_rows(config.batch_size, config.batch_mix, list(corpus.pools))
     check_batch(rows, mesh, config.microbatches)
-    tokenizer = run_tokenizer(config, corpus, folder)
+    tokenizer = run_tokenizer(config, corpus, folder, skips)
     model, optimizer = model_and_optimizer(config, tokenizer.vocab_size, mesh, rows)
     return Run(config, mesh, model, optimizer, corpus, tokenizer, skips)
 

@@ -75,7 +75,7 @@ def estimates(
                 state + sum(map(bytes_on_device, params)) + arrays,
                 flops / chip.flops,
                 (moved + 2 * state) / chip.bandwidth,
-                _sent_bytes(other, params, parts) / chip.interconnect,
+                sent_bytes(other, params, parts) / chip.interconnect,
             )
 
 
@@ -93,9 +93,10 @@ def search_report(found: Sequence[Estimate], count: int) -> str:
         return "By estimate nothing fits. Take more devices, or a smaller batch_size."
     lines = [
         f"The best of {len(found)} settings that fit, by an estimate from the traced loss; nothing was",
-        "compiled or run. Milliseconds of a step: at least, if all overlaps; and if nothing does.",
+        "compiled or run. Milliseconds of a step if all overlaps, and if nothing does. Traffic and what",
+        "devices send are lower bounds.",
         "",
-        "| settings | memory | products | main memory | interconnect | at least | at most |",
+        "| settings | memory | products | main memory | interconnect | all overlaps | nothing does |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for one in found[:count]:
@@ -110,7 +111,7 @@ def flags_of(one: Estimate) -> str:
     return " ".join(f"--config.{name}={value}" for name, value in one.changes.items())
 
 
-def _sent_bytes(run: RunModel, params: Sequence[jax.ShapeDtypeStruct], parts: int) -> float:
+def sent_bytes(run: RunModel, params: Sequence[jax.ShapeDtypeStruct], parts: int) -> float:
     """Bytes that a device sends for gradients and for parameters that are sharded along `fsdp`.
 
     Gradients are summed over all rows. Sharded parameters are collected for the forward and the

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer
+from rc3_jax.data.corpus import Corpus, open_corpus, run_tokenizer, sampled_texts
 from rc3_jax.data.example import evaluation_row
 from rc3_jax.data.record import DataError, Skips
 from rc3_jax.settings import ConfigError
@@ -283,6 +283,24 @@ def test_the_tokenizer_is_trained_on_texts_of_every_kind(folder, parallel, tmp_p
     assert 3 in _ids(tokenizer, "pes")  # from beyond the limit
     config.data.tokenizer.texts = 1000
     assert 3 not in _ids(run_tokenizer(config, open_corpus(config, Skips()), None), "pes")
+
+
+def test_records_that_are_bad_are_noted_where_a_vocabulary_is_trained(folder, tmp_path):
+    outside = {"boxes_xyxy": [[0, 0, 9999, 9999]]}
+    lines = [_line(1, "train") | outside, _line(0, "train"), _line(0, "val")]
+    captions = str(write(tmp_path / "boxes.jsonl", *lines))
+    config = _config(a=folder | {"captions": captions})
+    config.data.tokenizer.update(vocab_size=300, texts=8)
+    skips = Skips()
+    corpus = open_corpus(config, skips)
+    run_tokenizer(config, corpus, None, skips)
+    assert list(skips.reasons) == [f"{captions}:1"]
+    other = Skips()
+    sampled_texts(corpus, other)
+    assert other.reasons == skips.reasons
+    write(tmp_path / "boxes.jsonl", lines[0], lines[2])
+    with pytest.raises(DataError, match="boxes.jsonl:1: box .* outside"):
+        run_tokenizer(config, open_corpus(config, Skips()), None)
 
 
 def test_the_tokenizer_in_the_runs_folder_is_used_again(folder, parallel, tmp_path):

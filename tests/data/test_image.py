@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 
@@ -93,6 +94,19 @@ def test_exif_orientation_is_honoured(kind, orientation):
     assert pixels.shape[:2] == ((60, 90) if orientation < 5 else (90, 60))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    ("number_type", "value"),
+    [(3, b"\0\0\0\0"), (3, b"\0\x09\0\0"), (3, b"\xff\xff\0\0"), (2, b"6\0\0\0"), (1, b"\6\0\0\0")],
+)
+def test_an_orientation_that_there_is_not_turns_nothing(kind, number_type, value):
+    entry = struct.pack(">HHHI", 1, 0x0112, number_type, 1) + value
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + entry + bytes(4)
+    data = encoded(photograph(), kind, exif=exif)
+    assert image.decode(data, "here").shape == image.read_header(data, "here").shape == (60, 90, 3)
+    assert image.image_frame(data, "here") == (90, 60, 1)
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_around_a_sound_picture_does_no_harm():
     data = encoded(photograph(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff garbage")
@@ -120,6 +134,13 @@ def test_header_that_claims_a_huge_image_is_refused_unread(side, tmp_path):
     for read in (image.decode, image.image_frame):
         with pytest.raises(BadRecord, match=r"^captions:7: .*bomb.png: .*too large"):
             read(tmp_path / "bomb.png", "captions:7")
+
+
+def test_a_huge_file_is_refused_unread(tmp_path):
+    (tmp_path / "huge.jpg").write_bytes(encoded(photograph(), "JPEG"))
+    os.truncate(tmp_path / "huge.jpg", image.MAX_FILE_BYTES + 1)
+    with pytest.raises(BadRecord, match=r"^captions:7: .*huge.jpg: .*too large"):
+        image.decode(tmp_path / "huge.jpg", "captions:7")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.97])

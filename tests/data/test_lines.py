@@ -7,6 +7,10 @@ import gzip
 import os
 import pathlib
 import pickle
+import subprocess
+import sys
+import tempfile
+import threading
 
 import pytest
 from hypothesis import given
@@ -14,6 +18,7 @@ from hypothesis import strategies as st
 
 from rc3_jax.data.lines import LineFile, Lines, read_lines
 from rc3_jax.data.record import BadRecord, DataError
+from tests.processes import ROOT
 
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\n")))
 
@@ -75,6 +80,44 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     path.unlink()
     with pytest.raises(BadRecord, match="x:2: cannot be read any more"):
         lines[1].read_line()
+
+
+def test_lines_may_be_added_to_a_file_that_does_not_end_in_one(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("one\ntwo")
+    lines, _ = _read(path)
+    path.write_text("one\ntwo\nthree\n")
+    assert [place.read_line() for place in lines] == ["one", "two"]
+
+
+def test_lines_of_a_pipe_are_read_again(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=("one\ntwo\n",))
+    writer.start()
+    lines, found = _read(pipe)
+    writer.join()
+    assert [place.read_line() for place in lines] == found == ["one", "two"]
+
+
+def test_a_folder_for_temporary_files_that_is_missing_is_named(tmp_path, monkeypatch):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"one"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(DataError, match=r"x\.gz: cannot be unpacked to .*none .*TMPDIR"):
+        _read(tmp_path / "x.gz")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert _read(tmp_path / "x.gz")[1] == ["one"]
+
+
+def test_a_fork_does_not_remove_the_temporary_file(tmp_path):
+    (tmp_path / "x.gz").write_bytes(gzip.compress(b"one"))
+    code = (
+        "import os, sys, rc3_jax.data.lines as lines\n"
+        "[(place, _)] = lines.read_lines(sys.argv[1], again=True)\n"
+        "if (child := os.fork()):\n"
+        "    assert os.waitpid(child, 0)[1] == 0 and place.read_line() == 'one'\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.gz")], check=True, cwd=ROOT)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")

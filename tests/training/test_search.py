@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import types
+
 import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from rc3_jax.models.layers import REMAT_POLICIES
 from rc3_jax.observe.chips import Chip, chip_of
 from rc3_jax.observe.counting import memory_traffic, peak_bytes
 from rc3_jax.training.aot import abstract_run, activation_bytes, state_bytes
 from rc3_jax.training.pretrain import device_speed
-from rc3_jax.training.search import estimates, search, search_report
+from rc3_jax.training.search import estimates, search, search_report, sent_bytes
 from tests.tiny import tiny_config
 
 ROWS = {"strict": 16, "weak": 8, "parallel": 8}
@@ -90,5 +94,33 @@ def test_a_run_counts_flops_for_devices_with_figures(run, monkeypatch):
     monkeypatch.setattr("rc3_jax.training.pretrain.device_flops", lambda run, rows: 3e12)
     assert device_speed(run, ROWS) == {}
     monkeypatch.setattr("rc3_jax.training.pretrain.chip_of", lambda kind: chip_of("TPU v5 lite"))
-    assert device_speed(run, ROWS) == {"flops": 3e12, "peak": 197e12}
+    assert device_speed(run, ROWS) == {}  # the figures are of bfloat16
+    config = run.config.model_copy(
+        update={"model": run.config.model.model_copy(update={"dtype": "bfloat16"})}
+    )
+    half = dataclasses.replace(run, config=config)
+    assert device_speed(half, ROWS) == {"flops": 3e12, "peak": 197e12}
     assert chip_of("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("mesh", "parts", "expected"),
+    [
+        ({}, 1, 0),
+        # The sum of gradients over 4 devices: each sends 3/4 of them twice.
+        ({"data": 4}, 1, 2 * 3 / 4 * 1024),
+        ({"data": 4}, 2, 2 * 3 / 4 * 1024),
+        # Of 4 shards each sends its own to the 3 others: gradients once, parameters twice.
+        ({"fsdp": 4}, 1, 3 * 3 / 4 * 1024),
+        # With two parts gradients once, parameters three times for each part.
+        ({"fsdp": 4}, 2, 7 * 3 / 4 * 1024),
+        # Of 2 shards on 2 copies each: the shard's gradients are summed over the copies besides.
+        ({"data": 2, "fsdp": 2}, 1, 3 * 1 / 2 * 1024 + 2 * 1 / 2 * 512),
+    ],
+)
+def test_bytes_sent_for_gradients_and_sharded_parameters(mesh, parts, expected):
+    axes = {"replica": 1, "data": 1, "fsdp": 1, "tensor": 1} | mesh
+    placed = NamedSharding(AbstractMesh(tuple(axes.values()), tuple(axes)), PartitionSpec("fsdp"))
+    leaf = jax.ShapeDtypeStruct((256,), "float32", sharding=placed)
+    run = types.SimpleNamespace(mesh=types.SimpleNamespace(shape=axes))
+    assert sent_bytes(run, [leaf], parts) == pytest.approx(expected)

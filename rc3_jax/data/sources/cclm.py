@@ -22,7 +22,7 @@ from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import Language, read_again, read_objects
 from rc3_jax.data.kinds import Texts, joined, wanted
-from rc3_jax.data.lines import Lines, Place
+from rc3_jax.data.lines import MAX_IMAGE_LINE_BYTES, Lines, Place
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.sources.cclm_regions import RegionSource
 from rc3_jax.data.sources.cclm_rows import CaptionsRow, ImageField, ParallelRow
@@ -31,9 +31,6 @@ from rc3_jax.data.sources.parallel import SentenceRow, Sentences, SentenceTexts
 from rc3_jax.settings import Settings
 
 T = TypeVar("T")
-
-MAX_LINE_BYTES = 2**26
-"""Longer lines are refused; an image of 10 MB takes 13 MB in base64."""
 
 
 class Keys(Settings):
@@ -80,7 +77,7 @@ class CCLMSource(Settings):
 
         Raises:
           DataError: nothing to read, no usable line, more bad ones than `skips` allows, or images
-            within gzip files, which cannot be read at random.
+            within gzip files, which are not unpacked for lack of room.
         """
         if self.root and not os.path.isdir(self.root):
             raise DataError(f"{self.root}: no such folder of images; correct root in the config")
@@ -183,7 +180,7 @@ class CCLMSource(Settings):
             raise DataError(f"{path}: no such file or folder; correct path in the config")
         files = [place] if place.is_file() else sorted(place.iterdir())
         files = [file for file in files if file.is_file() and file.name[0] not in "._"]
-        rows = (row for file in files for row in read_objects(file, MAX_LINE_BYTES, True))
+        rows = (row for file in files for row in read_objects(file, MAX_IMAGE_LINE_BYTES, True))
         made = None
         for made in skips.usable(rows, use, path):
             yield made
@@ -211,7 +208,7 @@ class CCLMSource(Settings):
         key = self.keys.image
         if not self.root and (place.file is None or place.file.is_unpacked):
             raise DataError(
-                f"{place}: an image within a gzip file cannot be read at random; unpack it first"
+                f"{place}: gzip files that hold images are not unpacked, for lack of room; unpack it"
             )
         given = ImageField.parse(fields, place, {"image": key}).image
         if self.root:

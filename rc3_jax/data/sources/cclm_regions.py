@@ -76,7 +76,11 @@ class RegionSource:
         fields = read_again(place)
         record = region_record(place, fields, self._source, self._source.image(fields, place))
         record = _in_languages(record, self._source.languages)
-        first = self._images + self._firsts[index]
+        first, *following = self._firsts[index : index + 2]
+        end = following[0] if following else self.groups - self._images
+        if len(record.elements) != end - first:
+            raise BadRecord(place, "the image has changed since the start; start again")
+        first += self._images
         return dataclasses.replace(record, group=self._groups[index], element_group=first)
 
     def keys(self) -> GroupKeys:

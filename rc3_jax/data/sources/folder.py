@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pydantic
 from pydantic import Field
 
@@ -24,7 +25,7 @@ from rc3_jax.data.jsonl import (
 from rc3_jax.data.kinds import Texts
 from rc3_jax.data.lines import Lines, Place
 from rc3_jax.data.record import DataError, Kinds, Part, Skips
-from rc3_jax.data.regions import load_region_file, usable_boxes
+from rc3_jax.data.regions import load_region_file, note_flat, usable_boxes
 from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, train_kinds
 from rc3_jax.settings import Settings
 
@@ -86,7 +87,9 @@ class _Split:
             if type(given) is not str:
                 _SplitRow.parse(fields, place)
             return None
-        image, translations, captions = _image_and_texts(fields, place, self._files)
+        image, translations, captions = _image_and_texts(
+            fields, place, self._files, self._lines.skips
+        )
         self.rows.add(image_key(image), translations, captions)
         self._lines.places.append(place)
         return True
@@ -96,7 +99,7 @@ class _FolderLines(Sequence[ImageRow]):
     """Rows of lines that are read again when they are asked for."""
 
     def __init__(self, root: str, skips: Skips):
-        self._files, self._skips = FolderFiles(root), skips
+        self._files, self.skips = FolderFiles(root), skips
         self.places = Lines()
 
     def __len__(self) -> int:
@@ -105,7 +108,7 @@ class _FolderLines(Sequence[ImageRow]):
     def __getitem__(self, index):
         place = self.places[index]
         row = FolderRow.parse(read_again(place), place)
-        return _image_row(row, str(place), self._files, self._skips)
+        return _image_row(row, str(place), self._files, self.skips)
 
 
 class _SplitRow(Row):
@@ -143,7 +146,7 @@ _BEYOND_TEXTS = FolderRow.model_fields.keys() - {"image", "translations", "capti
 
 
 def _image_and_texts(
-    fields: dict[str, Any], place: Place, files: Listing
+    fields: dict[str, Any], place: Place, files: Listing, skips: Skips
 ) -> tuple[str, Texts, Texts]:
     """The real path of a line's image, its translations, its captions.
 
@@ -162,11 +165,19 @@ def _image_and_texts(
     ):
         row = FolderRow.parse(fields, place)
         name, features = row.image, row.region_features
+        if corners := _corners(row):
+            kept = [x1 < x2 and y1 < y2 for x1, y1, x2, y2 in corners]
+            note_flat(skips, str(place), np.array(kept))
         translations, captions = row.translations, row.captions
     image = files.path("image", name, place)
     if features:
         files.path("region_features", features, place)
     return image, translations, captions
+
+
+def _corners(row: FolderRow) -> list[Box]:
+    """x1, y1, x2, y2 of the boxes, in pixels."""
+    return row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]
 
 
 def _image_row(row: FolderRow, where: str, files: FolderFiles, skips: Skips) -> ImageRow:
@@ -178,6 +189,6 @@ def _image_row(row: FolderRow, where: str, files: FolderFiles, skips: Skips) -> 
         path = pathlib.Path(files.path("region_features", row.region_features, where))
         frame = image_frame(image, where)
         boxes, features = load_region_file(path, where, frame, given, skips)
-    elif drawn := row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]:
-        boxes = usable_boxes(drawn, where, skips, image_frame(image, where), given)
+    elif corners := _corners(row):
+        boxes = usable_boxes(corners, where, skips, image_frame(image, where), given)
     return ImageRow(where, image, row.translations, row.captions, boxes, features)

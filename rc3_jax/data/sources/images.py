@@ -73,8 +73,9 @@ class ImageRows(Sequence[ImageRow]):
         return self._rows[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the texts' keys, which no other process needs."""
-        return self.__dict__ | {"_text_keys": array.array("q"), "_text_counts": array.array("i")}
+        """All but the keys, which no other process needs."""
+        keys = {name: array.array("q") for name in ("_image_keys", "_text_keys")}
+        return self.__dict__ | keys | {"_text_counts": array.array("i")}
 
     def texts(self, kind: str) -> list[Texts | None]:
         """For each layout, `texts_of_kind` of texts that stand for those of its rows."""
