@@ -31,7 +31,7 @@ def test_its_losses_are_those_of_our_step_where_nothing_is_drawn(tmp_path):
     config.data.modality_dropout = 0.25
     settings, rows = validate(config), rows_of(config)
     model = build_model(settings, WORDS, None)
-    params = initial_params(model, settings)
+    params = jax.jit(lambda: initial_params(model, settings))()
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda p: np.asarray(p + rng.normal(0, 0.05, p.shape), np.float32), params
@@ -45,7 +45,7 @@ def test_its_losses_are_those_of_our_step_where_nothing_is_drawn(tmp_path):
     with torch.no_grad():
         theirs = peer_losses(peer, as_tensors(batch, settings.model))
     theirs = {name: value.item() for name, value in theirs.items()}
-    _, ours = system_of(settings).loss(model, settings, None)(params, None, 0, batch)
+    _, ours = jax.jit(system_of(settings).loss(model, settings, None))(params, None, 0, batch)
     for name in theirs.keys() - set(DRAWN):
         assert theirs[name] == pytest.approx(float(ours[name]), rel=2e-4), name
     for name in DRAWN:  # of one size, whatever is drawn
