@@ -41,9 +41,11 @@ from rich.table import Table
 from rc3_jax.command_line import define_cluster_flags, parse_flags, run_program
 from rc3_jax.settings import ConfigError
 
+SIZES = pathlib.Path(__file__).parents[1] / "configs" / "bench.py"
+
 CONFIG = config_flags.DEFINE_config_file(
     "config",
-    "configs/bench.py",
+    str(SIZES),
     "step, data: the configuration; --size=NAME is a size of configs/bench.py.",
 )
 SECONDS = flags.DEFINE_float("seconds", 10.0, "step: seconds of a round.", lower_bound=0.0)
@@ -264,7 +266,7 @@ def parse(argv: list[str]) -> list[str]:
     if argv[1] not in COMMANDS:
         return parse_flags(CONFIG, argv)
     named = [
-        f"--config=configs/bench.py:{argument[2:]}" if argument.startswith("--size=") else argument
+        f"--config={SIZES}:{argument[2:]}" if argument.startswith("--size=") else argument
         for argument in argv[1:]
     ]
     return parse_flags(CONFIG, named)

@@ -125,7 +125,9 @@ def compile_and_report() -> bool:
         raise ConfigError(f"--kinds: {', '.join(unknown)} unknown; use {', '.join(ALL_KINDS)}")
     rows = batch_rows(config.batch_size, config.batch_mix, kinds)
     vocabulary = VOCABULARY.value or aot.vocabulary_size(config)
-    if topology is None or gpus(topology):
+    if topology is None:
+        devices = jax.devices()
+    elif gpus(topology):
         devices = jax.devices()
         config.model.attention = "auto"  # these stand for others, which may have it
     else:

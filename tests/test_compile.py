@@ -8,7 +8,9 @@ import pytest
 from tests import processes
 
 TINY = processes.ROOT / "tests" / "compile_config.py"
-
+OTHER_TERMS = ("xtcl", "xvtcl", "xvtcl_weak", "itm", "mclm")
+ITC_ALONE = [f"--config.objective.weights.{term}=0.0" for term in OTHER_TERMS]
+"""For tests that a small step serves as well."""
 
 launch = functools.partial(processes.launch, "compile.py")
 
@@ -32,7 +34,8 @@ def test_a_step_on_eight_devices(tmp_path):
 
 @pytest.mark.slow
 def test_stored_pairs_are_named_and_end_with_status_1():
-    arguments = (f"--config={TINY}", "--devices=8", "--config.objective.pairs.transport=dense")
+    dense = "--config.objective.pairs.transport=dense"
+    arguments = (f"--config={TINY}", "--devices=8", dense, *ITC_ALONE)
     done = launch(*arguments)
     assert done.returncode == 1
     assert "dot_general`" in done.stdout.split("## Pairs")[1]
@@ -83,7 +86,8 @@ def test_mistakes_end_with_a_message_of_one_line(arguments, message):
 
 @pytest.mark.slow
 def test_settings_are_searched_for_gpus_that_are_not_there():
-    done = launch(f"--config={TINY}", "--topology=h100:2", "--search=0", "--config.batch_size=16")
+    size = "--config.batch_size=16"
+    done = launch(f"--config={TINY}", "--topology=h100:2", "--search=0", size, *ITC_ALONE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "6/6: microbatches=2 model.remat=" in done.stdout
     assert "The best of 12 settings that fit" in done.stdout
