@@ -35,6 +35,7 @@ def get_config(argument: str = ""):
     # So many scenes of each kind that an epoch is never finished.
     scenes = ScenesSource(strict=200_000, weak=200_000, parallel=1000)
     config.data.sources = dict(scenes=scenes.config_dict())
+    config.data.threads = 1  # scenes are drawn in Python, whose threads wait for one another
     config.data.max_length = 60
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.vocab_size = 600
