@@ -51,6 +51,7 @@ def _scenes(config) -> None:
     config.batch_mix = dict(config.batch_mix, captioned=3.0, parallel=1.0)
     scenes = ScenesSource(captioned=200_000, region=200_000, parallel=1000)
     config.data.sources = dict(scenes=scenes.config_dict())
+    config.data.threads = 1  # scenes are drawn in Python, whose threads wait for one another
     config.data.max_length = 60
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.update(vocab_size=600, texts=12_000)

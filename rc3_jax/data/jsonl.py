@@ -11,14 +11,16 @@ from __future__ import annotations
 import collections
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Self, TypeVar
 
 import pydantic
 
-from rc3_jax.data.lines import MAX_LINE_BYTES, Place, read_lines
+from rc3_jax.data.lines import MAX_LINE_BYTES, Lines, Place, read_lines
 from rc3_jax.data.record import BadRecord, DataError, checked_language
 from rc3_jax.data.text import usable_text
+
+R = TypeVar("R")
 
 MAX_JSON_BYTES = 2**31
 """Larger JSON documents are refused, since they are read whole."""
@@ -71,6 +73,28 @@ def read_items(
 def read_again(place: Place) -> dict[str, Any]:
     """The JSON object on a line, read again; raises BadRecord if that fails."""
     return parse_object(place.read_line(), place)
+
+
+class RowsOfLines(Sequence[R]):
+    """Rows of lines that are read again when they are asked for.
+
+    Args:
+      use: makes a row of a line's place and object; may raise BadRecord.
+
+    Attributes:
+      places: of the lines; who reads the file adds them.
+    """
+
+    def __init__(self, use: Callable[[Place, dict[str, Any]], R]):
+        self._use = use
+        self.places = Lines()
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index):
+        place = self.places[index]
+        return self._use(place, read_again(place))
 
 
 def parse_object(text: str | BadRecord, where: object) -> dict[str, Any]:

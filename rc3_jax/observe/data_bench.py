@@ -28,7 +28,7 @@ from rc3_jax.data.record import DataError, Record, Skips
 from rc3_jax.observe.chips import CHIPS
 from rc3_jax.observe.step_bench import rows_of
 from rc3_jax.settings import check_choice
-from rc3_jax.training.aot import abstract_run, step_flops, vocabulary_size
+from rc3_jax.training.aot import abstract_run, device_flops, vocabulary_size
 
 UTILISATION = 0.5
 """Share of a chip's operations that a step is taken to use."""
@@ -184,7 +184,6 @@ class DataBench:
         check_choice("chip", chip, CHIPS)
         rows = rows_of(self.config)
         run = abstract_run(self.config, jax.devices()[:1], rows, vocabulary_size(self.config))
-        flops = sum(step for _, step in step_flops(run, rows).values())
         stage = {kind: stages["row" if KINDS[kind].image else "text"] for kind in rows}
         busy = sum(count * stage[kind]["milliseconds"] for kind, count in rows.items()) / 1e3
-        return busy / (flops / (UTILISATION * CHIPS[chip].flops))
+        return busy / (device_flops(run, rows) / (UTILISATION * CHIPS[chip].flops))

@@ -51,7 +51,7 @@ def test_rows_have_the_pictures_that_were_given(bench):
 
 def test_cores_are_what_the_rows_of_a_step_keep_busy(bench, monkeypatch):
     # A step of two seconds at half of what a v5e can do; 4 of its 16 rows have no picture.
-    monkeypatch.setattr(data_bench, "step_flops", lambda run, rows: {"all": (0.0, 197e12)})
+    monkeypatch.setattr(data_bench, "device_flops", lambda run, rows: 197e12)
     stages = {"row": {"milliseconds": 300.0}, "text": {"milliseconds": 100.0}}
     assert bench.cores("v5e", stages) == pytest.approx((12 * 0.3 + 4 * 0.1) / 2)
     with pytest.raises(ConfigError, match="chip"):

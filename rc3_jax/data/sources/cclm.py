@@ -20,9 +20,9 @@ from rc3_jax.data.coverage import check_languages
 from rc3_jax.data.files import Listing, path_inside
 from rc3_jax.data.groups import image_key
 from rc3_jax.data.image import image_frame
-from rc3_jax.data.jsonl import Language, read_again, read_objects
+from rc3_jax.data.jsonl import Language, RowsOfLines, read_again, read_objects
 from rc3_jax.data.kinds import Texts, joined, wanted
-from rc3_jax.data.lines import MAX_IMAGE_LINE_BYTES, Lines, Place
+from rc3_jax.data.lines import MAX_IMAGE_LINE_BYTES, Place
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.sources.cclm_regions import RegionSource
 from rc3_jax.data.sources.cclm_rows import CaptionsRow, ImageField, ParallelRow
@@ -102,7 +102,7 @@ class CCLMSource(Settings):
         """
         found: set[str] = set()
         files = self.listing()
-        lines = _CaptionLines(self)
+        lines = RowsOfLines(self.image_row)
         rows = ImageRows(lines)
 
         def use(place: Place, fields: Mapping[str, Any]) -> bool | None:
@@ -120,6 +120,12 @@ class CCLMSource(Settings):
         for _ in self.lines(path, skips, use, None if heldout else found):
             pass
         return rows
+
+    def image_row(self, place: Place, fields: Mapping[str, Any]) -> ImageRow:
+        """The row of a line of captions or descriptions; an image within it is read when needed."""
+        texts = self.texts(self.captions(fields, place))
+        image = self.image(fields, place) if self.root else _InlineImage(place, self)
+        return ImageRow(str(place), image, *texts)
 
     def captions(self, fields: Mapping[str, Any], place: Place) -> list[Texts]:
         """What a line of captions or descriptions says; raises BadRecord if that is nothing."""
@@ -145,7 +151,7 @@ class CCLMSource(Settings):
 
     def read_sentences(self, skips: Skips) -> Sentences:
         """Reads lines of format parallel, and again when they are asked for."""
-        read = _SentenceLines(self)
+        read = RowsOfLines(self.sentence_row)
 
         def use(place: Place, fields: Mapping[str, Any]) -> SentenceTexts:
             texts = self.sentences(fields, place)
@@ -154,6 +160,10 @@ class CCLMSource(Settings):
 
         languages = (self.source_language, self.target_language)
         return Sentences(languages, self.lines(self.path, skips, use), read)
+
+    def sentence_row(self, place: Place, fields: Mapping[str, Any]) -> SentenceRow:
+        """Place and texts of a line of format parallel."""
+        return str(place), self.sentences(fields, place)
 
     def sentences(self, fields: Mapping[str, Any], place: Place) -> SentenceTexts:
         """The texts of a line of format parallel."""
@@ -233,37 +243,3 @@ class _InlineImage:
 
     def __call__(self) -> pathlib.Path | bytes:
         return self.source.image(read_again(self.place), self.place)
-
-
-@dataclasses.dataclass
-class _CaptionLines(Sequence[ImageRow]):
-    """Rows of captions or descriptions, read again when they are asked for."""
-
-    source: CCLMSource
-    places: Lines = dataclasses.field(default_factory=Lines)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index):
-        place = self.places[index]
-        fields = read_again(place)
-        texts = self.source.texts(self.source.captions(fields, place))
-        is_path = self.source.root is not None
-        image = self.source.image(fields, place) if is_path else _InlineImage(place, self.source)
-        return ImageRow(str(place), image, *texts)
-
-
-@dataclasses.dataclass
-class _SentenceLines(Sequence[SentenceRow]):
-    """Rows of parallel text, read again when they are asked for."""
-
-    source: CCLMSource
-    places: Lines = dataclasses.field(default_factory=Lines)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index):
-        place = self.places[index]
-        return str(place), self.source.sentences(read_again(place), place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,13 +18,13 @@ from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import (
     Captions,
     Row,
+    RowsOfLines,
     Translations,
     plain_captions,
-    read_again,
     read_objects,
 )
 from rc3_jax.data.kinds import Texts
-from rc3_jax.data.lines import Lines, Place
+from rc3_jax.data.lines import Place
 from rc3_jax.data.record import DataError, Kinds, Part, Skips
 from rc3_jax.data.regions import load_region_file, note_flat, usable_boxes
 from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, train_kinds
@@ -77,8 +78,10 @@ class _Split:
     """Collects the rows of a split."""
 
     def __init__(self, split: str | None, files: Listing, skips: Skips):
-        self._split, self._files = split, files
-        self._lines = _FolderLines(files.root, skips)
+        self._split, self._files, self._skips = split, files, skips
+        self._lines = RowsOfLines(
+            functools.partial(_image_row, files=FolderFiles(files.root), skips=skips)
+        )
         self.rows = ImageRows(self._lines)
 
     def use(self, place: Place, fields: dict[str, Any]) -> bool | None:
@@ -87,28 +90,10 @@ class _Split:
             if type(given) is not str:
                 _SplitRow.parse(fields, place)
             return None
-        image, translations, captions = _image_and_texts(
-            fields, place, self._files, self._lines.skips
-        )
+        image, translations, captions = _image_and_texts(fields, place, self._files, self._skips)
         self.rows.add(image_key(image), translations, captions)
         self._lines.places.append(place)
         return True
-
-
-class _FolderLines(Sequence[ImageRow]):
-    """Rows of lines that are read again when they are asked for."""
-
-    def __init__(self, root: str, skips: Skips):
-        self._files, self.skips = FolderFiles(root), skips
-        self.places = Lines()
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index):
-        place = self.places[index]
-        row = FolderRow.parse(read_again(place), place)
-        return _image_row(row, str(place), self._files, self.skips)
 
 
 class _SplitRow(Row):
@@ -180,8 +165,9 @@ def _corners(row: FolderRow) -> list[Box]:
     return row.boxes_xyxy or [[x, y, x + w, y + h] for x, y, w, h in row.boxes_xywh or ()]
 
 
-def _image_row(row: FolderRow, where: str, files: FolderFiles, skips: Skips) -> ImageRow:
+def _image_row(place: Place, fields: dict[str, Any], files: FolderFiles, skips: Skips) -> ImageRow:
     """A row with its boxes, for which the image's header and its region file are read."""
+    row, where = FolderRow.parse(fields, place), str(place)
     image = pathlib.Path(files.path("image", row.image, where))
     given = None if row.width is None or row.height is None else (row.width, row.height)
     boxes = features = None
