@@ -6,9 +6,9 @@ import importlib.util
 import pytest
 
 from tests import processes
+from tests.tiny import OTHER_TERMS
 
 TINY = processes.ROOT / "tests" / "compile_config.py"
-OTHER_TERMS = ("xtcl", "xvtcl", "xvtcl_weak", "itm", "mclm")
 ITC_ALONE = [f"--config.objective.weights.{term}=0.0" for term in OTHER_TERMS]
 """For tests that a small step serves as well."""
 

@@ -16,7 +16,7 @@ from rc3_jax.training import pretrain
 from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.pretrain import train
 from tests.data.files import captioned, regions, write
-from tests.tiny import load_config, quiet, shrink, tiny_cclm, tiny_config
+from tests.tiny import itc_alone, load_config, quiet, shrink, tiny_cclm, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_run_that_is_stopped_ends_as_one_that_is_not(config, tmp_path):
 @pytest.mark.slow
 def test_data_may_lie_elsewhere_when_a_run_resumes(pairs, tmp_path):
     def at(root):
-        config = shrink(load_config("rc3_base", f"root={root}"))
+        config = itc_alone(shrink(load_config("rc3_base", f"root={root}")))
         config.evaluation.update(images=0, dependence_rows=0)
         return config
 

@@ -8,9 +8,8 @@ import pytest
 
 from tests.processes import ended, in_cluster, launched
 
-STEPS = 20
+STEPS = 8
 LAYOUTS = {
-    "data=8": (8, dict(data=8)),
     "data=4 fsdp=2 microbatches=2": (8, dict(data=4, fsdp=2)),
     "data=2 fsdp=2 tensor=2": (8, dict(data=2, fsdp=2, tensor=2)),
 }

@@ -19,7 +19,7 @@ from rc3_jax.training.checkpoint import Checkpoints, read_params
 from rc3_jax.training.load import load_model
 from tests.processes import launch
 from tests.remote import register_memory
-from tests.tiny import ROOT, quiet, tiny_config
+from tests.tiny import ROOT, itc_alone, quiet, tiny_config
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_metrics_and_settings_in_a_store(store):
 def test_a_run_in_a_store_and_back(store, tmp_path, monkeypatch):
     """Orbax writes arrays with TensorStore, which knows no memory:// of fsspec: they lie on disk."""
     monkeypatch.setattr(pretrain, "Checkpoints", lambda folder, keep: Checkpoints(tmp_path, keep))
-    config = tiny_config()
+    config = itc_alone(tiny_config())
     config.steps = 2
     config.evaluation.update(images=0, dependence_rows=0)
     pretrain.train(config, store, console=quiet())

@@ -260,6 +260,7 @@ def assert_reason(done, named):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_commands(source, tmp_path):
     folder, back = tmp_path / "out", tmp_path / "back.safetensors"
     done = launch("cclm-to-flax", source, folder, "--text_heads=2")

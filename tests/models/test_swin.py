@@ -178,6 +178,7 @@ def _value_and_gradient(remat: str):
     return *jax.jit(jax.value_and_grad(functional))(params), kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_remat_changes_memory_and_neither_value_nor_gradient(remat):
     value, gradient, kept = _value_and_gradient(remat)

@@ -147,6 +147,7 @@ def test_texts_have_the_same_number_if_and_only_if_they_are_equal(texts, padding
     assert np.array_equal(numbers[:, None] == numbers[None, :], equal)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("weights", "present", "absent"),
     [

@@ -67,6 +67,7 @@ def test_every_objective_takes_the_flops_of_the_formulas(system, settings, rows)
     )
 
 
+@pytest.mark.slow
 def test_a_step_takes_three_times_the_forward_pass_except_for_pixels():
     run = abstract_run(tiny_config(), jax.devices()[:1], RC3_ROWS, WORDS)
     traced = [loss_jaxprs(run, RC3_ROWS, gradient=gradient) for gradient in (False, True)]

@@ -43,6 +43,7 @@ def test_random_rows_have_the_shapes_of_a_batch_and_values_that_a_row_may_have(m
             assert (boxes[..., :2] < boxes[..., 2:]).all()
 
 
+@pytest.mark.slow
 def test_a_worker_answers_every_line_with_the_times_of_its_steps():
     config = tiny_config()
     answers = io.StringIO()

@@ -163,6 +163,7 @@ def test_the_loss_is_the_likelihood_of_the_right_answers(folder_of):
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", CONFIGS)
 def test_the_decoder_starts_from_the_fusion_encoder_and_the_text_tower(folder_of, system):
     head, _, pretrained = head_of(folder_of(system), question_task())

@@ -29,6 +29,7 @@ def test_other_errors_stay_as_they_are():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("config", "rows", "left_out"),
     [

@@ -14,11 +14,11 @@ from rc3_jax.training.pretrain import train
 from rc3_jax.training.run import prepare_run
 from rc3_jax.training.state import count_parameters
 from tests.processes import launch
-from tests.tiny import quiet, tiny_config
+from tests.tiny import itc_alone, quiet, tiny_config
 
 
 def unscored():
-    config = tiny_config()
+    config = itc_alone(tiny_config())
     config.evaluation.update(images=0, dependence_rows=0)
     return config
 

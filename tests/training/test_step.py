@@ -51,6 +51,7 @@ def compiled_gradient(**changes):
     return compiled, float(loss), {k: float(v) for k, v in terms.items()}, gradients
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     chosen = dict(itc=1.0, xtcl=0.5, xvtcl=2.0, xvtcl_weak=0.25, itm=3.0, mclm=1.5)
     _, loss, terms, gradients = compiled_gradient(**chosen)
@@ -98,6 +99,7 @@ def test_regularizer_off_leaves_weak_rows_out_of_the_contrast():
     assert off[0].cost_analysis()["flops"] == plain[0].cost_analysis()["flops"]
 
 
+@pytest.mark.slow
 def test_relevance_may_come_from_the_averaged_text_tower():
     own = compiled_gradient(xvtcl_weak=1.0)
     ema = compiled_gradient(xvtcl_weak=1.0, relevance="ema")
@@ -105,6 +107,7 @@ def test_relevance_may_come_from_the_averaged_text_tower():
     assert ema[1] == pytest.approx(own[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_same_image_negatives_can_be_left_out():
     with_them = compiled_gradient(xvtcl=1.0)
     without = compiled_gradient(xvtcl=1.0, same_image_negatives=False)
