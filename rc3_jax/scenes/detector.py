@@ -16,6 +16,7 @@ from rc3_jax.scenes.scene import (
     Box,
     Scene,
     SceneObject,
+    one_of,
     random_object,
 )
 from rc3_jax.settings import Settings
@@ -96,7 +97,7 @@ def random_regions(
         boxes.append(np.concatenate([corner, corner + sides]))
         features.append(projection["background"])
         if errors.random() < detector.lookalikes:
-            item = random_object(errors, str(errors.choice(PLACES)))
+            item = random_object(errors, one_of(errors, PLACES))
             boxes[-1] = _jittered(errors, item.box)
             features[-1] = object_feature(item, projection)
     order = rng.permutation(len(boxes))
@@ -122,10 +123,10 @@ def _found(
 
 
 def _other(rng: np.random.Generator, values: Sequence[str], value: str) -> str:
-    return str(rng.choice([other for other in values if other != value]))
+    return one_of(rng, [other for other in values if other != value])
 
 
 def _jittered(rng: np.random.Generator, box: Box) -> np.ndarray:
-    corners = np.array(box)
-    sides = np.tile(corners[2:] - corners[:2], 2)
-    return corners + sides * rng.uniform(-_BOX_JITTER, _BOX_JITTER, size=4)
+    x1, y1, x2, y2 = box
+    sides = np.array((x2 - x1, y2 - y1) * 2)
+    return box + sides * rng.uniform(-_BOX_JITTER, _BOX_JITTER, size=4)

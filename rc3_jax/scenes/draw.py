@@ -25,8 +25,9 @@ def draw(scene: Scene, size: int = CANVAS_SIZE) -> np.ndarray:
     image = np.full((size, size, 3), scene.background, np.float32)
     for item in scene.objects:
         for shape, box, colour in _layers(item):
-            mask = shape_mask(shape, box, size)[..., None]
-            image += mask * (np.array(colour, np.float32) - image)
+            place, covered = coverage(shape, box, size)
+            part = image[place]
+            part += covered[..., None] * (np.array(colour, np.float32) - part)
     return np.rint(image).astype(np.uint8)
 
 
@@ -47,10 +48,14 @@ def _layers(item: SceneObject) -> list[tuple[str, Box, tuple[int, int, int]]]:
     return [(item.shape, item.box, RGB[item.colour])]
 
 
-def shape_mask(shape: str, box: Box, size: int, samples: int = 4) -> np.ndarray:
-    """How much of each pixel a shape covers: float32 `[size, size]` in [0, 1].
+def coverage(
+    shape: str, box: Box, size: int, samples: int = 4
+) -> tuple[tuple[slice, slice], np.ndarray]:
+    """How much of each pixel a shape covers, on a canvas of size x size pixels.
 
-    A pixel's coverage is the mean over samples x samples points.
+    Returns:
+      The rows and columns of the pixels that the box touches, and their coverage, float32 in
+      [0, 1]: the share of samples x samples points that lie inside.
     """
     x1, y1, x2, y2 = (size * edge for edge in box)
     left, top, right, bottom = int(x1), int(y1), int(np.ceil(x2)), int(np.ceil(y2))
@@ -60,9 +65,8 @@ def shape_mask(shape: str, box: Box, size: int, samples: int = 4) -> np.ndarray:
     v = ((y - y1) / (y2 - y1))[:, None]
     inside = INSIDE[shape](u, v) & (0 <= u) & (u <= 1) & (0 <= v) & (v <= 1)
     cells = inside.reshape(bottom - top, samples, right - left, samples)
-    mask = np.zeros((size, size), np.float32)
-    mask[top:bottom, left:right] = cells.mean(axis=(1, 3))
-    return mask
+    covered = cells.sum(axis=(1, 3), dtype=np.float32) / np.float32(samples * samples)
+    return (slice(top, bottom), slice(left, right)), covered
 
 
 def _star(u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rc3_jax.scenes.draw import INSIDE, RGB, draw, shape_mask
+from rc3_jax.scenes.draw import INSIDE, RGB, coverage, draw
 from rc3_jax.scenes.scene import ATTRIBUTES, random_scene
 
 BOX = (0.125, 0.25, 0.625, 0.75)  # 32 pixels wide and high on a canvas of 64
@@ -26,9 +26,17 @@ AREAS = {
 }
 
 
+def on_canvas(shape: str, box, size: int, **options) -> np.ndarray:
+    """How much of each pixel of a canvas a shape covers, float32 `[size, size]`."""
+    canvas = np.zeros((size, size), np.float32)
+    place, covered = coverage(shape, box, size, **options)
+    canvas[place] = covered
+    return canvas
+
+
 @pytest.mark.parametrize("shape", INSIDE)
 def test_mask_is_symmetric_and_has_the_area_and_the_box_of_its_shape(shape):
-    mask = shape_mask(shape, BOX, 64, samples=8)
+    mask = on_canvas(shape, BOX, 64, samples=8)
     assert mask.dtype == np.float32 and mask.shape == (64, 64)
     assert mask.sum() / 32**2 == pytest.approx(AREAS[shape], abs=0.01)
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -36,11 +44,11 @@ def test_mask_is_symmetric_and_has_the_area_and_the_box_of_its_shape(shape):
     assert columns.min() == 8 and columns.max() == 39
     np.testing.assert_array_equal(mask[:, 8:40], mask[:, 39:7:-1])
     for other in set(INSIDE) - {shape}:
-        assert np.abs(mask - shape_mask(other, BOX, 64)).mean() > 0.01
+        assert np.abs(mask - on_canvas(other, BOX, 64)).mean() > 0.01
 
 
 def test_edges_are_antialiased_by_how_much_of_a_pixel_is_covered():
-    mask = shape_mask("square", (1.25 / 8, 2 / 8, 4.5 / 8, 4 / 8), 8)
+    mask = on_canvas("square", (1.25 / 8, 2 / 8, 4.5 / 8, 4 / 8), 8)
     np.testing.assert_allclose(mask[2], [0, 0.75, 1, 1, 0.5, 0, 0, 0])
 
 
