@@ -173,12 +173,25 @@ class CCLMSettings(PretrainSettings):
                 f"evaluation.dependence_rows={self.evaluation.dependence_rows}: CCLM has no fused "
                 "vector whose dependence could be measured; set it to 0"
             )
+        if self.batch_mix.region and (rate := getattr(self.model.patch, "patch_dropout", 0.0)):
+            raise ValueError(
+                f"model.patch.patch_dropout={rate}: regions consist of patches, which may be left "
+                f"out; set it or batch_mix.region={self.batch_mix.region} to 0"
+            )
         return self
 
 
 SETTINGS: dict[str, type[PretrainSettings]] = {"rc3": RC3Settings, "cclm": CCLMSettings}
 
-FREE = ("dtype", "remat", "unroll", "attention", "dropout", "patch.drop_path")
+FREE = (
+    "dtype",
+    "remat",
+    "unroll",
+    "attention",
+    "dropout",
+    "patch.drop_path",
+    "patch.patch_dropout",
+)
 """Settings of a model that do not change what its parameters mean."""
 
 
@@ -222,7 +235,8 @@ def model_settings(
 ) -> RC3ModelSettings | CCLMModelSettings:
     """The typed `model` that the `config.json` of a folder stores.
 
-    Its `attention` is `auto`, since that of the run was chosen for the run's devices.
+    Its `attention` is `auto`, since that of the run was chosen for the run's devices, and fine-tuning
+    leaves out no patches.
 
     Raises:
       ConfigError: for an unknown system, or settings that its models do not have.
@@ -230,7 +244,11 @@ def model_settings(
     check_choice(f"{folder / CONFIG_FILE}: system", system, SETTINGS)
     where = f"{folder / CONFIG_FILE}: model"
     kind = CCLMModelSettings if system == "cclm" else RC3ModelSettings
-    return kind.parse({**stored, "attention": "auto"}, where)
+    settings = kind.parse({**stored, "attention": "auto"}, where)
+    if not getattr(settings.patch, "patch_dropout", 0.0):
+        return settings
+    patch = settings.patch.model_copy(update=dict(patch_dropout=0.0))
+    return settings.model_copy(update=dict(patch=patch))
 
 
 def _with_init(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,6 +210,9 @@ def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
     prefix = f"{where}." if where else ""
     known = {f"{prefix}{name}": text for name, text in all_settings(cls)}
     group, _, name = path.rpartition(".")
+    typed = group if path in known else group.rpartition(".")[0]
+    if {f"{typed}.type", f"{typed}.{name}"} <= known.keys():
+        return f"{path}: no such setting with this {typed}.type; remove it or choose another type"
     renamed = [new for old, new in RENAMED.items() if path == old or path.startswith(f"{old}.")]
     last = {other: other.rpartition(".")[2] for other in known}
     names = {*last.values()}

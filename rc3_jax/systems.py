@@ -103,7 +103,9 @@ def _random_keys(config, step) -> tuple[Array, Array]:
 
 def _options(config, mesh) -> dict[str, Any]:
     """The arguments that the losses of both systems share."""
-    random = config.model.dropout or getattr(config.model.patch, "drop_path", 0.0)
+    patch = config.model.patch
+    rates = (getattr(patch, name, 0.0) for name in ("drop_path", "patch_dropout"))
+    random = config.model.dropout or any(rates)
     options = dict(deterministic=not random, mesh=mesh, microbatches=config.microbatches)
     return options | dict(objective=config.objective)
 

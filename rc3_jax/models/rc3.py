@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
+from pydantic import model_validator
 
 from rc3_jax.models.base import PairModel, PairModelSettings, View, normalise_pixels
 from rc3_jax.models.compute import Compute
@@ -97,6 +98,15 @@ class RC3ModelSettings(PairModelSettings):
 
     readout: Literal["attention", "mean"] = "attention"
     """How z is read from the text positions."""
+
+    @model_validator(mode="after")
+    def _check_patches(self) -> Self:
+        if self.roi.regions and (rate := getattr(self.patch, "patch_dropout", 0.0)):
+            raise ValueError(
+                f"patch.patch_dropout={rate}: regions are read from the grid of all patches; set it "
+                f"or roi.regions={self.roi.regions} to 0"
+            )
+        return self
 
     def build(
         self,

@@ -86,7 +86,7 @@ class VisualTower(nn.Module):
 
     Called with normalised pixels `[batch, image_size, image_size, 3]` (and `deterministic`), a
     tower returns tokens `[batch, 1 + grid * grid, width]`: the pooled one first, then the patches
-    row by row.
+    row by row. With `patch_dropout`, training returns fewer patches.
     """
 
     settings: Any

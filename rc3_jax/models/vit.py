@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+from pydantic import Field
 
 from rc3_jax.models.compute import Compute, Epsilon
 from rc3_jax.models.hugging_face import CHANNELS, VISION, VISION_LAYER, HuggingFace
@@ -46,7 +49,14 @@ CLIP_NAMES = CLIP_LAYER.within("encoder/layers", "encoder.layers.{}") | ParamMap
 NOT_VISION = r"text_model\.|(visual|text)_projection\.|logit_|classifier\.|embeddings\.position_ids"
 
 
-class ViTSettings(PatchTransformerSettings):
+class ViTStyleSettings(PatchTransformerSettings):
+    """The base of towers that know a patch's place from what is added to its token alone."""
+
+    patch_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the patches of each image that pre-training leaves out, drawn anew in every step (FLIP)."""
+
+
+class ViTSettings(ViTStyleSettings):
     """Dosovitskiy et al. (arXiv 2010.11929)."""
 
     type: Literal["vit"] = "vit"
@@ -65,7 +75,7 @@ class ViTSettings(PatchTransformerSettings):
         return ViTTower(self, compute)
 
 
-class ClipSettings(PatchTransformerSettings):
+class ClipSettings(ViTStyleSettings):
     """CLIP's vision tower, Radford et al. (arXiv 2103.00020).
 
     Unlike there, the last norm is of all tokens, as in CCLM.
@@ -90,7 +100,7 @@ class ClipSettings(PatchTransformerSettings):
         return ViTTower(self, compute, patch_bias=False, norm_first=True)
 
 
-class SiglipSettings(PatchTransformerSettings):
+class SiglipSettings(ViTStyleSettings):
     """SigLIP's vision tower without its pooling head, Zhai et al. (arXiv 2303.15343).
 
     The mean of the patch tokens is the pooled token.
@@ -137,7 +147,23 @@ class ViTTower(VisualTower):
             x = self.prepend_class_token(x)
         positions = self.param("position_embedding", TOKEN_INIT, (1, *x.shape[1:]))
         x = x + positions.astype(x.dtype)
+        if (rate := self.settings.patch_dropout) and not deterministic:
+            first = int(self.class_token)
+            kept = drop_patches(x[:, first:], rate, self.make_rng("dropout"))
+            x = jnp.concatenate([x[:, :first], kept], axis=1)
         x = self.norm("embedding_norm")(x) if self.norm_first else x
         x = nn.Dropout(self.compute.dropout)(x, deterministic=deterministic)
         x = self.norm("final_norm")(self.stack()(x, deterministic=deterministic))
         return x if self.class_token else prepend_mean(x)
+
+
+def drop_patches(
+    x: Float[Array, "batch patches width"], rate: float, key: PRNGKeyArray
+) -> Float[Array, "batch kept width"]:
+    """A random subset of each row's patches, in their order: a share of 1 - rate, at least one.
+
+    Li et al., "Scaling Language-Image Pre-training via Masking" (arXiv 2212.00794), section 3.
+    """
+    kept = max(1, round((1 - rate) * x.shape[1]))
+    places = jnp.argsort(jax.random.bits(key, x.shape[:2]), axis=1)[:, :kept]
+    return jnp.take_along_axis(x, jnp.sort(places, axis=1)[..., None], axis=1)

@@ -53,11 +53,13 @@ class TorchPeer(Timed):
           compiles: by `torch.compile`.
 
         Raises:
-          ConfigError: for invalid settings, or rows of other kinds than RC³ has.
+          ConfigError: for invalid settings, rows of other kinds than RC³ has, or `patch_dropout`.
         """
         settings, rows = validate(config), rows_of(config)
         if set(rows) - set(KINDS):
             raise ConfigError(f"the peer has rows of {', '.join(KINDS)}; batch_mix has {rows}")
+        if getattr(settings.model.patch, "patch_dropout", 0.0):
+            raise ConfigError("the peer reads all patches; set model.patch.patch_dropout=0")
         with torch.device(device):
             model = RC3Model(RC3Config(**exported_settings(config.model, vocab_size)))
         self._losses = torch.compile(peer_losses, dynamic=False) if compiles else peer_losses

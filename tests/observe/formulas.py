@@ -26,13 +26,18 @@ def text(model, length):
     return layers + 2 * model.text.width * model.projection_size
 
 
+def kept(patch):
+    """Patch tokens of one image in the encoder of a tower of one resolution."""
+    return round((1 - patch.patch_dropout) * (patch.image_size // patch.patch) ** 2)
+
+
 def patches(model):
     """The visual tower and the image projection on one image."""
     patch = model.patch
     side, width = patch.image_size // patch.patch, patch.width
     total = 2 * side**2 * 3 * patch.patch**2 * width
     if patch.type != "swin":
-        layers = patch.depth * block(width, patch.mlp_width, side**2 + 1)
+        layers = patch.depth * block(width, patch.mlp_width, kept(patch) + 1)
         return total + layers + 2 * width * model.projection_size
     for stage, depth in enumerate(patch.depths):
         window = min(patch.window, side)
@@ -78,7 +83,7 @@ def rc3(config, rows, words):
     matched = images * bool(weights.itm)
     wrong_text = bool(weights.itm or (kinds and same_image))
     fused = max(matched, contrasted) + max(matched, contrasted * same_image) + matched + contrasted
-    tokens = 1 + (model.patch.image_size // model.patch.patch) ** 2 + model.roi.regions
+    tokens = 1 + kept(model.patch) + model.roi.regions
     readout = 4 * width**2 * (1 + length) + 4 * length * width + 2 * width * size
     total = images * (patches(model) + regions(model)) + _texts(objective, rows, kinds) * text(
         model, length

@@ -67,6 +67,15 @@ def test_every_objective_takes_the_flops_of_the_formulas(system, settings, rows)
     )
 
 
+def test_patches_that_are_left_out_take_no_flops():
+    config = changed(tiny_config(), {"model.roi.regions": 0, "model.patch.patch_dropout": 0.5})
+    run = abstract_run(config, jax.devices()[:1], RC3_ROWS, WORDS)
+    forward = loss_jaxprs(run, RC3_ROWS, gradient=False)
+    assert sum(one.flops for jaxpr in forward for one in products(jaxpr)) == pytest.approx(
+        formulas.rc3(run.config, RC3_ROWS, WORDS), rel=1e-9
+    )
+
+
 @pytest.mark.slow
 def test_a_step_takes_three_times_the_forward_pass_except_for_pixels():
     run = abstract_run(tiny_config(), jax.devices()[:1], RC3_ROWS, WORDS)
