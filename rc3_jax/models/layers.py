@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rc3_jax.models.attention import XLA, Attend
-from rc3_jax.models.linear import PRODUCT, dense, gelu
+from rc3_jax.models.linear import PRODUCT, Linear, apply_together, dense, gelu
 from rc3_jax.parallel.mesh import BATCH_AXES, constrain
 
 REMAT_POLICIES = {
@@ -47,7 +47,7 @@ class Attention(nn.Module):
     dtype: DTypeLike = jnp.float32
     key_bias: bool = True
     causal: bool = False
-    key_value: tuple[nn.Module, nn.Module] | None = None
+    key_value: tuple[Linear, Linear] | None = None
     attend: Attend = XLA
 
     @nn.compact
@@ -64,12 +64,16 @@ class Attention(nn.Module):
         def split_heads(x):
             return x.reshape(*x.shape[:-1], self.heads, width // self.heads)
 
-        query = split_heads(dense(width, self.dtype, "query")(queries))
-        project_key, project_value = self.key_value or (
+        of_query = dense(width, self.dtype, "query")
+        of_key, of_value = self.key_value or (
             dense(width, self.dtype, "key", self.key_bias),
             dense(width, self.dtype, "value"),
         )
-        key, value = split_heads(project_key(keys)), split_heads(project_value(keys))
+        if keys is queries:
+            parts = apply_together(queries, of_query, of_key, of_value)
+        else:
+            parts = [of_query(queries), *apply_together(keys, of_key, of_value)]
+        query, key, value = map(split_heads, parts)
         attended = self.attend(query, key, value, key_mask, bias, self.causal)
         return dense(width, self.dtype, "out")(attended.reshape(queries.shape))
 
@@ -93,7 +97,7 @@ class Block(nn.Module):
     dtype: DTypeLike = jnp.float32
     activation: str = "gelu"
     causal: bool = False
-    key_value: tuple[nn.Module, nn.Module] | None = None
+    key_value: tuple[Linear, Linear] | None = None
     key_bias: bool = True
     layer_scale: float | None = None
     attention: Attend = XLA

@@ -30,14 +30,32 @@ class Linear(nn.Module):
     dtype: DTypeLike = jnp.float32
     use_bias: bool = True
 
-    @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch width"]:
-        kernel = self.param("kernel", DENSE_INIT, (x.shape[-1], self.width))
-        y = checkpoint_name(product(x.astype(self.dtype), kernel.astype(self.dtype)), PRODUCT)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.width,))
-            y = add_bias(y, bias.astype(self.dtype))
-        return y
+        return apply_together(x, self)[0]
+
+    @nn.compact
+    def weights(
+        self, inputs: int
+    ) -> tuple[Float[Array, "inputs width"], Float[Array, " width"] | None]:
+        """The kernel and the bias, None without one, in `dtype`."""
+        kernel = self.param("kernel", DENSE_INIT, (inputs, self.width))
+        bias = self.param("bias", nn.initializers.zeros, (self.width,)) if self.use_bias else None
+        return kernel.astype(self.dtype), None if bias is None else bias.astype(self.dtype)
+
+
+def apply_together(
+    x: Float[Array, "*batch inputs"], *maps: Linear
+) -> list[Float[Array, "*batch width"]]:
+    """What each of several maps of one width makes of `x`, by one product of `x` and all kernels."""
+    kernels, biases = zip(*(one.weights(x.shape[-1]) for one in maps), strict=True)
+    # An axis of their own keeps columns on the devices that share them.
+    kernel = jnp.stack(kernels, axis=1) if len(kernels) > 1 else kernels[0]
+    y = checkpoint_name(product(x.astype(kernel.dtype), kernel), PRODUCT)
+    parts = [y[..., i, :] for i in range(len(maps))] if len(maps) > 1 else [y]
+    return [
+        part if bias is None else add_bias(part, bias)
+        for part, bias in zip(parts, biases, strict=True)
+    ]
 
 
 def dense(width: int, dtype: DTypeLike, name: str | None = None, use_bias: bool = True) -> Linear:
@@ -47,22 +65,28 @@ def dense(width: int, dtype: DTypeLike, name: str | None = None, use_bias: bool 
 
 @jax.custom_vjp
 def product(
-    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs width"]
-) -> Float[Array, "*batch width"]:
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs ..."]
+) -> Float[Array, ...]:
     """`x kernel`; on a CPU the gradient of a tall kernel is computed transposed, which is faster."""
-    return (_rows(x) @ kernel).reshape(*x.shape[:-1], kernel.shape[1])
+    y = jax.lax.dot_general(_rows(x), kernel, (((1,), (0,)), ((), ())))
+    return y.reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
 def _product_gradients(inputs, dy):
     x, kernel = inputs
-    dx = jax.lax.dot_general(_rows(dy), kernel, (((1,), (1,)), ((), ()))).reshape(x.shape)
-    if kernel.shape[0] <= kernel.shape[1]:
-        return dx, _rows(x).T @ _rows(dy)
+    dy = dy.reshape(-1, *kernel.shape[1:])
+    columns = tuple(range(1, kernel.ndim))
+    dx = jax.lax.dot_general(dy, kernel, ((columns, columns), ((), ()))).reshape(x.shape)
+
+    def plain(x, dy):
+        return jax.lax.dot_general(x, dy, (((0,), (0,)), ((), ())))
 
     def transposed(x, dy):  # without the barrier, XLA would undo the transposition
-        return jax.lax.optimization_barrier(dy.T @ x).T
+        return jnp.moveaxis(jax.lax.optimization_barrier(plain(dy, x)), -1, 0)
 
-    return dx, _on_cpu(transposed, lambda x, dy: x.T @ dy, _rows(x), _rows(dy))
+    if kernel.shape[0] <= math.prod(kernel.shape[1:]):
+        return dx, plain(_rows(x), dy)
+    return dx, _on_cpu(transposed, plain, _rows(x), dy)
 
 
 product.defvjp(lambda x, kernel: (product(x, kernel), (x, kernel)), _product_gradients)
