@@ -263,7 +263,7 @@ def start() -> None:
 
     given = [part for part in with_equals(written_out(sys.argv)) if part.startswith("--config")]
     try:
-        show_stages(time_starts([str(pathlib.Path(__file__).with_name("train.py")), *given]))
+        show_stages(time_starts([str(SIZES.parents[1] / "launch/train.py"), *given]))
     except ConfigError as error:
         sys.exit(f"error: {error}")
 
