@@ -1,5 +1,5 @@
-"""Measures speed and memory: of a training step, of the losses that compare all pairs of a batch, or
-of reading the data.
+"""Measures speed and memory: of a training step, of the losses that compare all pairs of a batch, of
+reading the data, or of the start, the evaluation and the checkpoints of a run.
 
 python launch/bench.py step --size=demo
 python launch/bench.py step --size=wide --peer=torch
@@ -8,6 +8,9 @@ python launch/bench.py losses --batch=16384
 python launch/bench.py losses --batch=131072 --devices=8 --memory_only
 python launch/bench.py data --size=quarter --peer=torch
 python launch/bench.py data --config=configs/rc3_base.py:root=/data/pairs --chip=v5e
+python launch/bench.py start --config=configs/rc3_demo.py
+python launch/bench.py eval --config=configs/rc3_demo.py --config.evaluation.images=1000
+python launch/bench.py checkpoint --size=quarter
 
 `step` runs the step of a configuration on random rows, for --rounds times --seconds. --peer=torch
 lets PyTorch take the same steps in turn, in a process of its own, and prints the ratio of both. With
@@ -17,6 +20,10 @@ when it is ready, and then answers each line of its input, a number of seconds, 
 `data` makes rows of the configuration's images with texts on one core, stage by stage; without
 data.sources, of generated scenes with JPEGs of 500 x 375 and 1600 x 1200 pixels in their place.
 --peer=torch lets PyTorch's DataLoader with Pillow take turns. --chip says how many cores feed a chip.
+
+`start` begins the training twice, up to its first step, with caches of its own that are empty and
+then warm. `eval` encodes and ranks held-out images and their texts; without data.sources, generated
+scenes. `checkpoint` saves and restores a state where temporary files are (TMPDIR).
 
 Memory is what the compiled program reserves for temporaries on each device, for value and gradient;
 the seconds of `losses` are the least of a few repetitions. Simulated CPU devices (--devices) share
@@ -38,7 +45,7 @@ from ml_collections import config_flags
 from rich.console import Console
 from rich.table import Table
 
-from rc3_jax.command_line import define_cluster_flags, parse_flags, run_program
+from rc3_jax.command_line import define_cluster_flags, parse_flags, run_program, with_equals
 from rc3_jax.settings import ConfigError
 
 SIZES = pathlib.Path(__file__).parents[1] / "configs" / "bench.py"
@@ -46,16 +53,16 @@ SIZES = pathlib.Path(__file__).parents[1] / "configs" / "bench.py"
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     str(SIZES),
-    "step, data: the configuration; --size=NAME is a size of configs/bench.py.",
+    "All but losses: the configuration; --size=NAME is a size of configs/bench.py.",
 )
 SECONDS = flags.DEFINE_float("seconds", 10.0, "step: seconds of a round.", lower_bound=0.0)
-ROUNDS = flags.DEFINE_integer("rounds", 5, "step, data: rounds.", lower_bound=1)
+ROUNDS = flags.DEFINE_integer("rounds", 5, "All but losses and start: rounds.", lower_bound=1)
 ENGINES = ["jax", "torch", "torch_compiled"]
 ENGINE = flags.DEFINE_enum("engine", "jax", ENGINES, "step: what takes the steps.")
 PEER = flags.DEFINE_enum("peer", None, ENGINES, "step, data: what takes turns, for the ratio.")
 DEVICE = flags.DEFINE_string("device", "cpu", "step: PyTorch's device, such as cuda.")
 WORKER = flags.DEFINE_bool("worker", False, "step: serves a program that alternates workers.")
-JSON = flags.DEFINE_bool("json", False, "step, data: prints JSON instead of a table.")
+JSON = flags.DEFINE_bool("json", False, "All but losses: prints JSON instead of a table.")
 PICTURES = flags.DEFINE_integer("pictures", 32, "data: pictures of a round.", lower_bound=1)
 CHIP = flags.DEFINE_string("chip", None, "data: a TPU, such as v5e, that cores are to feed.")
 define_cluster_flags()
@@ -77,7 +84,9 @@ def main(argv: list[str]) -> None:
         from rc3_jax.runtime import simulate_devices
 
         simulate_devices(DEVICES.value)
-    run_program(COMMANDS[sys.argv[1]])
+    if COMMANDS[sys.argv[1]] is start:  # the devices are for the program that it starts
+        return start()
+    return run_program(COMMANDS[sys.argv[1]])
 
 
 def step() -> None:
@@ -235,7 +244,7 @@ def data() -> None:
         stages = bench.measure(ROUNDS.value, peer=PEER.value is not None)
         found = dict(pictures=pictures, rows_a_second_by_threads=bench.threads(), stages=stages)
         chip = {f"cores_a_{CHIP.value}": bench.cores(CHIP.value, stages)} if CHIP.value else {}
-        results.append(chip | found)
+        results.append(found | chip)
 
     if not generated:
         add("of the configuration")
@@ -245,18 +254,53 @@ def data() -> None:
             bench.use_pictures(paths)
             kilobytes = statistics.mean(path.stat().st_size for path in paths) / 1e3
             add(f"{size[0]} x {size[1]}, {kilobytes:.0f} kB")
+    show_stages(results)
+
+
+def start() -> None:
+    """Measures how long a run takes to its first step."""
+    from rc3_jax.observe.run_bench import time_starts
+
+    given = [part for part in with_equals(written_out(sys.argv)) if part.startswith("--config")]
+    try:
+        show_stages(time_starts([str(SIZES.parents[1] / "launch/train.py"), *given]))
+    except ConfigError as error:
+        sys.exit(f"error: {error}")
+
+
+def evaluation() -> None:
+    """Measures how fast held-out images and texts are encoded and ranked."""
+    from rc3_jax.observe.run_bench import time_evaluation
+
+    show_stages([time_evaluation(CONFIG.value, ROUNDS.value)])
+
+
+def checkpoint() -> None:
+    """Measures how long a state takes to disk and back."""
+    from rc3_jax.observe.run_bench import time_checkpoints
+
+    show_stages([time_checkpoints(CONFIG.value, ROUNDS.value)])
+
+
+def show_stages(results: list[dict]) -> None:
+    """Prints what was measured of each stage; the first value of a result is its title."""
     if JSON.value:
         print(json.dumps(results))
         return
     for result in results:
-        stages = result.pop("stages")
-        table = Table("stage", *next(iter(stages.values())), title=result.pop("pictures"))
+        (what, title), *about = (
+            (name, value) for name, value in result.items() if name != "stages"
+        )
+        stages = result["stages"]
+        table = Table("stage", *next(iter(stages.values())), title=f"{what}: {title}")
         for name, times in stages.items():
-            table.add_row(name, *(f"{value:,.2f}" for value in times.values()))
-        Console(soft_wrap=True).print(table, result)
+            table.add_row(name, *(f"{x:,.2f}" if x >= 1 else f"{x:.2g}" for x in times.values()))
+        Console(soft_wrap=True).print(table, dict(about) or "")
 
 
-COMMANDS = dict(step=step, losses=losses, data=data)
+COMMANDS = dict(
+    step=step, losses=losses, data=data, start=start, eval=evaluation, checkpoint=checkpoint
+)
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -265,11 +309,15 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(f"error: say what to measure, {' or '.join(COMMANDS)}; see --help")
     if argv[1] not in COMMANDS:
         return parse_flags(CONFIG, argv)
-    named = [
+    return parse_flags(CONFIG, written_out(argv[1:]))
+
+
+def written_out(argv: list[str]) -> list[str]:
+    """`--config=FILE:size=NAME` for `--size=NAME`."""
+    return [
         f"--config={SIZES}:{argument[2:]}" if argument.startswith("--size=") else argument
-        for argument in argv[1:]
+        for argument in argv
     ]
-    return parse_flags(CONFIG, named)
 
 
 if __name__ == "__main__":

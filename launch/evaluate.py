@@ -22,12 +22,13 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.observe.log import speaker
-    from rc3_jax.paths import local_path
-    from rc3_jax.tasks.evaluate import check_settings, evaluate
-    from rc3_jax.tasks.load import load_task
 
     def work() -> None:
+        from rc3_jax.observe.log import speaker
+        from rc3_jax.paths import local_path
+        from rc3_jax.tasks.evaluate import check_settings, evaluate
+        from rc3_jax.tasks.load import load_task
+
         config, source = CONFIG.value, named_folder(FROM, "runs/demo_xvnli")
         folder = local_path(OUTPUT.value, "--output") if OUTPUT.value else None
         check_settings(config)

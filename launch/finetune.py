@@ -25,13 +25,14 @@ define_cluster_flags()
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.observe.log import speaker
-    from rc3_jax.paths import local_path
-    from rc3_jax.tasks.evaluate import check_settings
-    from rc3_jax.tasks.finetune import finetune
-    from rc3_jax.tasks.load import load_task
 
     def work() -> None:
+        from rc3_jax.observe.log import speaker
+        from rc3_jax.paths import local_path
+        from rc3_jax.tasks.evaluate import check_settings
+        from rc3_jax.tasks.finetune import finetune
+        from rc3_jax.tasks.load import load_task
+
         config, source = CONFIG.value, named_folder(FROM, "runs/demo")
         check_settings(config)
         folder = local_path(WORKDIR.value or f"{source}_{config.task}", "--workdir")

@@ -30,12 +30,15 @@ ACCEPT_CHANGES = flags.DEFINE_list(
 
 def main(argv: list[str]) -> None:
     del argv
-    from rc3_jax.paths import as_path
-    from rc3_jax.training.pretrain import train
-
-    config = CONFIG.value
 
     def work() -> None:
+        from rc3_jax.config import validate
+        from rc3_jax.paths import as_path
+
+        config = validate(CONFIG.value)
+        # Most of the time that imports take is here: after the first line, and after mistakes.
+        from rc3_jax.training.pretrain import train
+
         folder = as_path(WORKDIR.value or f"runs/{config.name}", "--workdir")
         train(config, folder, RESUME.value, None, ACCEPT_CHANGES.value)
 

@@ -30,7 +30,7 @@ def parse_flags(
       workdir: the flag that names the run's folder, of programs that have `--resume`: without
         `--config` a resumed run has its stored settings, which `--config.NAME=VALUE` changes.
     """
-    argv = _with_equals(argv)
+    argv = with_equals(argv)
     try:
         flags.FLAGS.set_gnu_getopt(True)
         stored = None if workdir is None else _stored_settings(argv, workdir)
@@ -55,7 +55,7 @@ def parse_flags(
     return remaining
 
 
-def _with_equals(argv: list[str]) -> list[str]:
+def with_equals(argv: list[str]) -> list[str]:
     """`--config=FILE` and `--config.NAME=VALUE` for the other ways in which absl lets one write them."""
     written = list(argv)
     for place, argument in enumerate(argv):
@@ -73,8 +73,6 @@ def _stored_settings(
     argv: list[str], workdir: flags.FlagHolder[str | None]
 ) -> ml_collections.ConfigDict | None:
     """The settings of a run that resumes with these; None where `--config` names others."""
-    from rc3_jax.training.pretrain import stored_settings
-
     if any(argument.partition("=")[0] == CONFIG for argument in argv):
         return None
     flags.FLAGS(argv, known_only=True)
@@ -82,6 +80,8 @@ def _stored_settings(
         return None
     if not workdir.value:
         raise ConfigError(f"name the run's folder: --resume --{workdir.name}=runs/demo")
+    from rc3_jax.config import stored_settings
+
     return stored_settings(as_path(workdir.value, f"--{workdir.name}")).config_dict()
 
 

@@ -230,6 +230,19 @@ def settings_class(values: Mapping[str, Any]) -> type[PretrainSettings]:
     return SETTINGS[system]
 
 
+def stored_settings(folder: pathlib.Path) -> PretrainSettings:
+    """The settings of the run in a folder.
+
+    Raises:
+      ConfigError: if the folder holds no run, or settings that are invalid now.
+    """
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        raise ConfigError(f"{folder} holds no run to resume; name its folder with --workdir")
+    stored = read_config(folder)
+    return settings_class(stored).parse(stored, str(file))
+
+
 def model_settings(
     system: str, stored: Mapping[str, Any], folder: pathlib.Path
 ) -> RC3ModelSettings | CCLMModelSettings:

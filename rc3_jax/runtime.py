@@ -7,6 +7,9 @@ import importlib.metadata
 import importlib.util
 import os
 import pathlib
+import re
+import warnings
+from typing import Any
 
 import jax
 
@@ -47,6 +50,7 @@ def keep_programs() -> list[str]:
     Returns:
       What was set, a phrase each.
     """
+    _warn_in_a_line()
     if jax.distributed.is_initialized() or _setting("jax_compilation_cache_dir") is not None:
         return []
     folder = cache_folder("programs")
@@ -56,7 +60,29 @@ def keep_programs() -> list[str]:
         return [f"compiled programs are not kept: {error}"]
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", CACHE_BYTES)
+    for program in folder.glob("*-cache"):  # cut short by a full disk or the end of its process
+        if not program.with_name(f"{program.name.removesuffix('-cache')}-atime").exists():
+            program.unlink(missing_ok=True)
     return [f"compiled programs are kept in {folder}"]
+
+
+def _warn_in_a_line() -> None:
+    """Says plainly what JAX warns of where a compiled program cannot be kept or read.
+
+    Another process may hold the folder's lock for more than ten seconds, or the disk may be full.
+    """
+    formatted = warnings.formatwarning
+    effects = {"reading": "it is compiled again", "writing": "the next start compiles it again"}
+
+    def told(message: Warning | str, *place: Any, **line: Any) -> str:
+        found = re.fullmatch(
+            rf"Error ({'|'.join(effects)}) persistent .*? for (.*)", str(message), re.DOTALL
+        )
+        if found is None:
+            return formatted(message, *place, **line)
+        return f"compiled program {found[2]}; {effects[found[1]]}\n"
+
+    warnings.formatwarning = told
 
 
 def keep_freed_memory() -> bool:

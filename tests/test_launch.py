@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from rc3_jax.observe.run_bench import STAGES
 from tests import processes
 
 launch = functools.partial(processes.launch, "train.py")
@@ -14,6 +15,8 @@ def test_a_run_from_the_command_line(tmp_path):
     done = launch("--config=tests/tiny_run.py:rc3_demo", f"--workdir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step 4/4" in done.stdout
+    places = [done.stdout.index(line) for line in STAGES.values()]
+    assert places == sorted(places)
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert set(scores["retrieval"]) == {"both", "patches", "regions"}
 
@@ -67,4 +70,4 @@ def test_losses_are_measured_on_simulated_devices():
 
 def test_a_benchmark_without_a_command_names_those_there_are():
     done = processes.launch("bench.py", "--size=demo")
-    assert done.returncode == 1 and "step or losses" in done.stderr
+    assert done.returncode == 1 and "step or losses or" in done.stderr

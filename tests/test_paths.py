@@ -9,7 +9,7 @@ import tomllib
 import fsspec
 import pytest
 
-from rc3_jax.config import validate
+from rc3_jax.config import stored_settings, validate
 from rc3_jax.observe.log import Log, read_metrics
 from rc3_jax.paths import EXTRAS, as_path, local_path
 from rc3_jax.settings import ConfigError
@@ -111,7 +111,7 @@ def test_a_run_in_a_store_and_back(store, tmp_path, monkeypatch):
     assert json.loads((store / "scores.json").read_text())["step"] == 2
     assert not list(pathlib.Path().glob("memory:*"))
 
-    settings = pretrain.stored_settings(store).model_copy(update={"steps": 3})
+    settings = stored_settings(store).model_copy(update={"steps": 3})
     pretrain.train(settings, store, resume=True, console=quiet())
     assert [row["step"] for row in read_metrics(store)] == [1, 2, 3]
     assert read_config(store)["steps"] == 3

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pathlib
 import resource
 import sys
 
@@ -36,17 +37,38 @@ def prepared() -> tuple[list[str], str]:
     return keep_programs(), jax.config.jax_compilation_cache_dir
 
 
-def test_compiled_programs_are_kept_in_the_users_cache(tmp_path, monkeypatch):
+def test_compiled_programs_are_kept_in_the_users_cache_if_they_are_whole(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    programs = tmp_path / "rc3_jax" / "programs"
+    programs.mkdir(parents=True)
+    for name in ("whole-cache", "whole-atime", "cut_short-cache"):
+        (programs / name).touch()
     told, folder = in_new_process(prepared)
-    assert folder == str(tmp_path / "rc3_jax" / "programs") and folder in " ".join(told)
+    assert folder == str(programs) and folder in " ".join(told)
+    assert sorted(path.name for path in programs.iterdir()) == ["whole-atime", "whole-cache"]
 
 
 def test_a_cache_that_the_user_names_is_left_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
     told, folder = in_new_process(prepared)
     assert folder == str(tmp_path) and "compiled programs" not in " ".join(told)
+
+
+def compiled_without_a_lock() -> None:
+    keep_programs()
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    (pathlib.Path(jax.config.jax_compilation_cache_dir) / ".lockfile").symlink_to("/nowhere/lock")
+    jax.jit(lambda x: x + 1)(1)
+
+
+def test_a_program_that_cannot_be_kept_is_told_in_a_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    in_new_process(compiled_without_a_lock)
+    lines = capfd.readouterr().err.splitlines()
+    assert any(line.endswith("; the next start compiles it again") for line in lines)
+    assert all(line.startswith("compiled program 'jit") for line in lines)
 
 
 def vectors(flags: str) -> tuple[list[str], str]:

@@ -18,8 +18,6 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
 _BETWEEN_WORDS = re.compile(
     r"[\s!\"#%&'()*,\-./:;?@\[\\\]_{}¡§«¶·»¿\u060c\u061b\u061f\u06d4\u0964\u0965\u2010-\u205e"
@@ -135,6 +133,9 @@ def _linked(pairs: np.ndarray, count: int) -> np.ndarray:
     keys, places = np.unique(pairs[:, 1], return_inverse=True)
     nodes = count + len(keys)
     edges = (pairs[:, 0], count + places)
+    from scipy.sparse import coo_matrix  # slow to import
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_matrix((np.ones(len(pairs), bool), edges), shape=(nodes, nodes))
     number, label = connected_components(graph, directed=False)
     first = np.full(number, nodes)

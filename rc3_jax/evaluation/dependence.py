@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.rc3 import RC3
@@ -108,4 +107,6 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
     """Rank correlation; 0 where one side is constant, since nothing then follows anything."""
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
+    from scipy import stats  # slow to import
+
     return float(stats.spearmanr(x, y).statistic)

@@ -12,7 +12,6 @@ from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu import splash_attention
 from jax.sharding import Mesh, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
@@ -142,6 +141,8 @@ def splash(
       bias: None.
       interpret: runs the kernel where there is no TPU, slowly. `Attend` describes the others.
     """
+    from jax.experimental.pallas.ops.tpu import splash_attention  # slow to import
+
     assert bias is None
     key_mask = jnp.broadcast_to(True if key_mask is None else key_mask, key.shape[:2])
 

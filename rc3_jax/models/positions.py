@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import interpolate, optimize
 
 SHARPNESS = -0.75
 """Parameter of the cubic convolution kernel (Keys 1981), as in PyTorch."""
@@ -86,6 +85,8 @@ def resize_relative_positions(table: np.ndarray, window: int, extra: int = 0) ->
         return table
     if window < old or old < 3:
         raise ValueError(f"a table of window {old} cannot be resized to window {window}")
+    from scipy import interpolate  # slow to import
+
     places = _growing_places(old - 1, window - 1)
     offsets = np.arange(1 - window, window)
     images = table[: size * size].astype(np.float64).reshape(size, size, -1)
@@ -99,6 +100,8 @@ def resize_relative_positions(table: np.ndarray, window: int, extra: int = 0) ->
 
 def _growing_places(steps: int, end: int) -> np.ndarray:
     """`[2 * steps + 1]` from -end over 0 to end, each step outwards `ratio` times the last from 1."""
+    from scipy import optimize  # slow to import
+
     powers = np.arange(steps)
     ratio = optimize.brentq(lambda ratio: np.sum(ratio**powers) - end, 1.0, end, xtol=1e-15)
     half = np.cumsum(ratio**powers)

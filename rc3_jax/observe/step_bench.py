@@ -22,6 +22,8 @@ from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from rc3_jax.observe.log import Say
 from rc3_jax.parallel.mesh import from_host
 from rc3_jax.training.aot import abstract_run, step_flops
+from rc3_jax.training.run import RunModel
+from rc3_jax.training.state import TrainState
 
 WORDS_OF_A_TEXT = 18
 """Median number of tokens of a random text; their logarithm has a standard deviation of 0.35."""
@@ -82,8 +84,7 @@ class StepBench(Timed):
         rows = rows_of(config)
         run = abstract_run(config, jax.devices(), rows, vocab_size)
         self._batch = from_host(random_batch(run.config, rows, vocab_size), run.mesh)
-        places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
-        self._state = jax.jit(run.initial_state, out_shardings=places)()
+        self._state = drawn_state(run)
         self._step = run.train_step()
         memory = self._step.compile(self._batch, say).memory_analysis()
         self.about = dict(
@@ -98,6 +99,12 @@ class StepBench(Timed):
     def step(self) -> float:
         self._state, metrics = self._step(self._state, self._batch)
         return float(metrics["loss"])  # waits for the step
+
+
+def drawn_state(run: RunModel) -> TrainState:
+    """A first state with random parameters, in its places on the devices."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, run.abstract_state)
+    return jax.jit(run.initial_state, out_shardings=places)()
 
 
 def rows_of(config: ml_collections.ConfigDict | PretrainSettings) -> dict[str, int]:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 from rich.console import Console
 
-from rc3_jax.config import PretrainSettings, settings_class, validate
+from rc3_jax.config import PretrainSettings, stored_settings, validate
 from rc3_jax.data.corpus import sampled_texts
 from rc3_jax.data.coverage import coverage_lines, text_coverage
 from rc3_jax.data.example import text_sizes
@@ -32,7 +32,6 @@ from rc3_jax.stored_config import (
     MAY_CHANGE,
     changed_settings,
     is_among,
-    read_config,
     save_config,
 )
 from rc3_jax.systems import term_names
@@ -191,19 +190,6 @@ def _first_state(
         log.say(f"{', '.join(parts)} from {run.config.init}")
         log.say(f"drawn at random: {', '.join(new) or 'nothing'}")
     return state
-
-
-def stored_settings(folder: pathlib.Path) -> PretrainSettings:
-    """The settings of the run in a folder.
-
-    Raises:
-      ConfigError: if the folder holds no run, or settings that are invalid now.
-    """
-    file = folder / CONFIG_FILE
-    if not file.is_file():
-        raise ConfigError(f"{folder} holds no run to resume; name its folder with --workdir")
-    stored = read_config(folder)
-    return settings_class(stored).parse(stored, str(file))
 
 
 def _check_folder(

@@ -93,7 +93,7 @@ class TrainStep:
     def compile(self, batch: Batch, say: Say = lambda line: None) -> jax.stages.Compiled:
         """Compiles the step for such batches, unless that was done before."""
         if self._compiled is None:
-            say("compiling the step, which can take some minutes")
+            say('compiling the step, which can take minutes; "Very slow compile?" is no error')
             begun = time.perf_counter()
             compiled = self.lower(batch).compile()
             say(f"compiled the step in {time.perf_counter() - begun:.1f} s")
