@@ -21,7 +21,9 @@ A row names a module or a parameter. What is below it in our tree follows by rul
 and `kernel` (transposed), `scale` and `embedding` become `weight`; so `{"": ""}` names a PyTorch
 model that has our modules. A `{}` in our path stands for any number, which the other side's first
 `{}` repeats (`stage_{}/merge`: `layers.{}.downsample`). One `{}` more on the other side is the number
-of a layer, where we hold the parameters of all layers in one array, along its first axis.
+of a layer, where we hold the parameters of all layers in one array, along its first axis. In the
+example, layer 3 of `encoder/layers/mlp_norm/scale` is `blocks.3.norm2.weight`, and layer 3 of
+`encoder/layers/self_attention/key/kernel`, transposed, the second third of `blocks.3.attn.qkv.weight`.
 """
 
 from __future__ import annotations

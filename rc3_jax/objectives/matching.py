@@ -1,4 +1,7 @@
-"""Image-text matching with hard negatives from the whole batch (METHOD.md section 2, ITM)."""
+"""Matching with hard negatives from the whole batch: of a text with an image, a text or a region.
+
+METHOD.md section 2, ITM; CCLM.md section 2.3.
+"""
 
 from __future__ import annotations
 
