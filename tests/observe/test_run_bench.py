@@ -63,6 +63,7 @@ def test_nothing_held_out_is_refused():
         time_evaluation(config, 1)
 
 
+@pytest.mark.slow
 def test_a_state_is_saved_and_restored_and_told_as_json():
     tiny = "--config=tests/tiny_run.py:rc3_demo"
     done = processes.launch("bench.py", "checkpoint", tiny, "--rounds=2", "--json")
