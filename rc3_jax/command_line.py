@@ -117,6 +117,11 @@ def define_cluster_flags() -> None:
     flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
     flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
     flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
+    define_tune_flag()
+
+
+def define_tune_flag() -> None:
+    """Defines the flag about what `run_program` sets on a CPU."""
     flags.DEFINE_bool(
         "tune",
         True,
@@ -136,7 +141,7 @@ def run_program(work: Callable[[], Any]) -> None:
     given = flags.FLAGS
     try:
         told = tune_cpu() if given.tune else []
-        if given.distributed:
+        if "distributed" in given and given.distributed:
             join_processes(given.coordinator, given.processes, given.process)
         told += keep_programs() if given.tune else []
         if told:
