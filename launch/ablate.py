@@ -37,7 +37,7 @@ SEEDS = flags.DEFINE_list("seeds", [], "These seeds alone.")
 FRESH = flags.DEFINE_bool("fresh", False, "Runs the seeds of the report.")
 INDEX = flags.DEFINE_integer("index", None, "With --of: which share of the runs, from 0.")
 OF = flags.DEFINE_integer("of", None, "Shares of the runs.", lower_bound=1)
-PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time; they divide the cores.", 1)
+PROCESSES = flags.DEFINE_integer("processes", 1, "Runs at a time, which divide the CPU's cores.", 1)
 WORKER = flags.DEFINE_bool("worker", False, "Does the one run of --only and --seeds itself.")
 define_tune_flag()
 
@@ -66,6 +66,7 @@ def work() -> None:
         chosen += ["--worker", f"--only={run.variant}", f"--seeds={run.seed}"]
         return [sys.executable, __file__, *chosen, *["--notune"] * (not flags.FLAGS.tune)]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs too
     say, mine = speaker(), share_of(runs, INDEX.value, OF.value, os.environ)
     out = local_path(OUT.value or workdir / "results.json", "--out")
     failed = execute(study, mine, workdir, command, PROCESSES.value, say)
@@ -95,8 +96,7 @@ def report(files: list[str]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ends the runs too
-    run_program(functools.partial(report, argv[2:]) if argv[1:] else work)
+    run_program(functools.partial(report, argv[2:]) if argv[1:] else work, computes=WORKER.value)
 
 
 def parse(argv: list[str]) -> list[str]:

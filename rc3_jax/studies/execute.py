@@ -40,9 +40,9 @@ def perform(study: Study, run: Run, folder: pathlib.Path) -> None:
     """
     began = time.monotonic()
     model = folder / "model"
-    if (model / "scores.json").is_file():
+    try:
         scores = read_json(model / "scores.json")
-    else:
+    except DataError:  # not there, or cut short
         scores = train(study.config(run), model, resume=True)
     groups = {name: group for name, group in scores.items() if name not in ("step", "texts")}
     raw = flatten_dict(groups, sep="/")
