@@ -47,7 +47,7 @@ def work() -> None:
     from rc3_jax.convert.output import write_json
     from rc3_jax.observe.log import speaker
     from rc3_jax.paths import local_path
-    from rc3_jax.studies.execute import execute, perform
+    from rc3_jax.studies.execute import execute, locked, perform
     from rc3_jax.studies.results import collect
     from rc3_jax.studies.study import Run, chosen_runs, load_study, share_of
 
@@ -70,9 +70,10 @@ def work() -> None:
     say, mine = speaker(), share_of(runs, INDEX.value, OF.value, os.environ)
     out = local_path(OUT.value or workdir / "results.json", "--out")
     failed = execute(study, mine, workdir, command, PROCESSES.value, say)
-    results = collect(study, workdir, out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(out, results.model_dump(mode="json"))
+    with locked(workdir, waits=True):  # for tasks of an array that end together
+        results = collect(study, workdir, out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, results.model_dump(mode="json"))
     say(f"{len(results.runs)} of {len(study.runs())} runs: {out}")
     for run, log in failed.items():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()

@@ -106,7 +106,7 @@ def execute(
         while waiting or jobs:
             for run in waiting[:] if free else ():
                 folder = run.folder(workdir)
-                with _locked(folder) as lock:
+                with locked(folder) as lock:
                     if lock is None:
                         if run not in elsewhere:
                             say(f"{run}: another process is at work on it")
@@ -153,15 +153,15 @@ def core_shares(processes: int) -> list[frozenset[int]]:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path) -> Iterator[IO[str] | None]:
-    """A locked file of the folder; None if another process holds the lock.
+def locked(folder: pathlib.Path, waits: bool = False) -> Iterator[IO[str] | None]:
+    """A locked file of the folder; None if another process holds the lock and this one does not wait.
 
     A child that inherits the file keeps the lock until it ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
         except BlockingIOError:
             yield None
         else:
