@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import json
@@ -122,10 +123,8 @@ class Outline(Settings):
             for code in self.languages[group[1]] if group else ("",):
                 name = pattern.replace(group[0], code) if group else pattern
                 if not math.isfinite(value := raw.get(name, math.nan)):
-                    known = ", ".join(raw)
-                    raise DataError(
-                        f"{where}: {name} is {raw.get(name, 'missing')}; known: {known}"
-                    )
+                    near = ", ".join(difflib.get_close_matches(name, raw, cutoff=0))
+                    raise DataError(f"{where}: {name} is {raw.get(name, 'missing')}; near: {near}")
                 found[name] = value
         return found
 

@@ -86,7 +86,7 @@ def test_files_that_cannot_be_run_end_in_one_line(tmp_path, text, message):
 def test_a_score_is_the_mean_over_languages():
     raw = {"retrieval/regions/cs/IR@1": 0.5, "retrieval/regions/ja/IR@1": 0.25, "x": 1.0}
     assert STUDY.value("retrieval", raw, "run") == 0.375
-    with pytest.raises(DataError, match="slow: dependence/text_dependence is missing; known: retr"):
+    with pytest.raises(DataError, match="slow: dependence/text_dependence is missing; near: retr"):
         STUDY.value("text", raw, "slow")
     with pytest.raises(DataError, match="cs/IR@1 is nan"):
         STUDY.value("retrieval", raw | {"retrieval/regions/cs/IR@1": float("nan")}, "")
