@@ -117,6 +117,11 @@ def define_cluster_flags() -> None:
     flags.DEFINE_integer("processes", None, "With --coordinator: processes in all.")
     flags.DEFINE_integer("process", None, "With --coordinator: this one, from 0.")
     flags.DEFINE_bool("distributed", True, "Joins the other processes of a cluster.")
+    define_tune_flag()
+
+
+def define_tune_flag() -> None:
+    """Defines the flag about what `run_program` sets on a CPU."""
     flags.DEFINE_bool(
         "tune",
         True,
@@ -124,8 +129,15 @@ def define_cluster_flags() -> None:
     )
 
 
-def run_program(work: Callable[[], Any]) -> None:
-    """Joins the other processes and works; user errors exit with a short message."""
+def run_program(work: Callable[[], Any], computes: bool = True) -> None:
+    """Joins the other processes and works; user errors exit with a short message.
+
+    Args:
+      computes: whether this process computes itself; one that only starts others leaves the
+        accelerators to them.
+    """
+    import jax
+
     from rc3_jax.observe.log import speaker
     from rc3_jax.parallel.processes import join_processes
     from rc3_jax.runtime import keep_programs, tune_cpu
@@ -135,10 +147,13 @@ def run_program(work: Callable[[], Any]) -> None:
         logging.set_verbosity(logging.WARNING)  # the libraries narrate at the level of INFO
     given = flags.FLAGS
     try:
-        told = tune_cpu() if given.tune else []
-        if given.distributed:
+        if not computes:
+            jax.config.update("jax_platforms", "cpu")
+        tunes = computes and given.tune
+        told = tune_cpu() if tunes else []
+        if "distributed" in given and given.distributed:
             join_processes(given.coordinator, given.processes, given.process)
-        told += keep_programs() if given.tune else []
+        told += keep_programs() if tunes else []
         if told:
             speaker(stderr=True)(f"{'; '.join(told)} (--notune turns this off)")
         work()

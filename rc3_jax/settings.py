@@ -90,6 +90,26 @@ class Settings(pydantic.BaseModel):
         return ml_collections.ConfigDict(values)
 
 
+def change_setting(
+    config: ml_collections.ConfigDict, name: str, value: Any, schema: type[Settings], where: str
+) -> None:
+    """Changes a setting by its dotted name.
+
+    Args:
+      schema: the class of the whole configuration.
+      where: whose setting it is; the message begins with it.
+
+    Raises:
+      ConfigError: there is no such setting, or it has another type.
+    """
+    try:
+        config.lock().update_from_flattened_dict({name: value})
+    except KeyError as error:
+        raise ConfigError(f"{where}: {no_such_setting(name, schema)}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{where}: {error.args[0]}") from error
+
+
 def describe(settings: Settings, prefix: str = "") -> Iterator[tuple[str, Any, str, str]]:
     """Yields name, value, range and description of every setting, nested groups included."""
     for name in type(settings).model_fields:

@@ -28,7 +28,8 @@ class Panel(NamedTuple):
     """One plot of a figure: for each series a cell at each tick, None where there is none.
 
     Attributes:
-      level: a dashed line at the English zero-shot score.
+      level: a dashed line at the English zero-shot score, or what `level_name` says.
+      percent: whether cells are shares.
     """
 
     title: str
@@ -36,6 +37,8 @@ class Panel(NamedTuple):
     ticks: Sequence[str]
     series: Mapping[str, Sequence[Cell | None]]
     level: Cell | None = None
+    level_name: str = "English, zero-shot"
+    percent: bool = True
 
 
 def language_panels(table: ScoreTable) -> list[Panel]:
@@ -71,7 +74,7 @@ def few_shot_panels(table: ScoreTable) -> list[Panel]:
 
 
 def plot(path: pathlib.Path, panels: Sequence[Panel], lines: bool) -> None:
-    """Draws panels in percent, with one legend and no mark of when it was made.
+    """Draws panels, shares in percent, with one legend and no mark of when it was made.
 
     Args:
       lines: whether the cells of a series are joined; otherwise series stand side by side.
@@ -98,9 +101,10 @@ def plot(path: pathlib.Path, panels: Sequence[Panel], lines: bool) -> None:
 
 
 def _draw(axes: Axes, panel: Panel, lines: bool) -> None:
+    scale = 100 if panel.percent else 1
     if panel.level:
-        level = 100 * panel.level.mean
-        axes.axhline(level, color="black", ls="--", lw=1, label="English, zero-shot")
+        level = scale * panel.level.mean
+        axes.axhline(level, color="black", ls="--", lw=1, label=panel.level_name)
     for number, (label, cells) in enumerate(panel.series.items()):
         known = [(place, *cell[:2]) for place, cell in enumerate(cells) if cell]
         if known:
@@ -109,8 +113,8 @@ def _draw(axes: Axes, panel: Panel, lines: bool) -> None:
             colour, mark = STYLES[number % len(STYLES)]
             axes.errorbar(
                 places + shift,
-                100 * means,
-                yerr=100 * np.nan_to_num(errors),
+                scale * means,
+                yerr=scale * np.nan_to_num(errors),
                 label=label,
                 color=colour,
                 marker=mark,
@@ -122,7 +126,7 @@ def _draw(axes: Axes, panel: Panel, lines: bool) -> None:
     axes.set_xlim(-0.6, len(panel.ticks) - 0.4)
     axes.set_xlabel("shots" if lines else "", fontsize=12)
     axes.set_title(panel.title, fontsize=13)
-    axes.set_ylabel(f"{panel.metric} (%)", fontsize=12)
+    axes.set_ylabel(panel.metric + " (%)" * panel.percent, fontsize=12)
     axes.tick_params(labelsize=11)
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.grid(axis="y", color="0.9")

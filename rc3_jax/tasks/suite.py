@@ -24,7 +24,7 @@ from rich.console import Console
 from rc3_jax.data.jsonl import read_json
 from rc3_jax.data.record import DataError
 from rc3_jax.observe.log import Say, speaker
-from rc3_jax.settings import ConfigError, check_choice, no_such_setting
+from rc3_jax.settings import ConfigError, change_setting, check_choice
 from rc3_jax.tasks.base import TaskData
 from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.config import MINIATURE, FinetuneSettings, finetune_config, miniature_config
@@ -215,13 +215,7 @@ def task_configs(data: str, images: str, options: Options) -> dict[str, ml_colle
     for name, value in changes:
         of_task, _, setting = name.rpartition("/")
         for task in chosen if not of_task else {of_task} & set(chosen):
-            try:
-                configs[task].lock().update_from_flattened_dict({setting: value})
-            except KeyError as error:
-                problem = no_such_setting(setting, FinetuneSettings)
-                raise ConfigError(f"{task}: {problem}") from error
-            except (TypeError, ValueError) as error:
-                raise ConfigError(f"{task}: {error.args[0]}") from error
+            change_setting(configs[task], setting, value, FinetuneSettings, task)
     for task in chosen:
         check_settings(configs[task])
     return {task: configs[task] for task in chosen}
