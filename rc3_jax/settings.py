@@ -221,7 +221,8 @@ def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
     group, _, name = path.rpartition(".")
     if {f"{group}.type", path} <= known.keys():
         return f"{path}: no such setting with this {group}.type; remove it or choose another type"
-    known.pop(path, None)  # of a group with a star that is not there
+    if path in known:
+        return f"{path}: no such setting, as there is no {group}; remove it"
     renamed = [
         new + path.removeprefix(old)
         for old, new in RENAMED.items()

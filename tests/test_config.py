@@ -184,6 +184,11 @@ def test_an_unknown_or_missing_setting_is_mended_as_advised(name, value):
     validate(config)
 
 
+def test_a_setting_of_a_group_that_is_not_there_is_refused():
+    message = no_such_setting("optimizer.lr_multipliers.gone.factor", RC3Settings)
+    assert message.endswith("as there is no optimizer.lr_multipliers.gone; remove it")
+
+
 def stored(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
