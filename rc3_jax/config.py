@@ -276,8 +276,8 @@ def _with_init(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
     stored = read_config(folder)
     if stored.get("system", values["system"]) != values["system"]:
         raise ConfigError(
-            f"init={folder} holds a model of {stored['system']}; this configuration is of "
-            f"{values['system']}"
+            f"init={folder} holds a model of {stored['system']} and this configuration is of "
+            f"{values['system']}; take a configuration of {stored['system']}"
         )
     differing: list[str] = []
 

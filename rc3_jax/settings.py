@@ -69,10 +69,11 @@ class Settings(pydantic.BaseModel):
         """
         if isinstance(values, cls):
             return values
+        values = plain(values)
         try:
-            return cls.model_validate(plain(values))
+            return cls.model_validate(values)
         except pydantic.ValidationError as error:
-            problems = [_problem(cls, where, problem) for problem in error.errors()]
+            problems = [_problem(cls, where, values, problem) for problem in error.errors()]
             raise ConfigError("\n  ".join(problems)) from error
 
     def config_dict(self) -> ml_collections.ConfigDict:
@@ -204,9 +205,17 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _problem(cls: type[Settings], where: str, problem: Any) -> str:
-    """One line about one invalid setting."""
-    path = ".".join(str(part) for part in (where, *problem["loc"]) if part != "")
+def _problem(cls: type[Settings], where: str, values: Any, problem: Any) -> str:
+    """One line about one invalid setting of `values`."""
+    parts, kind = [where] if where else [], None
+    for part in problem["loc"]:
+        if part == kind:  # pydantic puts the type of a group after its name
+            kind = None
+            continue
+        parts.append(str(part))
+        values = values.get(part) if isinstance(values, Mapping) else None
+        kind = values.get("type") if isinstance(values, Mapping) else None
+    path = ".".join(parts)
     if problem["type"] == "extra_forbidden":
         return no_such_setting(path, cls, where)
     if problem["type"] == "missing":
@@ -228,12 +237,17 @@ def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
       cls: the class that `where` names, such as `model.patch`; the whole configuration by default.
     """
     prefix = f"{where}." if where else ""
-    known = {f"{prefix}{name}": text for name, text in all_settings(cls)}
+    known = {_filled(f"{prefix}{name}", path): text for name, text in all_settings(cls)}
     group, _, name = path.rpartition(".")
-    typed = group if path in known else group.rpartition(".")[0]
-    if {f"{typed}.type", f"{typed}.{name}"} <= known.keys():
-        return f"{path}: no such setting with this {typed}.type; remove it or choose another type"
-    renamed = [new for old, new in RENAMED.items() if path == old or path.startswith(f"{old}.")]
+    if {f"{group}.type", path} <= known.keys():
+        return f"{path}: no such setting with this {group}.type; remove it or choose another type"
+    if path in known:
+        return f"{path}: no such setting, as there is no {group}; remove it"
+    renamed = [
+        new + path.removeprefix(old)
+        for old, new in RENAMED.items()
+        if path == old or path.startswith(f"{old}.")
+    ]
     last = {other: other.rpartition(".")[2] for other in known}
     names = {*last.values()}
     close = [other for other in known if last[other] == name]
@@ -246,6 +260,13 @@ def no_such_setting(path: str, cls: type[Settings], where: str = "") -> str:
     chosen = (renamed or here or close)[:3]
     hint = f"did you mean {' or '.join(chosen)}?" if chosen else "remove it"
     return f"{path}: no such setting; {hint}"
+
+
+def _filled(pattern: str, path: str) -> str:
+    """`data.sources.*.root` with the name of the source that `path` is about, if it is about one."""
+    before, _, after = pattern.partition("*")
+    name = path.removeprefix(before).partition(".")[0]
+    return f"{before}{name}{after}" if after and path.startswith(before) else pattern
 
 
 def all_settings(cls: type[Settings], prefix: str = "") -> Iterator[tuple[str, str]]:

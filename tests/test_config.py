@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import json
 import re
 
@@ -11,11 +13,15 @@ from rc3_jax.config import RC3Settings, default_config, validate
 from rc3_jax.config_cclm import MODELS, cclm_config
 from rc3_jax.data.record import DataError
 from rc3_jax.data.sources.folder import FolderSource
+from rc3_jax.models.towers import TOWERS
 from rc3_jax.settings import RENAMED, ConfigError, no_such_setting
 from rc3_jax.stored_config import MAY_CHANGE, changed_settings, read_config, save_config
 from rc3_jax.training.run import prepare_run
 from tests.processes import launch
-from tests.tiny import ROOT, load_config, tiny_cclm, tiny_config
+from tests.tiny import ROOT, SIZES, load_config, tiny_cclm, tiny_config
+
+NOWHERE = FolderSource(captions="/no", root="/no", train_split="a", heldout_split="b")
+PATCH_DROPOUT = {"model.patch.patch_dropout": 0.5}
 
 
 @pytest.mark.parametrize("make", [default_config, *(lambda n=n: cclm_config(n) for n in MODELS)])
@@ -30,12 +36,8 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
 @pytest.mark.parametrize(
     ("make", "change", "named"),
     [
-        (tiny_config, {"batch_mix.region": 1.0}, "batch_mix.region"),
-        (tiny_config, {"data.parallel_max_masked": 8}, "data.parallel_max_masked"),
-        (tiny_config, {"data.max_length": 31}, "model.text.max_positions"),
-        (tiny_config, {"model.patch.type": "swin"}, "model.patch.swin.mlp_width"),
-        (tiny_config, {"model.patch.depths": (2, 2)}, "model.patch.vit.depths"),
-        (tiny_config, {"model.patch.width": 32}, "patch gives tokens of width 32"),
+        (tiny_config, {"model.patch.type": "swin"}, "model.patch.mlp_width"),
+        (tiny_config, {"model.patch.depths": (2, 2)}, "model.patch.depths"),
         (tiny_config, {"model.patch.image_size": 30}, "image_size=30"),
         (tiny_config, {"model.text.heads": 3}, "heads=3"),
         (tiny_config, {"model.dtype": "float16"}, "model.dtype"),
@@ -50,19 +52,51 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
         (tiny_config, {"system": "cclm"}, "objective.regularizer"),
         (tiny_cclm, {"system": "rc3"}, "objective.negatives"),
         (tiny_cclm, {"system": "cclm2"}, "system"),
-        (tiny_cclm, {"evaluation.dependence_rows": 8}, "evaluation.dependence_rows"),
         (tiny_cclm, {"objective.negatives": "near"}, "objective.negatives"),
-        (tiny_cclm, {"model.roi.regions": 4}, "roi.regions"),
     ],
 )
 def test_invalid_settings_are_named_before_anything_is_opened(make, change, named):
     config = make()
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(change)
-    nowhere = FolderSource(captions="/no", root="/no", train_split="a", heldout_split="b")
-    config.data.sources = dict(nowhere=nowhere.config_dict())
+    config.data.sources = dict(nowhere=NOWHERE.config_dict())
     with pytest.raises(ConfigError, match=named):
         validate(config)
+
+
+def _clip_cclm():
+    config, kind = tiny_cclm(), TOWERS["clip"]
+    with config.ignore_type():
+        config.model.patch = kind(**SIZES, depth=1, image_size=32, patch=8).config_dict()
+    return config
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong", "advice", "advised"),
+    [
+        (tiny_config, {"batch_mix.region": 1.0}, "batch_mix.region.*set it to 0", 0.0),
+        (tiny_config, {"data.parallel_max_masked": 8}, "parallel_max_masked.*leave it out", None),
+        (tiny_config, {"data.max_length": 31}, "data.max_length=31 .* 30 .*change either", 30),
+        (tiny_config, {"data.max_length": 31}, "change either", {"model.text.max_positions": 33}),
+        (tiny_config, {"model.patch.width": 32}, "must be equal", {"model.text.width": 32}),
+        (tiny_config, {"model.text.width": 32}, "must be equal", {"model.patch.width": 32}),
+        (tiny_config, PATCH_DROPOUT, r"patch\.patch_dropout=0\.5.*set it or .* to 0", 0.0),
+        (tiny_config, PATCH_DROPOUT, r"or roi\.regions=10 to 0", {"model.roi.regions": 0}),
+        (_clip_cclm, PATCH_DROPOUT, r"patch\.patch_dropout=0\.5.*set it or .* to 0", 0.0),
+        (_clip_cclm, PATCH_DROPOUT, r"or batch_mix.region=1\.0 to 0", {"batch_mix.region": 0.0}),
+        (tiny_cclm, {"evaluation.dependence_rows": 8}, "dependence_rows=8.*set it to 0", 0),
+        (tiny_cclm, {"model.roi.regions": 4}, "roi.regions=4.*set it to 0", 0),
+    ],
+)
+def test_settings_that_do_not_go_together_are_mended_as_advised(make, wrong, advice, advised):
+    """`advised`: what to set, or the value that mends the wrong setting itself."""
+    config = make()
+    config.update_from_flattened_dict(wrong)
+    with pytest.raises(ConfigError, match=advice):
+        validate(config)
+    change = advised if isinstance(advised, dict) else dict.fromkeys(wrong, advised)
+    config.update_from_flattened_dict(change)
+    validate(config)
 
 
 @pytest.mark.parametrize(
@@ -98,17 +132,61 @@ def test_every_mistake_is_listed_and_close_names_are_offered():
         ("learning_rate", "optimizer.lr"),
         ("lr", "optimizer.lr"),
         ("shares", "batch_mix"),
-        ("shares.strict", "batch_mix"),
-        ("optimizer.rates.new.factor", "optimizer.lr_multipliers"),
+        ("shares.strict", "batch_mix.strict"),
+        ("optimizer.rates.new.factor", "optimizer.lr_multipliers.new.factor"),
         ("data.most_masked", "data.max_masked"),
         ("model.text.widht", "model.text.width"),
-        ("data.sources.pairs.captoins", "data.sources.*.captions"),
+        ("data.sources.pairs.captoins", "data.sources.pairs.captions"),
     ],
 )
 def test_an_unknown_name_brings_the_nearest_setting(name, nearest):
     message = no_such_setting(name, RC3Settings)
     assert name in message
     assert nearest in re.findall(r"[a-z_.*]+", message.partition("did you mean")[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("optimizer.learning_rate", 1e-3),
+        ("lr", 1e-3),
+        ("shares", {"strict": 1.0, "weak": 2.0}),
+        ("data.most_masked", 5),
+        ("model.patch.widht", 16),
+        ("data.sources.nowhere.captoins", "/here"),
+        ("optimizer.lr_multipliers.new.factr", 2.0),
+        ("model.xyzzy", 1),
+        ("model.patch.depths", (2, 2)),
+        ("data.sources.nowhere.heldout_path", "/here"),
+        ("data.sources.more", {"type": "folder"}),
+    ],
+)
+def test_an_unknown_or_missing_setting_is_mended_as_advised(name, value):
+    config = tiny_config()
+    config.data.sources = dict(nowhere=NOWHERE.config_dict())
+    config.optimizer.lr_multipliers.new = dict(factor=3.0, parameters=("text/.*",))
+    *groups, last = name.split(".")
+    group = functools.reduce(lambda outer, inner: outer[inner], groups, config)
+    with config.unlocked(), config.ignore_type():
+        group[last] = value
+        with pytest.raises(ConfigError) as caught:
+            validate(config)
+        message = str(caught.value)
+        if missing := re.findall(r"(\S+) is missing; set it", message):
+            config.update_from_flattened_dict(dict.fromkeys(missing, "/here"))
+        else:
+            assert message.startswith(f"{name}: no such setting")
+            del group[last]
+            if meant := re.search(r"did you mean (\S+)\?$", message):
+                config.update_from_flattened_dict({meant[1]: value})
+            else:
+                assert "; remove it" in message
+    validate(config)
+
+
+def test_a_setting_of_a_group_that_is_not_there_is_refused():
+    message = no_such_setting("optimizer.lr_multipliers.gone.factor", RC3Settings)
+    assert message.endswith("as there is no optimizer.lr_multipliers.gone; remove it")
 
 
 def stored(config) -> dict:
@@ -171,23 +249,34 @@ def _flat(values: dict, prefix: str = ""):
 
 
 @pytest.mark.parametrize(
-    ("part", "name", "value"),
-    [("text", "heads", 4), ("patch", "type", "beit")],
+    ("part", "name", "value"), [("text", "heads", 4), ("patch", "type", "beit")]
 )
 def test_weights_of_another_model_are_refused_by_setting(tmp_path, part, name, value):
+    def store(system, model):
+        (tmp_path / "config.json").write_text(json.dumps({"system": system, "model": model}))
+
     config = tiny_config()
     model = stored(config)["model"]
-    (tmp_path / "config.json").write_text(json.dumps({"system": "rc3", "model": model}))
+    store("rc3", model)
     config.init = str(tmp_path)
     config.model.update(dropout=0.3, dtype="bfloat16")  # free to change
     validate(config)
-    model[part][name] = value
-    (tmp_path / "config.json").write_text(json.dumps({"system": "rc3", "model": model}))
-    with pytest.raises(ConfigError, match=f"model.{part}"):
+    model[part] = stored(tiny_config("beit"))["model"][part] | {name: value}
+    store("rc3", model)
+    with pytest.raises(ConfigError, match=f"model.{part}") as caught:
         validate(config)
-    (tmp_path / "config.json").write_text(json.dumps({"system": "cclm", "model": model}))
-    with pytest.raises(ConfigError, match="cclm"):
+    setting, theirs = re.search(
+        r"(model\S+) is .*, there (.*)\. Take its", str(caught.value)
+    ).groups()
+    with config.ignore_type():
+        config.update_from_flattened_dict({setting: ast.literal_eval(theirs)})
+    assert getattr(getattr(validate(config).model, part), name) == value
+    other = tiny_cclm()
+    store("cclm", stored(other)["model"])
+    with pytest.raises(ConfigError, match="take a configuration of cclm"):
         validate(config)
+    other.init = str(tmp_path)
+    validate(other)
 
 
 def test_sizes_left_at_their_defaults_come_from_the_folder_to_start_from(tmp_path):

@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import pathlib
+import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rc3_jax.config import validate
+from rc3_jax.data.record import DataError
 from rc3_jax.settings import ConfigError
 from rc3_jax.training import pretrain
 from rc3_jax.training.checkpoint import read_params
@@ -199,5 +203,58 @@ def test_other_settings_are_refused_by_name_when_a_run_resumes(
         assert setting in console.file.getvalue()
     with pytest.raises(ConfigError, match="optimizer.lr"):
         train(config, tmp_path, True, quiet(), [setting, "optimizer.learning_rate"])
-    with pytest.raises(ConfigError, match="--resume"):
-        train(config, tmp_path, False, quiet(), [setting])
+
+
+def test_a_run_begins_or_goes_on_as_advised(tmp_path, monkeypatch):
+    def passed(*arguments):
+        raise StopIteration
+
+    monkeypatch.setattr(pretrain, "prepare_run", passed)
+    config, folder, file = tiny_config(), tmp_path / "run", tmp_path / "run" / "config.json"
+
+    def refused(advice, *arguments):
+        with pytest.raises(ConfigError, match=advice):
+            train(config, folder, *arguments)
+
+    def accepted(folder, resume):
+        with pytest.raises(StopIteration):
+            train(config, folder, resume, quiet())
+
+    refused("--accept_changes is for --resume; leave it out", False, quiet(), ["seed"])
+    accepted(folder, False)
+    (folder / "checkpoints" / "2").mkdir(parents=True)
+    refused("restore the file, or choose another --workdir", True)
+    accepted(tmp_path / "another", True)
+    file.write_text(json.dumps(config.to_dict()))
+    accepted(folder, True)
+    refused("continue it with --resume, or choose another --workdir")
+    accepted(tmp_path / "another", False)
+
+
+def test_other_data_are_refused_until_restored_or_accepted_when_a_run_resumes(tmp_path):
+    one = types.SimpleNamespace(pairs={("en",): [0]})
+    run = types.SimpleNamespace(
+        config=validate(tiny_config()),
+        corpus=types.SimpleNamespace(pools={"strict": one}),
+        abstract_state=None,
+        tokenizer=types.SimpleNamespace(to_json=str),
+    )
+    checkpoints = types.SimpleNamespace(latest=2, restore=lambda *_: types.SimpleNamespace(step=2))
+    log = types.SimpleNamespace(say=print, rewind=print)
+    file = tmp_path / "records.json"
+
+    def resume(*accepted):
+        assert pretrain._first_state(run, tmp_path, checkpoints, log, accepted).step == 2
+        return file.read_text()
+
+    begun = resume()
+    one.pairs["en",].append(1)
+    with pytest.raises(DataError, match="restore the data, take them with") as caught:
+        resume("seed")
+    assert file.read_text() == begun
+    one.pairs["en",].pop()
+    assert resume() == begun
+    one.pairs["en",].append(1)
+    advised = re.search(r"--accept_changes=(\S+),", str(caught.value))[1].split(",")
+    assert resume(*advised) != begun
+    assert resume() == file.read_text()

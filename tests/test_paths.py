@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import tomllib
 
 import fsspec
@@ -43,6 +44,15 @@ def test_a_store_without_its_file_system_names_the_extra(scheme, monkeypatch):
         as_path(f"{scheme}://bucket/run", "--workdir")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert any(wanted.startswith(package) for wanted in extras["optional-dependencies"][extra])
+
+
+def test_the_extras_that_messages_name_are_there():
+    code = "".join(
+        file.read_text() for top in ("rc3_jax", "launch") for file in (ROOT / top).rglob("*.py")
+    )
+    named = {*re.findall(r"""(?:'\.\[|import_extra\([\w"]+, ")(\w+)["\]]""", code)}
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert {"tpu", "torch", "onnx"} <= named <= extras["optional-dependencies"].keys()
 
 
 def test_an_unknown_scheme_names_those_that_are_known():

@@ -123,18 +123,20 @@ class SwinSettings(VisualTowerSettings):
                 "stage"
             )
         stride = self.patch * 2 ** (stages - 1)
+        fitting = stride * self.window  # whole windows in every stage
         if self.image_size % stride:
             raise ValueError(
                 f"image_size={self.image_size} must be a multiple of {stride}, the patch of "
-                f"{self.patch} pixels doubled by each of the {stages - 1} mergings"
+                f"{self.patch} pixels doubled by each of the {stages - 1} mergings; multiples of "
+                f"{fitting} also suit window={self.window}"
             )
         for stage, heads in enumerate(self.heads):
             side, width = self.image_size // self.patch // 2**stage, self.width * 2**stage
             if side > self.window and side % self.window:
                 raise ValueError(
                     f"window={self.window} does not divide the {side} x {side} tokens of stage "
-                    f"{stage}; make image_size={self.image_size} a multiple of "
-                    f"{self.patch * 2**stage * self.window}, or choose another window"
+                    f"{stage}; make image_size={self.image_size} a multiple of {fitting}, or choose "
+                    "another window"
                 )
             if width % heads:
                 raise ValueError(f"heads={heads} of stage {stage} must divide its width of {width}")

@@ -17,12 +17,14 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from rc3_jax.convert import torch_export
+from rc3_jax.convert.output import check_tokenizer
 from rc3_jax.convert.torch_export import from_torch, to_torch
 from rc3_jax.convert.torch_file import TensorFileError
 from rc3_jax.data.tokenizer import train_tokenizer
 from rc3_jax.models.rc3 import build_rc3
 from rc3_jax.settings import ConfigError
 from rc3_jax.training.checkpoint import read_params, stored_shapes
+from rc3_jax.training.load import load_model
 from tests.convert import spread_params
 from tests.convert.exported import MAX_LENGTH, random_inputs
 from tests.processes import run_python
@@ -185,13 +187,20 @@ def test_runs_that_cannot_be_exported(exported, run, tmp_path):
     model = json.loads((run / "config.json").read_text())["model"]
     with pytest.raises(ConfigError, match="float16"):
         to_torch(run, tmp_path / "out", dtype="float16")
-    (run / "tokenizer.json").write_text(train_tokenizer(["A dog."], 20, 24).to_json())
+    file = run / "tokenizer.json"
+    file.write_text(train_tokenizer(["A dog."], 20, 24).to_json())
     with pytest.raises(ConfigError, match="tokenizer.json has 1. pieces"):
         to_torch(run, tmp_path / "out")
-    (run / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match="tokenizer.json is missing"):
-        to_torch(run, tmp_path / "out")
+    file.unlink()
+    for reads, said in (
+        (to_torch, f"{file} is missing; copy there the vocabulary of the weights"),
+        (lambda run, _: load_model(run), "has no tokenizer.json; copy there the vocabulary"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            reads(run, tmp_path / "out")
     shutil.copy(exported.run / "tokenizer.json", run)
+    check_tokenizer(file, stored_shapes(run)[torch_export.WORDS][0], MAX_LENGTH)
+    load_model(run)
     for settings, named in (
         (dict(model=model | {"projection_size": 9}), "image_projection/linear/kernel"),
         (dict(system="cclm"), "cclm"),

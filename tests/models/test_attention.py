@@ -162,6 +162,7 @@ def test_what_devices_do_not_have_is_an_error(setting, dtype, mesh, reason):
         ConfigError, match=f"model.attention={setting}: .*{reason}.*use auto or xla"
     ):
         Attend.of(setting, dtype, mesh)
+    assert Attend.of("auto", dtype, mesh) == Attend.of("xla", dtype, mesh) == XLA
 
 
 def test_arguments_that_an_implementation_cannot_take():
@@ -170,8 +171,9 @@ def test_arguments_that_an_implementation_cannot_take():
         ("cudnn", (), "width 12"),
         ("splash", (None, bias), "relative positions"),
     ):
-        with pytest.raises(ConfigError, match=reason):
+        with pytest.raises(ConfigError, match=f"{reason}.*; use auto or xla"):
             Attend(name)(tokens, tokens, tokens, *arguments)
+        assert XLA(tokens, tokens, tokens, *arguments).shape == tokens.shape
 
 
 def test_cudnn_takes_no_bias_of_many_rows_on_several_devices():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -108,8 +109,11 @@ def test_published_size(image_size, window, tokens, count):
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         SwinSettings.parse(SMALL | changes)
+    if fitting := re.search(r"multiples? of (\d+)(, or| also)", str(caught.value)):
+        for times in (1, 2, 3):
+            SwinSettings.parse(SMALL | changes | dict(image_size=times * int(fitting[1])))
 
 
 def test_images_of_another_size_are_refused():

@@ -65,15 +65,21 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused():
 def test_eight_devices_share_parameters_and_rows():
     code = """
 import json, jax, numpy as np
+from rc3_jax.settings import ConfigError
 from rc3_jax.parallel.mesh import check_batch, make_mesh, to_global
 from rc3_jax.parallel.rules import shardings
 from tests.parallel.test_mesh import mesh_config
-mesh = make_mesh(mesh_config(fsdp=4))
-refused = ""
+refused = []
+try:
+    make_mesh(mesh_config(data=4, fsdp=3))
+except ConfigError as error:
+    refused.append(str(error))
+mesh = make_mesh(mesh_config(data=-1, fsdp=4))
 try:
     check_batch({"strict": 16, "weak": 12}, mesh)
-except ValueError as error:
-    refused = str(error)
+except ConfigError as error:
+    refused.append(str(error))
+check_batch({"strict": 16, "weak": 8}, mesh)
 rows = to_global({"x": np.arange(16)}, mesh)["x"]
 spec = shardings(jax.ShapeDtypeStruct((2048, 1024), "float32"), mesh, mesh_config()).spec
 print(json.dumps({
@@ -83,8 +89,10 @@ print(json.dumps({
 """
     found = json.loads(run_python(code, 8).splitlines()[-1])
     assert found["shape"] == {"replica": 1, "data": 2, "fsdp": 4, "tensor": 1}
-    assert "weak must be a multiple of 8; change batch_size, batch_mix" in found["refused"]
-    assert "strict," not in found["refused"]
+    of_mesh, of_rows = found["refused"]
+    assert "set mesh.data=-1 and the others to divisors of the number" in of_mesh
+    assert "weak must be a multiple of 8; change batch_size, batch_mix" in of_rows
+    assert "strict," not in of_rows
     assert found["spec"] == ["fsdp"]
     assert found["rows"] == [[2 * i, 2 * i + 1] for i in range(8)]
 
@@ -94,3 +102,5 @@ def test_a_batch_that_divides_evenly_is_accepted():
     check_batch({"strict": 3, "parallel": 1}, mesh)
     with pytest.raises(ConfigError, match="microbatches=2 cannot share evenly: strict must be"):
         check_batch({"strict": 3, "parallel": 2}, mesh, microbatches=2)
+    check_batch({"strict": 4, "parallel": 2}, mesh, microbatches=2)
+    check_batch({"strict": 3, "parallel": 2}, mesh, microbatches=1)
