@@ -226,7 +226,10 @@ def _tokenizer(source: str, rows: int) -> Tokenizer | None:
     places = (top, sentence_encoder(top)[0])
     folder = next((p for p in places if any((p / n).is_file() for n in VOCABULARIES)), None)
     if folder is None:
-        say(f"note: {source} has no vocabulary; name one with data.tokenizer.path")
+        say(
+            f"note: {source} has no vocabulary; put its {' or '.join(VOCABULARIES)} there, or name "
+            f"one of {rows} pieces with data.tokenizer.path"
+        )
         return None
     tokenizer = load_tokenizer(str(folder), max_length=512)
     if tokenizer.vocab_size > rows:

@@ -78,7 +78,10 @@ def _check_fine_tuned(config, data: TaskData, pretrained: LoadedModel) -> None:
     if pretrained.task is None:
         return
     if pretrained.task != config.task:
-        raise ConfigError(f"the model was fine-tuned for {pretrained.task}, not for {config.task}")
+        raise ConfigError(
+            f"the model was fine-tuned for {pretrained.task}, not for {config.task}; start from the "
+            "pre-trained model"
+        )
     head = pretrained.finetuning.get("head", "class")
     if head != config.head:
         raise ConfigError(

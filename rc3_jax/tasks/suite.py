@@ -155,9 +155,10 @@ class _Runner:
         if all(result.get(name) == value for name, value in expected.items()):  # data can be read
             expected["data_sha256"] = data_checksum(config, self.load(config, parts), parts)
         if differing := [name for name, value in expected.items() if result.get(name) != value]:
+            stale = folder if step.folder == ZERO_SHOT else place  # few-shot steps start from it
             raise OtherResult(
                 f"{place / SCORES} has another {', '.join(differing)}: it is of other settings, other "
-                "data or another model; choose another --workdir, or remove it"
+                f"data or another model; choose another --workdir, or remove {stale}"
             )
         if jax.process_index() == 0:
             shutil.rmtree(place / UNFINISHED, ignore_errors=True)

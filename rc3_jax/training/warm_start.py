@@ -48,7 +48,10 @@ def check_vocabulary(folder: pathlib.Path, tokenizer: Tokenizer) -> None:
     """Raises ConfigError unless the vocabulary stored in the folder is that of the run."""
     file = folder / FILE_NAME
     if not file.is_file():
-        raise ConfigError(f"{folder} has no {FILE_NAME}, so its token ids may not be the run's")
+        raise ConfigError(
+            f"{folder} has no {FILE_NAME}, so its token ids may not be the run's; copy there the "
+            "vocabulary of the weights"
+        )
     if load_tokenizer(str(file), tokenizer.max_length).to_json() != tokenizer.to_json():
         raise ConfigError(
             f"{file} is not the vocabulary of the run; set data.tokenizer.path to it, or convert "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 
 import jax
@@ -26,6 +27,7 @@ from rc3_jax.settings import ConfigError
 from rc3_jax.systems import system_of
 from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.run import prepare_run
+from rc3_jax.training.warm_start import check_vocabulary, load_warm_start
 from tests.tiny import tiny_cclm, tiny_config
 from tests.vision_reference import randomise, require
 
@@ -218,13 +220,32 @@ def test_an_encoder_of_another_vocabulary_is_refused(checkpoints, converted, tmp
     from_hf(tmp_path / "whole", text=str(checkpoints / "text"))
     prepared(tmp_path / "whole").create_state()
     pieces = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())
-    pieces["model"]["vocab"][10], pieces["model"]["vocab"][11] = (
-        pieces["model"]["vocab"][11],
-        pieces["model"]["vocab"][10],
-    )
+    words = pieces["model"]["vocab"]
+    words[10], words[11] = words[11], words[10]
     (tmp_path / "whole" / "tokenizer.json").write_text(json.dumps(pieces))
     with pytest.raises(ConfigError, match="is not the vocabulary of the run"):
         prepared(tmp_path / "whole").create_state()
+
+
+def test_a_vocabulary_that_is_not_there_is_put_there_or_named(checkpoints, tmp_path, capsys):
+    source, vocabulary = tmp_path / "text", checkpoints / "text" / "tokenizer.json"
+    model = transformers.XLMRobertaForMaskedLM.from_pretrained(checkpoints / "text")
+    model.resize_token_embeddings(load_tokenizer(str(vocabulary), 64).vocab_size)
+    model.save_pretrained(source)
+    from_hf(tmp_path / "none", text=str(source))
+    advised = re.search(r"put its tokenizer.json or .* with (\S+)", capsys.readouterr().out)[1]
+    config = tiny_config()
+    config.init, config.model.text = str(tmp_path / "none"), TextSettings().config_dict()
+    config.update_from_flattened_dict({advised: str(vocabulary)})
+    run = prepare_run(config)
+    load_warm_start(run.config, run.abstract_state.params)
+    with pytest.raises(ConfigError, match="copy there the vocabulary of the weights"):
+        check_vocabulary(tmp_path / "none", run.tokenizer)
+    for folder in (source, tmp_path / "none"):
+        shutil.copy(vocabulary, folder)
+    from_hf(tmp_path / "with", text=str(source))
+    for name in ("none", "with"):
+        check_vocabulary(tmp_path / name, run.tokenizer)
 
 
 @pytest.mark.parametrize("part", ["text", "patch"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import ml_collections
 import numpy as np
 import pytest
@@ -209,9 +211,15 @@ def test_heldout_records_are_shared_among_sources(folder, parallel, tfds_source)
     weak = ["captions"] * 4 + ["few_"] * 3 + ["scenes"] * 4
     assert [_source_of(record) for record in corpus.heldout_weak] == weak
     assert all(0 <= record.relevance <= 1 for record in corpus.heldout_weak[-4:])
-    config.evaluation.update(images=0, dependence_rows=0)
-    corpus = open_corpus(config, Skips())
-    assert not corpus.heldout and not corpus.heldout_weak
+    config.evaluation.update(images=1, dependence_rows=1)
+    with pytest.raises(DataError, match="1 held-out images for 3 sources, a, c, d") as refused:
+        open_corpus(config, Skips())
+    assert str(refused.value).endswith("or set them to 0")
+    for count in (3, 0):
+        advised = re.findall(r"evaluation\.\w+", str(refused.value))
+        config.update_from_flattened_dict(dict.fromkeys(advised, count))
+        corpus = open_corpus(config, Skips())
+        assert len(corpus.heldout) == len(corpus.heldout_weak) == count
 
 
 def test_damaged_heldout_images_count_against_the_limit(folder, tmp_path):
@@ -251,8 +259,9 @@ def test_an_invalid_source_is_named(folder, parallel, tmp_path):
     lines = [single | {"split": split} for split in ("train", "val")]
     captions = str(write(tmp_path / "single.jsonl", *lines))
     for source in (folder | {"captions": captions}, _scenes(strict=0, weak=0, parallel=0)):
-        with pytest.raises(DataError, match=r"data\.sources\.words offers nothing"):
-            _open(words=source)
+        with pytest.raises(DataError, match=r"data\.sources\.words offers nothing") as refused:
+            _open(words=source, a=folder)
+        assert str(refused.value).endswith("leave the source out") and _open(a=folder).pools
 
 
 def test_unusable_records_are_noted(folder, tmp_path):

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from rc3_jax.data.corpus import Corpus, run_tokenizer
 from rc3_jax.data.example import (
     caption_groups,
     evaluation_row,
@@ -217,13 +218,17 @@ def test_the_example_batch_looks_like_real_rows(tokenizer, regions):
     assert (ids.shape, ids.dtype) == ((2, *training["ids_a"].shape), training["ids_a"].dtype)
 
 
-def test_what_makes_no_row_is_named_with_the_record(tokenizer):
+def test_what_makes_no_row_is_named_with_the_record(tokenizer, tmp_path):
     record = dataclasses.replace(_record(), features=np.zeros((2, 7), np.float32))
     with pytest.raises(BadRecord, match=r"captions\.jsonl:3: .*\[2, 7\].*model.roi.feature_size=5"):
         evaluation_row(record, _config())
-    cleaning = type(tokenizer)(tokenizer._backend, 12, lambda text: text.strip("?! "))
-    with pytest.raises(BadRecord, match=r"file:3: .*'\?!'.*data.clean_captions"):
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    config = _config(**{"data.clean_captions": True, "data.tokenizer.path": str(tmp_path)})
+    cleaning = run_tokenizer(config, Corpus({}, [], []), None)
+    with pytest.raises(BadRecord, match=r"file:3: .*'\?!'.*set data.clean_captions to False"):
         _region_row([_element(text="?!")], cleaning)
+    config.data.clean_captions = False
+    _region_row([_element(text="?!")], run_tokenizer(config, Corpus({}, [], []), None))
 
 
 @settings(max_examples=60)

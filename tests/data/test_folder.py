@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -148,7 +149,10 @@ def test_region_features_are_read_with_the_record(root):
 def test_a_bad_line_is_skipped_and_named(root, bad, named):
     with pytest.raises(DataError, match=rf"(?s)1 of 2 .*captions.jsonl:2: .*\b{named}") as error:
         read(root, line(), bad)
-    assert len(str(error.value)) < 900
+    assert len(str(error.value)) < 900 and "Mend or remove them" in str(error.value)
+    lines = [line(), bad]
+    del lines[int(re.search(r"captions\.jsonl:(\d)", str(error.value))[1]) - 1]
+    assert len(read(root, *lines)) == 1
     skips = Skips(limit=0.5)
     assert len(read(root, line(), bad, skips=skips)) == 1
     assert list(skips.reasons) == [f"{root / 'captions.jsonl'}:2"]

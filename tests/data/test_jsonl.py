@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import re
 
 import pytest
 from hypothesis import given
@@ -156,8 +157,11 @@ def test_fields_are_checked_and_made_alike():
     ],
 )
 def test_a_wrong_field_is_named_with_its_place(fields, named):
-    with pytest.raises(BadRecord, match=f"^file:1: field {named}[: ]"):
+    with pytest.raises(BadRecord, match=f"^file:1: field {named}[: ]") as refused:
         SomeRow.parse({"name": "x"} | fields, "file:1")
+    if code := re.search(r"code '(\w+)' is not in standard form; use ([\w-]+)", str(refused.value)):
+        advised = json.dumps(fields).replace(f'"{code[1]}"', f'"{code[2]}"')
+        SomeRow.parse({"name": "x"} | json.loads(advised), "file:1")
     with pytest.raises(BadRecord, match="^file:1: field title is missing"):
         SomeRow.parse({}, "file:1", {"name": "title"})
 

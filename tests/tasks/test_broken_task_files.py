@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -179,6 +180,11 @@ def test_pickle_and_packed_files_are_not_read(tmp_path):
     notes = []
     assert counts(read("xgqa", folder, splits=["dev"], notes=notes)) == {"dev/de": 1}
     assert "hard_negative.pkl" in notes[0]
+    write_json(folder / "de/test.json", {"1": xgqa()})  # beside test.pkl
+    (folder / "de/train.json.zip").unlink()
+    write_json(folder / "de/train.json", {"1": xgqa()})
+    found = counts(read("xgqa", folder, splits=["dev", "test", "train"]))
+    assert found == {"dev/de": 1, "test/de": 1, "train/de": 1}
 
 
 def test_folders_that_are_not_as_they_should_be(tmp_path):
@@ -186,13 +192,17 @@ def test_folders_that_are_not_as_they_should_be(tmp_path):
     write(folder / "de/test.jsonl", xvnli())
     (folder / "fr").mkdir()
     (folder / "fr/readme.txt").write_text("")
-    with pytest.raises(DataError, match="fr: no annotations"):
+    with pytest.raises(DataError, match="fr: no annotations .* add files, or remove the folder"):
         read("xvnli", folder)
+    shutil.rmtree(folder / "fr")
+    assert counts(read("xvnli", folder)) == {"test/de": 1}
     write(folder / "fr/test.jsonl", xvnli())
+    assert counts(read("xvnli", folder)) == {"test/de": 1, "test/fr": 1}
     write(folder / "annotations/fr/test.jsonl", xvnli())
-    with pytest.raises(DataError, match="have one split"):
+    with pytest.raises(DataError, match="have one split .* keep one"):
         read("xvnli", folder)
-    (folder / "fr/test.jsonl").unlink()
+    shutil.rmtree(folder / "annotations")
+    assert counts(read("xvnli", folder)) == {"test/de": 1, "test/fr": 1}
 
 
 def test_links_of_the_user_are_followed_and_never_in_circles(tmp_path):

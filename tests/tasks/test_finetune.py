@@ -24,6 +24,7 @@ from rc3_jax.tasks.load import load_task
 from rc3_jax.training.checkpoint import read_params
 from rc3_jax.training.load import load_model
 from rc3_jax.training.memory import OutOfMemory
+from tests.tasks import task_files
 from tests.tasks.colours import colour_task
 from tests.tasks.tuning import tuning
 from tests.tiny import quiet, tiny_config, write_pretrained
@@ -135,7 +136,13 @@ def test_texts_that_are_cut_are_told_with_what_to_raise(pretrained):
 
 def test_settings_of_the_generated_task_are_not_taken_for_files(tmp_path):
     config = task_config("xvnli", "")
-    config.update(annotations=str(tmp_path), images="/pictures", english="/english")
-    named = f"xvnli.py:annotations={tmp_path},images=/pictures"
-    with pytest.raises(ConfigError, match=named):
+    named = dict(annotations=str(tmp_path / "files"), images=str(tmp_path / "pictures"))
+    config.update(**named, english="/english")
+    with pytest.raises(ConfigError, match="xvnli.py:annotations=.*,images=") as refused:
         load_task(config)
+    for split in ("train", "dev", "test"):
+        task_files.write(tmp_path / "files" / "en" / f"{split}.jsonl", task_files.xvnli())
+    task_files.draw(tmp_path / "pictures", "1.jpg")
+    advised = task_config("xvnli", str(refused.value).rpartition(":")[2])
+    assert {name: advised[name] for name in named} == named
+    assert set(task_files.counts(load_task(advised))) == {"train/en", "dev/en", "test/en"}

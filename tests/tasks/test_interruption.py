@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
 import signal
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
+from rc3_jax.scenes.tasks import miniature
 from rc3_jax.settings import ConfigError
+from rc3_jax.tasks.evaluate import check_settings, evaluate
 from rc3_jax.tasks.finetune import finetune
 from rc3_jax.training.checkpoint import read_params
 from tests.processes import ended, in_cluster
 from tests.tasks.colours import colour_task
 from tests.tasks.tuned import pretrain, start
 from tests.tasks.tuning import tuning
-from tests.tiny import quiet
+from tests.tiny import ROOT, quiet, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +34,10 @@ def whole(pretrained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "tuned"
     ended(start("xvnli", pretrained, folder, "--config.lrs=(1e-3,3e-3)", epochs=3))
     return folder
+
+
+def begun(*_):
+    raise StopIteration
 
 
 def read(folder):
@@ -81,17 +90,43 @@ def test_a_rate_that_diverges_leaves_the_others(pretrained, tmp_path):
         finetune(alone, data, pretrained, tmp_path / "alone", quiet())
 
 
-def test_a_folder_of_something_else_is_not_written_over(pretrained, tmp_path):
+def test_a_folder_of_something_else_is_not_written_over(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("rc3_jax.tasks.finetune.make_head", lambda *_: Mock())
+    monkeypatch.setattr("rc3_jax.tasks.train._Trainer", begun)
     before = {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")}
     config, data = tuning("xvnli", epochs=1), colour_task(1)
-    with pytest.raises(ConfigError, match=str(pretrained)):
+    with pytest.raises(ConfigError, match=r"use launch/finetune\.py"):
+        evaluate(config, data, pretrained, console=quiet())
+    with pytest.raises(ConfigError, match=f"{pretrained} .*choose another --workdir"):
         finetune(config, data, pretrained, pretrained, quiet())
+    with pytest.raises(StopIteration):
+        finetune(config, data, pretrained, tmp_path / "another", quiet())
     assert {path: path.stat().st_mtime_ns for path in pretrained.rglob("*")} == before
     other = tmp_path / "tuned" / "unfinished" / "identity.json"
     other.parent.mkdir(parents=True)
     other.write_text(json.dumps({"seed": 1, "optimizer": {"lr": 1.0}}))
-    with pytest.raises(ConfigError, match="optimizer"):
+    with pytest.raises(ConfigError, match="optimizer.* remove the folder") as refused:
         finetune(config, data, pretrained, tmp_path / "tuned", quiet())
+    shutil.rmtree(str(refused.value).split(" holds ")[0])
+    with pytest.raises(StopIteration):
+        finetune(config, data, pretrained, tmp_path / "tuned", quiet())
+
+
+def test_scores_are_written_where_there_are_none(pretrained, tmp_path, monkeypatch):
+    monkeypatch.setattr("rc3_jax.tasks.evaluate.make_head", begun)
+    config, data = tuning("xflickrco"), miniature("xflickrco", {"train": 1, "dev": 1, "test": 2})
+    (tmp_path / "scores.json").write_text("{}")
+    with pytest.raises(ConfigError, match="choose another --output"):
+        evaluate(config, data, pretrained, tmp_path, quiet())
+    with pytest.raises(StopIteration):
+        evaluate(config, data, pretrained, tmp_path / "another", quiet())
+
+
+def test_settings_of_no_task_are_refused():
+    with pytest.raises(ConfigError, match="of no task; name a file of") as refused:
+        check_settings(tiny_config())
+    for file in (ROOT / str(refused.value).split()[-1]).glob("*.py"):
+        check_settings(runpy.run_path(str(file))["get_config"](""))
 
 
 @pytest.mark.slow
