@@ -31,7 +31,8 @@ class Linear(nn.Module):
     use_bias: bool = True
 
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch width"]:
-        return apply_together(x, self)[0]
+        kernel, bias = self.weights(x.shape[-1])
+        return _with_bias(_named_product(x, kernel), bias)
 
     @nn.compact
     def weights(
@@ -49,13 +50,16 @@ def apply_together(
     """What each of several maps of one width makes of `x`, by one product of `x` and all kernels."""
     kernels, biases = zip(*(one.weights(x.shape[-1]) for one in maps), strict=True)
     # An axis of their own keeps columns on the devices that share them.
-    kernel = jnp.stack(kernels, axis=1) if len(kernels) > 1 else kernels[0]
-    y = checkpoint_name(product(x.astype(kernel.dtype), kernel), PRODUCT)
-    parts = [y[..., i, :] for i in range(len(maps))] if len(maps) > 1 else [y]
-    return [
-        part if bias is None else add_bias(part, bias)
-        for part, bias in zip(parts, biases, strict=True)
-    ]
+    y = _named_product(x, jnp.stack(kernels, axis=1))
+    return [_with_bias(y[..., i, :], bias) for i, bias in enumerate(biases)]
+
+
+def _named_product(x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs ..."]) -> Array:
+    return checkpoint_name(product(x.astype(kernel.dtype), kernel), PRODUCT)
+
+
+def _with_bias(y: Float[Array, "*batch width"], bias: Float[Array, " width"] | None) -> Array:
+    return y if bias is None else add_bias(y, bias)
 
 
 def dense(width: int, dtype: DTypeLike, name: str | None = None, use_bias: bool = True) -> Linear:

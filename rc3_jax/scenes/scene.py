@@ -105,7 +105,7 @@ def random_stream(seed: int, *key: int) -> np.random.Generator:
 
 
 def one_of(rng: np.random.Generator, values: Sequence[str]) -> str:
-    """One of the values; `rng.choice` draws the same and takes ten times as long."""
+    """One of the values; `rng.choice` draws the same and takes six times as long."""
     return values[int(rng.integers(len(values)))]
 
 

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Self
 
-import numpy as np
 import pydantic
 from scipy import stats
 
@@ -15,6 +14,7 @@ from rc3_jax.data.jsonl import read_json
 from rc3_jax.settings import ConfigError, Settings
 from rc3_jax.studies.execute import RESULT
 from rc3_jax.studies.study import Claim, Outline, Run, Study
+from rc3_jax.tasks.scoring import mean_and_error
 
 CONFIDENCE = 0.95
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot be told"
@@ -89,11 +89,11 @@ def mean_interval(values: Sequence[float]) -> Interval:
 
     Of differences of pairs it is the paired t interval.
     """
-    mean, n = float(np.mean(values)), len(values)
+    (mean, error), n = mean_and_error(values), len(values)
     if n < 2:
         return Interval(mean, -math.inf, math.inf, n)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n)
-    return Interval(mean, float(mean - half), float(mean + half), n)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    return Interval(mean, mean - half, mean + half, n)
 
 
 def verdict(claim: Claim, difference: Interval | None) -> str:
