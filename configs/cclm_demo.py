@@ -54,7 +54,7 @@ def _scenes(config) -> None:
     config.data.threads = 1  # scenes are drawn in Python, whose threads wait for one another
     config.data.max_length = 60
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
-    config.data.tokenizer.update(vocab_size=600, texts=12_000)
+    config.data.tokenizer.update(vocab_size=600, texts=4000)
     config.data.regions.per_image = 3
     config.model.text.update(width=64, depth=2, heads=2, mlp_width=256, max_positions=62)
     config.model.patch.update(
@@ -62,7 +62,7 @@ def _scenes(config) -> None:
     )
     config.model.projection_size = 64
     config.optimizer.lr = 2e-3
-    config.evaluation.update(every=250, batch_size=64, images=256)
+    config.evaluation.update(every=250, batch_size=64, images=256, rerank=8)
     config.checkpoint.every = 1000
 
 
@@ -91,5 +91,5 @@ def _photographs(config, root: pathlib.Path, parallel: pathlib.Path) -> None:
     )
     config.model.projection_size = 128
     config.optimizer.update(lr=1e-3, weight_decay=0.1)
-    config.evaluation.update(every=100, batch_size=64)
+    config.evaluation.update(every=100, batch_size=64, rerank=8)
     config.checkpoint.every = 500

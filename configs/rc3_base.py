@@ -38,6 +38,8 @@ def get_config(argument: str = ""):
     config.batch_size = chosen.batch
     config.steps = chosen.steps
     config.mesh.fsdp = chosen.fsdp
+    # From the start, the contrast of weak pairs lowers all scores (docs/evidence.md, study `demo`).
+    config.objective.weak_start = 0.5
     config.data.tokenizer.vocab_size = 64_000
     if chosen.init:
         config.init = chosen.init

@@ -47,7 +47,7 @@ def work() -> None:
     from rc3_jax.convert.output import write_json
     from rc3_jax.observe.log import speaker
     from rc3_jax.paths import local_path
-    from rc3_jax.studies.execute import execute, locked, perform
+    from rc3_jax.studies.execute import BATCHES, execute, locked, perform
     from rc3_jax.studies.results import collect
     from rc3_jax.studies.study import Run, chosen_runs, load_study, share_of
 
@@ -59,7 +59,7 @@ def work() -> None:
     runs = chosen_runs(study, ONLY.value, SEEDS.value, FRESH.value)
     if WORKER.value:
         [run] = runs
-        return perform(study, run, run.folder(workdir))
+        return perform(study, run, workdir)
 
     def command(run: Run) -> list[str]:
         chosen = [f"--study={file}", f"--workdir={workdir}", *["--fresh"] * FRESH.value]
@@ -75,6 +75,8 @@ def work() -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, results.model_dump(mode="json"))
     say(f"{len(results.runs)} of {len(study.runs())} runs: {out}")
+    if (workdir / BATCHES).is_dir():
+        say(f"{workdir / BATCHES} holds what runs read in common; remove it once all are done")
     for run, log in failed.items():
         lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         say(f"{run}: {log}: {lines[-1] if lines else 'nothing was printed'}")

@@ -30,7 +30,9 @@ from rc3_jax.settings import ConfigError
 
 TEXT = flags.DEFINE_string("text", None, "from-hf: folder or Hub id of an XLM-RoBERTa model.")
 PATCH = flags.DEFINE_string(
-    "patch", None, "from-hf: folder or Hub id of a ViT, CLIP, SigLIP, BEiT or Swin model."
+    "patch",
+    None,
+    "from-hf: folder or Hub id of a model with a tower for images, such as ViT or CLIP.",
 )
 SYSTEM = flags.DEFINE_enum("system", "rc3", ["rc3", "cclm"], "from-hf: what the towers are for.")
 IMAGE_SIZE = flags.DEFINE_integer(

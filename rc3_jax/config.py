@@ -15,6 +15,7 @@ import ml_collections
 import pydantic
 
 from rc3_jax.data.settings import DataSettings
+from rc3_jax.evaluation.settings import EvaluationSettings
 from rc3_jax.models.cclm import CCLMModelSettings
 from rc3_jax.models.rc3 import RC3ModelSettings
 from rc3_jax.objectives.cclm import CCLMObjective
@@ -39,23 +40,6 @@ class BatchMix(Settings):
     """Images with one text; in RC³ they enter ITC, ITM and MCLM."""
     region: float = pydantic.Field(0.0, ge=0)
     """Images with texts about their parts (CCLM)."""
-
-
-class EvaluationSettings(Settings):
-    """What a run measures of itself on held-out data."""
-
-    every: int = pydantic.Field(5000, ge=0)
-    """Steps between two evaluations; 0 evaluates at the end only."""
-    batch_size: int = pydantic.Field(128, ge=1)
-    """Rows that are encoded at a time."""
-    images: int = pydantic.Field(1000, ge=0)
-    """Held-out images that retrieval ranks, at most."""
-    languages: tuple[str, ...] = ()
-    """Languages of the texts; () for all that the held-out images have."""
-    modes: tuple[Literal["both", "patches", "regions"], ...] = ("both", "patches", "regions")
-    """Visual parts in use; those with regions need regions for every held-out image."""
-    dependence_rows: int = pydantic.Field(256, ge=0)
-    """Held-out weak rows for the dependence figures."""
 
 
 class CheckpointSettings(Settings):
@@ -108,7 +92,7 @@ class PretrainSettings(Settings):
     checkpoint: CheckpointSettings = CheckpointSettings()
 
     @pydantic.model_validator(mode="after")
-    def _texts_fit(self) -> Self:
+    def _data_fits(self) -> Self:
         room = self.model.text.room
         for name in ("max_length", "parallel_max_length"):
             if (length := getattr(self.data, name) or 0) > room:
@@ -116,6 +100,10 @@ class PretrainSettings(Settings):
                     f"data.{name}={length} exceeds the {room} tokens that "
                     f"model.text.max_positions={self.model.text.max_positions} leaves; change either"
                 )
+        if (forms := self.data.visual_forms) != "both" and not self.model.roi.regions:
+            raise ValueError(
+                f"data.visual_forms={forms!r}: the model has patches alone; take 'both'"
+            )
         return self
 
 
@@ -132,6 +120,19 @@ class RC3Settings(PretrainSettings):
             if share and kind not in KINDS:
                 raise ValueError(
                     f"batch_mix.{kind}={share}: rc3 has no use for {kind} rows; set it to 0"
+                )
+        forms = self.data.visual_forms
+        if self.objective.weak_views == "forms" and (not self.model.roi.regions or forms != "both"):
+            raise ValueError(
+                f"objective.weak_views='forms' with model.roi.regions={self.model.roi.regions} and "
+                f"data.visual_forms={forms!r}: it needs patches and regions; take 'image'"
+            )
+        if self.objective.relevance == "true":
+            others = [name for name, of in self.data.sources.items() if of.type != "scenes"]
+            if others:
+                raise ValueError(
+                    f"objective.relevance='true' with data.sources {', '.join(others)}: only generated "
+                    "scenes know what their texts share; take 'own', 'ema' or 'encoder'"
                 )
         if self.data.parallel_max_masked not in (None, self.data.max_masked):
             raise ValueError(

@@ -34,6 +34,7 @@ MAY_CHANGE = (
     "data.threads",
     "data.workers",
     "data.prefetch",
+    "data.batch_cache",
     "data.skip_limit",
     "data.tokenizer.*",  # the run's folder holds its vocabulary
     "data.sources.*.captions",
@@ -98,6 +99,8 @@ def _with_present_names(stored: dict[str, Any]) -> dict[str, Any]:
             target.setdefault(name, value)
     if isinstance(patch := stored.get("model", {}).get("patch"), dict) and "data" in stored:
         patch.setdefault("type", "vit")  # formerly the only one
+    if "objective" in stored and stored.get("system") == "rc3":  # formerly the only relevance
+        stored["objective"].setdefault("debias_relevance", False)
     for source in stored.get("data", {}).get("sources", {}).values():
         if (
             isinstance(source, dict) and source.get("type") == "scenes"

@@ -13,8 +13,8 @@ import ml_collections
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from rc3_jax.data.example import example_batch
 from rc3_jax.data.kinds import KINDS
+from rc3_jax.data.shapes import example_batch
 from rc3_jax.models.base import PairModel
 from rc3_jax.models.cclm import build_cclm
 from rc3_jax.models.compute import Compute
@@ -112,7 +112,10 @@ def _options(config, mesh) -> dict[str, Any]:
 
 def _rc3_loss(model, config, mesh) -> Loss:
     options = _options(config, mesh)
-    ramp_steps = round(config.objective.ramp * config.steps)
+    ramp_steps, start = (
+        round(share * config.steps)
+        for share in (config.objective.ramp, config.objective.weak_start)
+    )
     relevance = _relevance(model, config, mesh)
 
     def loss(params, ema, step, batch):
@@ -120,7 +123,8 @@ def _rc3_loss(model, config, mesh) -> Loss:
         vectors = relevance and functools.partial(relevance, ema)
 
         def losses(model):
-            return rc3_losses(model, batch, negatives, ramp(step, ramp_steps), vectors, **options)
+            weight = ramp(step, ramp_steps, start)
+            return rc3_losses(model, batch, negatives, weight, vectors, **options)
 
         return nn.apply(losses, model)({"params": params}, rngs={"dropout": dropout})
 
@@ -128,8 +132,8 @@ def _rc3_loss(model, config, mesh) -> Loss:
 
 
 def _relevance(model, config, mesh) -> Callable | None:
-    """`(TrainState.ema, ids)` to the relevance vectors of texts; None for the model's own."""
-    if config.objective.relevance == "own":
+    """`(TrainState.ema, ids)` to the relevance vectors of texts; None where no other model gives it."""
+    if config.objective.relevance in ("own", "true"):
         return None
     if config.objective.relevance == "encoder":
         encoder = relevance_encoder(config, model.text.vocab_size, mesh)

@@ -21,6 +21,7 @@ from tests.processes import launch
 from tests.tiny import ROOT, SIZES, load_config, tiny_cclm, tiny_config
 
 NOWHERE = FolderSource(captions="/no", root="/no", train_split="a", heldout_split="b")
+ENCODER = {"objective.relevance_encoder": "/here"}
 PATCH_DROPOUT = {"model.patch.patch_dropout": 0.5}
 
 
@@ -38,12 +39,16 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
     [
         (tiny_config, {"model.patch.type": "swin"}, "model.patch.mlp_width"),
         (tiny_config, {"model.patch.depths": (2, 2)}, "model.patch.depths"),
-        (tiny_config, {"model.patch.image_size": 30}, "image_size=30"),
-        (tiny_config, {"model.text.heads": 3}, "heads=3"),
         (tiny_config, {"model.dtype": "float16"}, "model.dtype"),
         (tiny_config, {"objective.regularizer": ("hing",)}, "objective.regularizer"),
         (tiny_config, {"objective.regularizer": ("none", "mse")}, "objective"),
         (tiny_config, {"objective.relevance": "mine"}, "objective.relevance"),
+        (tiny_config, {"objective.relevance": "true"}, "objective.relevance.*nowhere"),
+        (tiny_config, {"objective.regularizer": ("top", "ranked")}, "objective"),
+        (tiny_config, {"objective.weak_start": 0.95}, "weak_start=0.95"),
+        (tiny_config, {"objective.weak_views": "forms", "model.roi.regions": 0}, "roi.regions=0"),
+        (tiny_config, {"data.visual_forms": "regions", "model.roi.regions": 0}, "visual_forms"),
+        (tiny_cclm, {"data.visual_forms": "patches"}, "visual_forms"),
         (tiny_config, {"optimizer.decay": "linaer"}, "optimizer.decay"),
         (tiny_config, {"optimizer.lr": "much"}, "optimizer.lr"),
         (tiny_config, {"optimizer.learning_rate": 1e-3}, "optimizer.learning_rate"),
@@ -51,7 +56,6 @@ def test_defaults_are_valid_and_stored_without_loss(make, tmp_path):
         (tiny_config, {"name": ""}, "name"),
         (tiny_config, {"system": "cclm"}, "objective.regularizer"),
         (tiny_cclm, {"system": "rc3"}, "objective.negatives"),
-        (tiny_cclm, {"system": "cclm2"}, "system"),
         (tiny_cclm, {"objective.negatives": "near"}, "objective.negatives"),
     ],
 )
@@ -60,7 +64,11 @@ def test_invalid_settings_are_named_before_anything_is_opened(make, change, name
     with config.unlocked(), config.ignore_type():
         config.update_from_flattened_dict(change)
     config.data.sources = dict(nowhere=NOWHERE.config_dict())
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=named) as refused:
+        validate(config)
+    if wanted := re.search(r"^(\S+?)(\.0)?='.* should be '(\w+)'", str(refused.value)):
+        setting, among, choice = wanted.groups()
+        config.update_from_flattened_dict({setting: (choice,) if among else choice})
         validate(config)
 
 
@@ -86,6 +94,13 @@ def _clip_cclm():
         (_clip_cclm, PATCH_DROPOUT, r"or batch_mix.region=1\.0 to 0", {"batch_mix.region": 0.0}),
         (tiny_cclm, {"evaluation.dependence_rows": 8}, "dependence_rows=8.*set it to 0", 0),
         (tiny_cclm, {"model.roi.regions": 4}, "roi.regions=4.*set it to 0", 0),
+        (tiny_config, {"model.text.heads": 3}, "heads=3.* divide", 4),
+        (tiny_config, {"model.patch.image_size": 30}, "image_size=30 .*multiple", 32),
+        (tiny_config, {"data.image.crop_scale": (0.8, 0.4)}, "0 < least <= largest", (0.4, 0.8)),
+        (tiny_config, {"objective.regularizer": ("soft", "kl")}, "name 'soft' without", ("soft",)),
+        (tiny_config, {"objective.regularizer": ()}, "name one or more of weighted", ("weighted",)),
+        (tiny_config, {"objective.relevance": "encoder"}, "needs the folder of one", ENCODER),
+        (tiny_cclm, {"system": "cclm2"}, "use one of rc3, cclm", "cclm"),
     ],
 )
 def test_settings_that_do_not_go_together_are_mended_as_advised(make, wrong, advice, advised):
@@ -229,6 +244,19 @@ def test_settings_of_older_runs_are_understood(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(old))
     settings = validate(tiny_config())
     assert type(settings).parse(read_config(tmp_path)) == settings
+
+
+def test_what_older_runs_did_without_a_setting_is_what_they_go_on_with(tmp_path):
+    config = tiny_config()
+    config.objective.debias_relevance = True
+    save_config(validate(config), tmp_path / "config.json")
+    stored = json.loads((tmp_path / "config.json").read_text())
+    assert read_config(tmp_path)["objective"]["debias_relevance"]
+    assert read_config(tmp_path)["data"]["sources"]["scenes"]["detector"]["missed"] > 0
+    del stored["objective"]["debias_relevance"], stored["data"]["sources"]["scenes"]["detector"]
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert read_config(tmp_path)["objective"]["debias_relevance"] is False
+    assert not any(read_config(tmp_path)["data"]["sources"]["scenes"]["detector"].values())
 
 
 def test_settings_that_may_change_are_settings():

@@ -258,3 +258,9 @@ def test_other_data_are_refused_until_restored_or_accepted_when_a_run_resumes(tm
     advised = re.search(r"--accept_changes=(\S+),", str(caught.value))[1].split(",")
     assert resume(*advised) != begun
     assert resume() == file.read_text()
+    for steps in (1, 3):
+        run.config = run.config.model_copy(update=dict(steps=steps))
+        if steps < 2:
+            with pytest.raises(ConfigError, match="steps=1: .* has done 2 steps; give more"):
+                resume()
+    resume()

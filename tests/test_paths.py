@@ -55,9 +55,12 @@ def test_the_extras_that_messages_name_are_there():
     assert {"tpu", "torch", "onnx"} <= named <= extras["optional-dependencies"].keys()
 
 
-def test_an_unknown_scheme_names_those_that_are_known():
-    with pytest.raises(ConfigError, match="gs://, s3://"):
+def test_an_unknown_scheme_names_those_that_are_known(monkeypatch):
+    with pytest.raises(ConfigError, match="use a folder .* or one of gs://, s3://") as refused:
         as_path("ftp://host/run")
+    monkeypatch.setattr(fsspec, "get_filesystem_class", str)
+    for scheme in re.findall(r"\w+://", str(refused.value).partition("one of ")[2]):
+        assert str(as_path(f"{scheme}bucket/run")) == f"{scheme}bucket/run"
 
 
 @pytest.mark.parametrize(
@@ -69,8 +72,10 @@ def test_data_in_a_store_are_refused_by_setting(setting):
     with config.unlocked(), config.ignore_type():
         config.data.sources = dict(pairs=pairs)
         config.update_from_flattened_dict({setting: "gs://bucket/file"})
-    with pytest.raises(ConfigError, match=f"{setting}=gs://bucket/file"):
+    with pytest.raises(ConfigError, match=f"{setting}=gs://bucket/file.*copy the files here"):
         validate(config)
+    config.update_from_flattened_dict({setting: "/mounted/file"})
+    validate(config)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +84,7 @@ def test_data_in_a_store_are_refused_by_setting(setting):
         ("train.py", "--config=configs/rc3_demo.py", "--workdir=ftp://host/run"),
         ("train.py", "--resume", "--workdir=ftp://host/run"),
         ("evaluate.py", "--config=configs/downstream/xvnli.py", "--from=ftp://host/run"),
-        ("iglue.py", "--data=miniature", "--from=ftp://host/run"),
+        ("iglue.py", "--data=miniature", "--from=ftp://host/run", "--notune"),
         ("convert.py", "to-hf", "ftp://host/run", "out", "--part=text"),
     ],
 )
@@ -89,6 +94,8 @@ def test_no_program_takes_a_url_for_a_folder_here(command, tmp_path, monkeypatch
     assert "ftp://host/run" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert not (ROOT / "ftp:").exists()
+    if command[0] in ("iglue.py", "evaluate.py"):
+        assert ("--notune turns this off" in done.stderr) == ("--notune" not in command)
 
 
 def test_metrics_and_settings_in_a_store(store):

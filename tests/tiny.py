@@ -4,7 +4,6 @@ import importlib.util
 import io
 import pathlib
 
-import jax
 from rich.console import Console
 
 from rc3_jax.models.towers import visual_settings
@@ -59,8 +58,11 @@ def shrink(config):
     config.model.roi.depth = 1
     config.model.fusion.depth = 1
     config.model.projection_size = 8
+    if not cclm:
+        config.objective.weak_start = 0.0  # so that the first step has all terms
     config.model.update(dtype="float32", dropout=0.0, unroll=1)
-    config.evaluation.update(every=0, batch_size=8, images=8, dependence_rows=0 if cclm else 8)
+    config.evaluation.update(every=0, batch_size=8, images=8, rerank=0)
+    config.evaluation.dependence_rows = 0 if cclm else 8
     config.checkpoint.every = 2
     config.log_every = 1
     return config
@@ -95,7 +97,7 @@ def write_pretrained(config, folder: pathlib.Path) -> pathlib.Path:
     """The folder, with a model as a run of that configuration begins."""
     folder.mkdir(parents=True, exist_ok=True)
     run = prepare_run(config)
-    save_params(folder, jax.jit(lambda: initial_params(run.model, run.config))())
+    save_params(folder, initial_params(run.model, run.config))
     save_config(run.config, folder / "config.json")
     (folder / "tokenizer.json").write_text(run.tokenizer.to_json())
     return folder

@@ -1,21 +1,10 @@
 """Weak pairs without image-text contrast: what each form of the regularizer is worth.
 
-python launch/ablate.py --study=configs/studies/claim.py
+python launch/ablate.py --study=configs/studies/claim.py --fresh
 """
 
-import pathlib
-
-from rc3_jax.studies.study import load_config
-from rc3_jax.studies.weak_pairs import weak_pair_study
-
-DEMO = pathlib.Path(__file__).parents[1] / "rc3_demo.py"
+from rc3_jax.studies.world import NO_ITC, weak_pair_study
 
 
 def get_study():
-    return weak_pair_study(
-        "claim",
-        lambda seed: load_config(DEMO),
-        "RC³ on generated scenes (`configs/rc3_demo.py`) without ITC, as published.",
-        {"objective.weights.itc": 0.0},
-        {},
-    )
+    return weak_pair_study("claim", "RC³ without ITC, as published.", NO_ITC, has_itc=False)

@@ -188,14 +188,18 @@ def _plain(value: Any) -> str:
 
 
 def _scores(measured: Mapping[str, Any]) -> str:
-    """Recall among held-out images in percent, by mode and language, and the dependences."""
+    """Scores on held-out images in percent, by mode and language, and the dependences."""
     lines = []
-    for mode, languages in measured.get("retrieval", {}).items():
-        cuts = list(next(iter(languages.values())))
-        lines += [f"Retrieval among held-out images, {mode}, recall in percent:", ""]
-        lines += [f"| language | {' | '.join(cuts)} |", "|---" * (len(cuts) + 1) + "|"]
-        for code, recalls in languages.items():
-            lines.append(f"| {code} | {' | '.join(f'{100 * recalls[cut]:.1f}' for cut in cuts)} |")
+    titles = {
+        "retrieval": "Retrieval among held-out images, {}, recall in percent:",
+        "matching": "Matching, and retrieval re-ranked by it, {}, in percent:",
+    }
+    tables = [(titles[g].format(m), of) for g in titles for m, of in measured.get(g, {}).items()]
+    for title, languages in tables:
+        names = list(next(iter(languages.values())))
+        lines += [title, "", f"| language | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        for code, values in languages.items():
+            lines.append(f"| {code} | {' | '.join(f'{100 * values[n]:.1f}' for n in names)} |")
         lines.append("")
     lines += [f"- {name}: {value:.3f}" for name, value in measured.get("dependence", {}).items()]
     return "\n".join(lines).strip() or "None were measured."

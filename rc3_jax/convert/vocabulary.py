@@ -67,7 +67,7 @@ def cut_vocabulary(tokenizer: Tokenizer, texts: Iterable[str], min_count: int = 
     if (kind := layout["model"]["type"]) != "Unigram":
         raise DataError(
             f"the vocabulary is of type {kind}, and only Unigram ones such as XLM-R's can be cut; "
-            "keep this one whole: choose no languages"
+            "keep this one whole: leave out --corpus and --languages"
         )
     counts = np.zeros(tokenizer.vocab_size, np.int64)
     cleaned = map(tokenizer.clean, texts)

@@ -82,8 +82,12 @@ def open_corpus(config: ml_collections.ConfigDict, skips: Skips) -> Corpus:
             heldout[name], _ = held[RETRIEVAL]
         if weak := held.get("weak") or held.get("strict"):
             heldout_weak[name], _ = weak
-    linked = link_groups([(part.keys(), offset) for offset, part in numbered.items()], groups)
-    pools = {kind: ConcatSource(parts[kind], linked) for kind in KINDS if kind in parts}
+    links = link_groups([(part.keys(), offset) for offset, part in numbered.items()], groups)
+    pools = {
+        kind: ConcatSource(parts[kind], links.groups, links.sentences if of.sentence else None)
+        for kind, of in KINDS.items()
+        if kind in parts
+    }
     images = _shared(heldout, config.evaluation.images, skips)
     weak_images = _shared(heldout_weak, config.evaluation.dependence_rows, skips)
     ends = np.cumsum([0, *map(len, images.values())]).tolist()

@@ -11,14 +11,13 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 
-import jax
 import ml_collections
 import numpy as np
 from jaxtyping import Int
 
 from rc3_jax.data.augment import augment, crop_boxes
 from rc3_jax.data.image import decode, read_header, resize
-from rc3_jax.data.kinds import KINDS, LanguagePair
+from rc3_jax.data.kinds import LanguagePair
 from rc3_jax.data.left_right import speaks_of_sides
 from rc3_jax.data.record import BadRecord, Element, Record
 from rc3_jax.data.regions import pad_regions
@@ -27,8 +26,6 @@ from rc3_jax.data.tokenizer import Tokenizer
 
 Row = dict[str, np.ndarray]
 """Field → array."""
-FieldShapes = dict[str, tuple[tuple[int, ...], type | np.dtype]]
-"""Field → shape and type of one row."""
 
 _MORE_THAN_HALF = math.nextafter(0.5, 1)  # share of a box that has to be in the crop
 _WHOLE = 0  # place of the whole image among a record's captions
@@ -48,19 +45,22 @@ def training_row(
     All of its randomness comes from `rng`.
 
     Args:
-      groups: that of the image or sentence.
+      groups: that of the image or sentence; then, of strict and parallel rows, the sentence.
 
     Returns:
       `ids_a`, `masked_ids` and, where the pair is of two, `ids_b` int32 `[length]`;
-      `masked_positions`, `masked_labels` int32 `[most]`; `groups` int32; and for a record with an
-      image those of `visual_fields`.
+      `masked_positions`, `masked_labels` int32 `[most]`; `groups` and, if given, `sentences` int32;
+      `relevance` float32, where it is known and read; and for a record with an image those of
+      `visual_fields`.
     """
     drawn = draw_texts(record, pair, rng)
     ids = encode_texts(drawn, tokenizer, record.where)
     row = dict(zip(("ids_a", "ids_b"), ids, strict=False))
     has_image = record.image is not None
     row |= masked_fields(ids[0], tokenizer, config, rng, has_image)
-    row["groups"] = np.asarray(groups[_WHOLE], np.int32)
+    row |= zip(("groups", "sentences"), np.asarray(groups, np.int32), strict=False)
+    if record.relevance is not None and reads_relevance(config):
+        row["relevance"] = np.asarray(record.relevance, np.float32)
     if not has_image:
         return row
     pixels, boxes, visible = augment(
@@ -76,10 +76,10 @@ def training_row(
     )
     row |= visual_fields(record, pixels, boxes, visible, config)
     if config.model.roi.regions and row["region_mask"].any():
-        chance = rng.random()
-        dropout = config.data.modality_dropout
-        row["use_patches"] = np.asarray(chance >= dropout)
-        row["use_regions"] = np.asarray(not dropout <= chance < 2 * dropout)
+        chance, forms = rng.random(), config.data.visual_forms
+        dropout = config.data.modality_dropout if forms == "both" else 0.0
+        row["use_patches"] = np.asarray(chance >= dropout and forms != "regions")
+        row["use_regions"] = np.asarray(not dropout <= chance < 2 * dropout and forms != "patches")
     return row
 
 
@@ -265,6 +265,11 @@ def text_sizes(config: ml_collections.ConfigDict, has_image: bool) -> tuple[int,
     )
 
 
+def reads_relevance(config: ml_collections.ConfigDict) -> bool:
+    """Whether the objective reads the true relevance of weak rows."""
+    return getattr(config.objective, "relevance", None) == "true"
+
+
 def evaluation_row(record: Record, config: ml_collections.ConfigDict) -> Row:
     """The visual fields of a record's whole image, without any randomness."""
     pixels = resize(decode(record.image, record.where), config.model.patch.image_size)
@@ -294,51 +299,3 @@ def visual_fields(
         row["has_features"] = np.asarray(record.features is not None)
         row["use_regions"] = np.asarray(True)
     return row
-
-
-def example_batch(config: ml_collections.ConfigDict) -> tuple[Row, np.ndarray]:
-    """Visual fields and token ids of two empty rows, as models take them for `init`."""
-    size, roi = config.model.patch.image_size, config.model.roi
-    boxes = np.tile(np.array([0, 0, 1, 1], np.float32), (roi.regions, 1))
-    features = np.zeros((roi.regions, roi.feature_size), np.float32)
-    record = Record("", 0, {}, boxes=boxes, features=features)
-    row = visual_fields(record, np.zeros((size, size, 3), np.uint8), boxes, None, config)
-    return stacked([row, row]), np.zeros((2, config.data.max_length), np.int32)
-
-
-def abstract_batch(config: ml_collections.ConfigDict, rows: Mapping[str, int]) -> dict:
-    """Shapes and types of a training batch with so many rows of each kind; nothing is read.
-
-    Returns:
-      kind → field → `jax.ShapeDtypeStruct`, the fields of `training_row` or `region_row`.
-    """
-    visual: FieldShapes = {
-        name: (a.shape[1:], a.dtype) for name, a in example_batch(config)[0].items()
-    }
-
-    def fields(kind: str) -> FieldShapes:
-        of = KINDS[kind]
-        length, most = text_sizes(config, of.image)
-        texts: tuple[int, ...] = (config.data.regions.per_image,) if of.regions else ()
-        found: FieldShapes = {
-            name: ((*texts, length), np.int32) for name in ("ids_a", "masked_ids")
-        }
-        if of.texts == 2:
-            found["ids_b"] = ((length,), np.int32)
-        for name in ("masked_positions", "masked_labels"):
-            found[name] = ((*texts, most), np.int32)
-        found["groups"] = (texts, np.int32)
-        if not of.regions:
-            return found | (visual if of.image else {})
-        tokens = 1 + config.model.patch.grid**2
-        found |= {name: visual[name] for name in ("image", "use_patches")}
-        found |= {"region_tokens": ((*texts, tokens), bool), "is_image": (texts, bool)}
-        return found | {"boxes": ((*texts, 4), np.float32)}
-
-    return {
-        kind: {
-            name: jax.ShapeDtypeStruct((count, *shape), dtype)
-            for name, (shape, dtype) in fields(kind).items()
-        }
-        for kind, count in rows.items()
-    }

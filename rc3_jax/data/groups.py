@@ -2,10 +2,11 @@
 
 Records of one group are never each other's negatives (METHOD.md section 0). Within a source, a
 group is an image or a sentence. `link_groups` joins those of all sources: the same image is one
-group, and so are records of parallel text that have a text in common, be it through others. These
-join the first image that has one of their texts. Texts do not join images: 4,740 of 7,153
-photographs with 18 captions each would be one group, through sentences such as "A man is running".
-Rows with an equal text are told apart where losses are computed, see `text_numbers`.
+group, and so are records of parallel text that have a text in common, be it through others.
+Texts do not join images: 4,740 of 7,153 photographs with 18 captions each would be one group,
+through sentences such as "A man is running". The translated texts of an image therefore have a
+number of their own, that of their sentence, which counts where texts are compared. Rows with
+another equal text are told apart where losses are computed, see `text_numbers`.
 """
 
 from __future__ import annotations
@@ -36,13 +37,25 @@ class GroupKeys(NamedTuple):
 
     Attributes:
       images: keys of images.
-      sentences: keys of parallel text.
-      captions: keys of the texts of images.
+      sentences: keys of texts that translate one another, of parallel text or of an image.
     """
 
     images: np.ndarray
     sentences: np.ndarray
-    captions: np.ndarray
+
+
+class Links(NamedTuple):
+    """What the groups of all sources of a run belong to, int32 `[groups]` each.
+
+    Numbers are equal for groups that belong together, and for these alone.
+
+    Attributes:
+      groups: the image; for parallel text the sentence, as far as such text alone tells.
+      sentences: the sentence that the translated texts are.
+    """
+
+    groups: np.ndarray
+    sentences: np.ndarray
 
 
 class KeyLists:
@@ -56,11 +69,9 @@ class KeyLists:
         group: int,
         image: int | None = None,
         sentences: Iterable[str] = (),
-        captions: Iterable[str] = (),
     ) -> None:
         """Notes what a group is about; texts as records have them."""
-        images = () if image is None else (image,)
-        found = images, [*map(text_key, sentences)], [*map(text_key, captions)]
+        found = () if image is None else (image,), [*map(text_key, sentences)]
         for (groups, keys), new in zip(self._columns, found, strict=True):
             groups.extend([group] * len(new))
             keys.extend(new)
@@ -76,7 +87,7 @@ class KeyLists:
 
 
 def image_key(identity: os.PathLike[str] | str | bytes) -> int:
-    """A number of 64 bits for the real path, or for the content, of an image.
+    """A number of 64 bits for the real path, or for the bytes, of an image file.
 
     As those of texts, these numbers are other ones in each process.
     """
@@ -96,30 +107,19 @@ def text_key(text: str) -> int:
     return hash(words or folded.encode())
 
 
-def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> np.ndarray:
-    """The groups of all sources of a run, from those of each source.
+def link_groups(parts: Sequence[tuple[GroupKeys, int]], count: int) -> Links:
+    """What the groups of all sources of a run belong to, from the keys of each source.
 
     Args:
       parts: keys of each source, and the offset of its groups among all.
       count: groups of all sources.
-
-    Returns:
-      int32 `[count]`: for each group a number that it shares with those it belongs with alone.
     """
     images, sentences = _moved(parts, "images"), _moved(parts, "sentences")
-    linked = _linked(np.concatenate([images, sentences]), count)
-    if not len(sentences):
-        return linked
-    captions = _moved(parts, "captions")
-    captions = captions[np.argsort(captions[:, 1], kind="stable")]
-    if not len(captions):
-        return linked
-    places = np.searchsorted(captions[:, 1], sentences[:, 1]).clip(max=len(captions) - 1)
-    found = captions[places, 1] == sentences[:, 1]
-    target = np.arange(count, dtype=np.int32)
-    joins, joined = linked[sentences[found, 0]], linked[captions[places[found], 0]]
-    target[joins[::-1]] = joined[::-1]  # the first text that an image has decides
-    return target[linked]
+    linked = _linked(sentences, count)
+    if not len(images):
+        return Links(linked, linked)
+    parallel = sentences[~np.isin(sentences[:, 0], images[:, 0])]
+    return Links(_linked(np.concatenate([images, parallel]), count), linked)
 
 
 def _moved(parts: Sequence[tuple[GroupKeys, int]], name: str) -> np.ndarray:

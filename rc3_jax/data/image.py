@@ -164,6 +164,12 @@ def image_frame(image: pathlib.Path | bytes, where: str) -> Frame:
         return Frame(*(opened.size[::-1] if orientation >= 5 else opened.size), orientation)
 
 
+def file_content(path: pathlib.Path, where: str) -> bytes:
+    """The bytes of an image file; raises BadRecord if it is missing, too large, or no image."""
+    with _opened(path, where, _name(path)):
+        return _content(path)
+
+
 def _name(image: pathlib.Path | bytes) -> str:
     return "image" if isinstance(image, bytes) else f"{image}: image"
 
@@ -233,17 +239,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def as_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Brightness as uint8, from 0…1 or 0…255 (mode F), 0…255 or 0…65535 (I), 0…65535 (I;16).
+    """Brightness as uint8, from 0…1 or 0…255 (mode F), 0…255 or 0…65535 (I and I;16).
 
     Raises:
       BrightnessError: for brightness of another range.
     """
     low, high = float(grey.min()), float(grey.max())
     most = 255 if mode == "F" else 65535
-    if not (0 <= low and high <= most):
+    overshoots = mode == "F" and 1 < high < 2  # nearly black in 0…255, so that 0…1 is meant
+    if overshoots or not (low >= 0 and high <= most):
         raise BrightnessError(
-            f"its brightness is between {low:g} and {high:g}; scale it to 0…{most} in mode {mode}"
+            f"its brightness is between {low:g} and {high:g}; scale it to "
+            f"{'0…1' if mode == 'F' else '0…65535'} in mode {mode}"
         )
-    deep = high > 255 or mode not in ("F", "I")
     white = 1 if mode == "F" and high <= 1 else 255
-    return (grey.astype(np.int64) >> 8 if deep else grey * (255 / white)).astype(np.uint8)
+    return (grey.astype(np.int64) >> 8 if high > 255 else grey * (255 / white)).astype(np.uint8)

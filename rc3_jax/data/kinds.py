@@ -26,17 +26,19 @@ class Kind:
       image: an image.
       texts: number of texts, which are drawn from one record.
       regions: `data.regions.per_image` texts instead, each about a part of the image.
+      sentence: the number of a sentence, which all of the record's texts are.
     """
 
     image: bool = True
     texts: int = 1
     regions: bool = False
+    sentence: bool = False
 
 
 KINDS = {
-    "strict": Kind(texts=2),
+    "strict": Kind(texts=2, sentence=True),
     "weak": Kind(texts=2),
-    "parallel": Kind(image=False, texts=2),
+    "parallel": Kind(image=False, texts=2, sentence=True),
     "captioned": Kind(),
     "region": Kind(regions=True),
 }

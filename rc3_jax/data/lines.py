@@ -52,7 +52,9 @@ class LineFile:
                 file.seek(place.offset)
                 line = file.readline(MAX_IMAGE_LINE_BYTES)
         except OSError as error:
-            raise BadRecord(place, f"cannot be read any more ({error}); start again") from error
+            raise BadRecord(
+                place, f"cannot be read any more ({error}); restore the file"
+            ) from error
         text = _decoded(line, place)
         if _checksum(line) != place.checksum or isinstance(text, BadRecord):
             raise BadRecord(place, "the file has changed since the start; start again")

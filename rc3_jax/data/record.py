@@ -149,6 +149,7 @@ class Skips:
     Attributes:
       reasons: place of each skipped record → why.
       left_out: kind of part → place of each record of which some are not used → how many.
+      noted: how often anything was noted, records met again included.
     """
 
     def __init__(self, limit: float = 0.01, say: Callable[[str], None] | None = None):
@@ -156,17 +157,20 @@ class Skips:
         self._say = say
         self.reasons: dict[str, str] = {}
         self.left_out: dict[str, dict[str, int]] = {}
+        self.noted = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_say": None}
 
     def add(self, error: BadRecord) -> None:
         """Notes that a record is not used; a record counts once."""
+        self.noted += 1
         self.reasons.setdefault(error.where, str(error))
 
     def leave_out(self, where: object, what: str, count: int) -> None:
         """Notes that so many parts of a record, such as boxes, are not used."""
         if count:
+            self.noted += 1
             self.left_out.setdefault(what, {})[str(where)] = count
 
     def check(self, total: int, what: str) -> None:

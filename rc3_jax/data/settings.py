@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
@@ -71,6 +71,9 @@ class DataSettings(Settings):
     """Words that a cleaned text keeps, at most."""
     modality_dropout: float = Field(0.15, ge=0, le=0.5)
     """Chance of dropping all patches of an image, and of dropping all its regions."""
+    visual_forms: Literal["both", "patches", "regions"] = "both"
+    """What training shows of an image that has regions; with one form alone `modality_dropout` has no
+    effect."""
     language_exponent: float = Field(0.7, ge=0, le=1)
     """Smooths the frequencies of language pairs."""
     image: ImageSettings = ImageSettings()
@@ -84,3 +87,6 @@ class DataSettings(Settings):
     """Batches read ahead."""
     workers: int = Field(0, ge=0)
     """Reading processes; 0 reads with threads of this process."""
+    batch_cache: str | None = None
+    """Folder that keeps the batches, for later runs that read the same rows; remove it when the data
+    changes."""

@@ -34,6 +34,7 @@ class ConcatSource:
       sources: (source, group offset) pairs.
       groups: int32, the group in the whole run of each source's group, at its number and offset;
         None keeps groups of different sources apart.
+      sentences: int32, likewise the sentence; None where records have none beside the group.
 
     Attributes:
       pairs: language pair → numbers of the records that offer it, computed when asked for.
@@ -43,8 +44,9 @@ class ConcatSource:
         self,
         sources: Sequence[tuple[Source, int]],
         groups: Int[np.ndarray, " groups"] | None = None,
+        sentences: Int[np.ndarray, " groups"] | None = None,
     ):
-        self._sources = sources
+        self._sources, self._sentences = sources, sentences
         end = max((offset + source.groups for source, offset in sources), default=0)
         self._groups = np.arange(end, dtype=np.int32) if groups is None else groups
         self._ends = np.cumsum([len(source) for source, _ in sources])
@@ -59,12 +61,18 @@ class ConcatSource:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[Record, Int[np.ndarray, " groups"]]:
-        """The record, and the groups of its image or sentence and of each element."""
+        """The record, and the groups of its image or sentence and of each element.
+
+        With `sentences`, the second one is the record's sentence.
+        """
         place = int(np.searchsorted(self._ends, index, side="right"))
         source, offset = self._sources[place]
         record = source[int(index - (self._ends[place - 1] if place else 0))]
         elements = record.element_group + np.arange(len(record.elements))
-        return record, self._groups[offset + np.append(record.group, elements)]
+        groups = self._groups[offset + np.append(record.group, elements)]
+        if self._sentences is not None:
+            groups = np.append(groups, self._sentences[offset + record.group])
+        return record, groups
 
 
 def batch_rows(batch_size: int, batch_mix: Any, kinds: Sequence[str]) -> dict[str, int]:

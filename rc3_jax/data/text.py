@@ -17,6 +17,8 @@ IGNORED = -1
 MAX_CHARACTERS = 2000
 """Longer texts are refused: they are no captions or sentences, and slow to tokenize."""
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffc\ufffd")
+"""Letters and symbols by their category that show nothing, or stand for what is lost."""
 
 
 def usable_text(text: str) -> str:
@@ -39,9 +41,13 @@ def usable_text(text: str) -> str:
     if not is_printable:
         text = _INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", text)
     text = unicodedata.normalize("NFC", text).strip()
-    if not text[:1].isalnum() and not any(unicodedata.category(c) in _WORDS for c in text):
+    if not (text[:1].isalnum() and text[0] not in _BLANK) and not any(map(_is_of_words, text)):
         raise ValueError(f"an empty text ({text[:20]!r} has no words); write it, or remove it")
     return text
+
+
+def _is_of_words(character: str) -> bool:
+    return unicodedata.category(character) in _WORDS and character not in _BLANK
 
 
 _WORDS = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "So"))

@@ -8,16 +8,18 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.rc3 import RC3
+from rc3_jax.objectives.relevance import debiased
 
 
 def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Similarities of each row, float32 `[batch]`.
 
     They are `proximity`, s(z^a, z^b); `other_text` and `other_image`, the same with another row's
-    text or image in z^a; and `text_relevance`, s(t^a, t^b).
+    text or image in z^a. With them come `text_a` and `text_b`, the vectors of the texts.
 
     Args:
       model: bound to its parameters.
@@ -40,9 +42,19 @@ def similarities(model: RC3, rows: Mapping[str, jax.Array]) -> dict[str, jax.Arr
         "proximity": (z_a, z_b),
         "other_text": (other_text, z_b),
         "other_image": (other_image, z_b),
-        "text_relevance": (text_a, text_b),
     }
-    return {name: jnp.sum(x * y, axis=-1) for name, (x, y) in pairs.items()}
+    found = {name: jnp.sum(x * y, axis=-1) for name, (x, y) in pairs.items()}
+    return found | {"text_a": text_a, "text_b": text_b}
+
+
+def text_relevance(
+    text_a: Float[np.ndarray, "rows size"], text_b: Float[np.ndarray, "rows size"], debias: bool
+) -> Float[np.ndarray, " rows"]:
+    """The relevance of the texts of each row, see `objective.debias_relevance`."""
+    if debias:
+        vectors = debiased(jnp.asarray(text_a), jnp.asarray(text_b))
+        text_a, text_b = map(np.asarray, vectors)
+    return np.sum(text_a * text_b, axis=1)
 
 
 def dependence_scores(
@@ -53,13 +65,13 @@ def dependence_scores(
     """The figures to watch on held-out weak rows, and those that they are judged by.
 
     `text_dependence`, `image_dependence` and `proximity_relevance` must stay clear of 0. The
-    regularizer makes the proximity follow the text relevance rho = s(t^a, t^b), which is that of the
-    model's own text tower, whatever `objective.relevance` is. Where the true relevance is known,
+    regularizer makes the proximity follow the text relevance rho, here that of the model's own text
+    tower, whatever `objective.relevance` is. Where the true relevance is known,
     `relevance_spearman` says what rho is worth: it must be above `length_spearman`, what the length of
     the shorter text alone gives, since short texts state few facts to share.
 
     Args:
-      values: what `similarities` returned for the rows.
+      values: what `similarities` returned for the rows, and their `text_relevance`.
       relevance: true relevance of each row in [0, 1], where it is known.
       lengths: of the shorter text of each row, see `shorter_lengths`.
 

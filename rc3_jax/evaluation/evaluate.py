@@ -15,9 +15,14 @@ from rc3_jax.data.coverage import check_languages
 from rc3_jax.data.example import evaluation_row, stacked
 from rc3_jax.data.kinds import language_pairs
 from rc3_jax.data.text import draw_texts
-from rc3_jax.evaluation.dependence import dependence_scores, shorter_lengths, similarities
+from rc3_jax.evaluation.dependence import (
+    dependence_scores,
+    shorter_lengths,
+    similarities,
+    text_relevance,
+)
+from rc3_jax.evaluation.matching import evaluate_matching
 from rc3_jax.evaluation.pair_encoder import PairEncoder
-from rc3_jax.evaluation.ranking import CUTOFFS
 from rc3_jax.evaluation.retrieval import evaluate_retrieval, visual_rows
 from rc3_jax.parallel.mesh import batch_devices, from_host
 
@@ -51,9 +56,13 @@ class Evaluator:
         )
         self._mesh, self._progress = run.mesh, progress
         self._weak = run.corpus.heldout_weak
+        self._debias = getattr(run.config.objective, "debias_relevance", False)
 
     def scores(self, params) -> Scores:
         """`retrieval` (mode → language → recall) and `dependence`, where there is data for it.
+
+        With `evaluation.rerank` and two held-out images there is also `matching` (mode → language →
+        score), for all sources together.
 
         With held-out images of several sources there is also `retrieval_by_source`, in which those
         of each are searched alone.
@@ -61,22 +70,22 @@ class Evaluator:
         scores: Scores = {}
         self._progress()
         if self._heldout:
-            found = evaluate_retrieval(
-                self._encoder,
-                params,
-                self._heldout,
-                self._heldout_rows,
-                self._tokenizer,
-                self._config,
-                self._parts if len(self._parts) > 1 else None,
-            )
+            heldout = self._heldout, self._heldout_rows, self._tokenizer, self._config
+            parts = self._parts if len(self._parts) > 1 else None
+            found = evaluate_retrieval(self._encoder, params, *heldout, parts)
             scores["retrieval"] = found.pop("")
             if found:
                 scores["retrieval_by_source"] = found
+            if self._config.evaluation.rerank and len(self._heldout) > 1:
+                self._progress()
+                if matching := evaluate_matching(self._encoder, params, *heldout):
+                    scores["matching"] = matching
         if len(self._weak) > 1:
             self._progress()
             values = self._dependence(params, from_host(self._weak_rows, self._mesh))
             values = {name: np.asarray(v)[: len(self._weak)] for name, v in values.items()}
+            texts = values.pop("text_a"), values.pop("text_b")
+            values["text_relevance"] = text_relevance(*texts, self._debias)
             known = [record.relevance for record in self._weak]
             relevance = None if None in known else np.array(known)
             lengths = shorter_lengths(self._weak_texts)
@@ -109,32 +118,33 @@ class Evaluator:
 
 
 def summary(scores: Scores) -> str:
-    """The scores in one line: mean recall of each mode, and the dependence figures."""
+    """The scores in one line: means over languages in each mode, and the dependence figures."""
     parts = []
     for mode, languages in scores.get("retrieval", {}).items():
         means = _means(languages)
         shown = (f"{cut} {means[cut]:.1%}" for cut in ("IR@1", "IR@10", "TR@1"))
         parts.append(f"{mode}: {' '.join(shown)}")
+    for mode, languages in scores.get("matching", {}).items():
+        means = _means(languages)
+        told = f"{means['pairwise_accuracy']:.1%} of pairs, re-ranked IR@1 {means['IR@1']:.1%}"
+        parts.append(f"matching, {mode}: {told}")
     parts += [f"{name} {value:.3f}" for name, value in scores.get("dependence", {}).items()]
     return "  ".join(parts)
 
 
 def score_tables(scores: Scores) -> list[Table]:
-    """The scores as tables for the console; recalls in percent."""
-    tables = []
-    cuts = [f"{direction}@{k}" for direction in ("IR", "TR") for k in CUTOFFS]
+    """The scores as tables for the console; accuracies and recalls in percent."""
     searches = {"held-out images": scores.get("retrieval", {})}
     for name, found in scores.get("retrieval_by_source", {}).items():
         searches[f"held-out images of {name}"] = found
-    for what, mode, languages in ((w, m, ls) for w, of in searches.items() for m, ls in of.items()):
-        table = Table("language", title=f"retrieval, {what}, {mode} (%)")
-        for cut in cuts:
-            table.add_column(cut, justify="right")
-        for code, recalls in (languages | {"mean": _means(languages)}).items():
-            if code == "mean":
-                table.add_section()
-            table.add_row(code, *(f"{100 * recalls[cut]:.1f}" for cut in cuts))
-        tables.append(table)
+    tables = [
+        _by_language(f"retrieval, {what}, {mode} (%)", languages)
+        for what, of in searches.items()
+        for mode, languages in of.items()
+    ]
+    for mode, languages in scores.get("matching", {}).items():
+        title = f"matching, and retrieval re-ranked by it, {mode} (%)"
+        tables.append(_by_language(title, languages))
     if "dependence" in scores:
         table = Table("what z depends on", "value")
         for name, value in scores["dependence"].items():
@@ -143,7 +153,20 @@ def score_tables(scores: Scores) -> list[Table]:
     return tables
 
 
+def _by_language(title: str, languages: Mapping[str, Mapping[str, float]]) -> Table:
+    """A row for each language, and their mean."""
+    means = _means(languages)
+    table = Table("language", title=title)
+    for name in means:
+        table.add_column(name, justify="right")
+    for code, values in languages.items():
+        table.add_row(code, *(f"{100 * values[name]:.1f}" for name in means))
+    table.add_section()
+    table.add_row("mean", *(f"{100 * value:.1f}" for value in means.values()))
+    return table
+
+
 def _means(languages: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The mean of each recall over the languages."""
-    cuts = next(iter(languages.values()))
-    return {cut: float(np.mean([recalls[cut] for recalls in languages.values()])) for cut in cuts}
+    """The mean of each score over the languages."""
+    names = next(iter(languages.values()))
+    return {name: float(np.mean([of[name] for of in languages.values()])) for name in names}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from rc3_jax.data.example import evaluation_row, stacked
 from rc3_jax.data.record import Record
@@ -40,8 +41,38 @@ def seen(rows: Mapping[str, np.ndarray], mode: str) -> Callable[[np.ndarray], di
     return lambda places: {name: field[places] for name, field in fields.items()}
 
 
+def served_modes(rows: Mapping[str, np.ndarray], config) -> list[str]:
+    """Those of `config.evaluation.modes` that images can serve.
+
+    Left out are `both` where none has regions, and `regions` where not all do.
+
+    Args:
+      rows: `visual_rows` of the images.
+    """
+    has_regions = rows["region_mask"].any(axis=1) if "region_mask" in rows else np.zeros(1, bool)
+    serves = {"patches": True, "both": has_regions.any(), "regions": has_regions.all()}
+    return [mode for mode in config.evaluation.modes if serves[mode]]
+
+
+def spoken_texts(
+    records: Sequence[Record], config
+) -> dict[str, tuple[list[str], Int[np.ndarray, " texts"]]]:
+    """Language → its texts, and the place of the record that each is about.
+
+    Languages are those of `config.evaluation.languages`, or all, as far as there are texts.
+    """
+    found = {}
+    languages = sorted({code for record in records for code in record.texts})
+    for code in config.evaluation.languages or languages:
+        owners = [i for i, record in enumerate(records) for _ in record.texts.get(code, ())]
+        if owners:
+            spoken = [text for record in records for text in record.texts.get(code, ())]
+            found[code] = spoken, np.array(owners)
+    return found
+
+
 Retrieval = dict[str, dict[str, dict[str, float]]]
-"""Mode → language → `IR@1` ... `TR@10`."""
+"""Mode → language → name of a score → its value, such as `IR@1` ... `TR@10`."""
 
 
 def evaluate_retrieval(
@@ -55,31 +86,22 @@ def evaluate_retrieval(
 ) -> dict[str, Retrieval]:
     """Recall on held-out images, of all and of some of them alone.
 
-    IR ranks all images for a text, TR all texts of the language for an image that has one. Modes
-    that the records cannot serve are left out: `both` where none has regions, `regions` where not
-    all do.
+    IR ranks all images for a text, TR all texts of the language for an image that has one.
 
     Args:
       rows: `visual_rows` of the records.
       parts: name → consecutive records that are searched alone too.
 
     Returns:
-      `""` for all records, and the names of the parts → recalls.
+      `""` for all records, and the names of the parts → recalls in the `served_modes`.
     """
-    has_regions = rows["region_mask"].any(axis=1) if "region_mask" in rows else np.zeros(1, bool)
-    serves = {"patches": True, "both": has_regions.any(), "regions": has_regions.all()}
-    languages = sorted({code for record in records for code in record.texts})
-    texts = {}
-    for code in config.evaluation.languages or languages:
-        owners = [i for i, record in enumerate(records) for _ in record.texts.get(code, ())]
-        spoken = [text for record in records for text in record.texts.get(code, ())]
-        if spoken:
-            texts[code] = encoder.text_vectors(params, tokenizer.encode(spoken)), np.array(owners)
+    texts = {
+        code: (encoder.text_vectors(params, tokenizer.encode(spoken)), owners)
+        for code, (spoken, owners) in spoken_texts(records, config).items()
+    }
     every = {"": range(len(records)), **(parts or {})}
     scores: dict[str, Retrieval] = {name: {} for name in every}
-    for mode in config.evaluation.modes:
-        if not serves[mode]:
-            continue
+    for mode in served_modes(rows, config):
         images = encoder.image_vectors(params, len(records), seen(rows, mode))
         for name, part in every.items():
             found = {

@@ -20,7 +20,7 @@ class ComputeSettings(Settings):
     """The settings of `config.model` that hold for all of its parts."""
 
     dropout: float = Field(0.1, ge=0, lt=1)
-    """Dropout of hidden states; the towers `beit` and `swin` have `drop_path` instead."""
+    """Dropout of hidden states; towers that have a `drop_path` take that instead."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Number type of computation; parameters stay float32."""
     remat: Literal["none", "dots", "full"] = "none"

@@ -132,6 +132,7 @@ def cclm_losses(
             equal_texts_match=objective.equal_texts_match,
             local_negatives=objective.negatives == "local",
             negative_floor=objective.negative_floor,
+            random_negatives=objective.random_negatives,
         ),
         deterministic,
         microbatches,

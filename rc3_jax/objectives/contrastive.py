@@ -9,6 +9,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import pydantic
 from jaxtyping import Array, Bool, Float, Int
 
 from rc3_jax.data.tokenizer import PAD_ID
@@ -33,6 +34,9 @@ class ContrastSettings(Settings):
     equal_texts_match: bool = True
     """Rows with an equal text are positives of one another in contrasts with that text, and no hard
     negatives, as those of one image or sentence are."""
+    random_negatives: float = pydantic.Field(0.0, ge=0, le=1)
+    """Share of the rows whose negatives are drawn at random; a model that knows nothing yet cannot learn
+    from the hardest alone."""
     pairs: PairSettings = PairSettings()
     """How all pairs of a batch are compared."""
 

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models.base import VISUAL_FIELDS, PairModel, View
@@ -24,6 +24,9 @@ Head = Callable[[PairModel, Array, Array, Array | None], Array]
 """Maps (model, fused tokens, text mask, masked positions of a `masked` text) to what a term reads."""
 Passes = dict[tuple[str, str, str], list[Head]]
 """(kind, text, view) → the heads that read it."""
+FORMS = ("one_form", "other_form")
+"""Names of views: every second row shows its patches in the first and its regions in the other, the
+rows between them the other way round."""
 InParts = Callable[..., Any]
 """Calls (function, *rows) as `microbatched` does."""
 
@@ -65,7 +68,8 @@ def encode_images(
     in_parts: InParts,
 ) -> Views:
     """One pass of the visual towers over all images; regions come from their images' tokens."""
-    kinds = [kind for kind in batch if {(kind, "image"), (kind, "whole")} & needed]
+    read = {kind for kind, name in needed if name in ("image", "whole", *FORMS)}
+    kinds = [kind for kind in batch if kind in read]
     kinds = [kind for kind in kinds if "image" in batch[kind]]
     if not kinds:
         return {}
@@ -78,6 +82,9 @@ def encode_images(
     for kind, (tokens, mask, embedding) in zip(kinds, parts, strict=True):
         if kind != "region":
             views[kind, "image"] = View(tokens, mask, embedding)
+            for name, part in zip(FORMS, _forms(mask, batch[kind]), strict=True):
+                if (kind, name) in needed:
+                    views[kind, name] = View(tokens, part, None)
             continue
         inside = batch[kind]["region_tokens"]
         if (kind, "image") in needed:
@@ -86,6 +93,18 @@ def encode_images(
             tokens, mask = (jnp.repeat(x, inside.shape[1], axis=0) for x in (tokens, mask))
             views[kind, "whole"] = View(tokens, mask, None)
     return views
+
+
+def _forms(
+    mask: Bool[Array, "batch tokens"], fields: Mapping[str, Array]
+) -> list[Bool[Array, "batch tokens"]]:
+    """The masks of `FORMS`; a row without such tokens shows all of its tokens."""
+    regions = fields["region_mask"].shape[1] if "region_mask" in fields else 0
+    rows, tokens = mask.shape
+    is_patch = jnp.arange(tokens) < tokens - regions
+    is_even = jnp.arange(rows)[:, None] % 2 == 0
+    chosen = (mask & (is_patch == is_even), mask & (is_patch != is_even))
+    return [jnp.where(part.any(axis=1, keepdims=True), part, mask) for part in chosen]
 
 
 def fuse(

@@ -35,21 +35,25 @@ class NegativeSampling(NamedTuple):
       floor: added to the softmax probability of each candidate.
       block_size: draws from the same block of this many rows, such as those of one device; None
         draws from the whole batch.
+      random: chance of each row to draw among all candidates alike.
     """
 
     floor: float = 0.0
     block_size: int | None = None
+    random: float = 0.0
 
 
 WHOLE_BATCH = NegativeSampling()
 
 
 class RowData(NamedTuple):
-    """The group and the place of each row; where there is a floor, the log-sum-exp of its logits."""
+    """The group and the place of each row; where there is a floor, the log-sum-exp of its logits; where
+    some rows draw at random, which they are."""
 
     groups: Int[Array, "batch ..."]
     places: Int[Array, " batch"]
     log_sums: Float[Array, " batch"] | None
+    is_random: Bool[Array, " batch"] | None = None
 
 
 def sample_negatives(
@@ -71,6 +75,9 @@ def sample_negatives(
     words = jax.random.bits(key, (2,), jnp.uint32)
     inputs = jax.lax.stop_gradient((anchors, candidates, temperature))
     row_data = _row_data(*inputs, groups, tiling, sampling)
+    if sampling.random:
+        chance = jax.random.uniform(jax.random.fold_in(key, 1), (len(groups),))
+        row_data = row_data._replace(is_random=chance < sampling.random)
     if tiling.transport == "dense":
         anchors, candidates, temperature = inputs
         similarity = similarities(anchors, candidates)
@@ -113,7 +120,7 @@ def negative_weights(
     groups: Int[Array, "batch ..."],
     sampling: NegativeSampling = WHOLE_BATCH,
 ) -> Float[Array, "batch batch"]:
-    """The unnormalised probabilities of `sample_negatives` for all pairs."""
+    """The unnormalised probabilities of `sample_negatives` for all pairs, of rows that are not random."""
     row_data = _row_data(anchors, candidates, temperature, groups, DENSE, sampling)
     logits = _log_weights(
         similarities(anchors, candidates), temperature, row_data, row_data, sampling
@@ -155,6 +162,8 @@ def _log_weights(
     logits = similarity / temperature
     if rows.log_sums is not None:
         logits = jnp.logaddexp(logits - rows.log_sums[:, None], math.log(sampling.floor))
+    if rows.is_random is not None:
+        logits = jnp.where(rows.is_random[:, None], 0.0, logits)
     allowed = _near(rows.places, columns.places, sampling)
     allowed &= ~have_in_common(rows.groups, columns.groups)
     return jnp.where(allowed, logits, LOWEST)

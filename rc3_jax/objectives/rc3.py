@@ -20,7 +20,13 @@ from rc3_jax.objectives.pair_terms import (
     masked_lm_term,
     matching_term,
 )
-from rc3_jax.objectives.relevance import Form, ScaleSettings, check_forms, weak_contrast
+from rc3_jax.objectives.relevance import (
+    Form,
+    ScaleSettings,
+    check_forms,
+    debiased,
+    weak_contrast,
+)
 from rc3_jax.objectives.terms import (
     Comparison,
     Encoded,
@@ -65,25 +71,42 @@ class RC3Objective(ContrastSettings):
     weights: RC3Weights = RC3Weights()
     """Weights of the terms."""
     regularizer: tuple[Form, ...] = ("weighted",)
-    """Forms of the regularizer of weak rows: `weighted`, `soft`, `hinge`, `mse`, `kl`; or `none` or
-    `off` alone."""
+    """Forms of the regularizer of weak rows: `weighted`, `ranked`, `top`, `soft`, `hinge`, `mse`, `kl`;
+    or `none` or `off` alone."""
     scales: ScaleSettings = ScaleSettings()
     """Scales of these forms."""
-    relevance: Literal["own", "ema", "encoder"] = "own"
-    """What gives the relevance of texts: the model's own text tower, its moving average, or a fixed
-    sentence encoder."""
+    relevance: Literal["own", "ema", "encoder", "true"] = "own"
+    """What gives the relevance of texts: the model's own text tower, its moving average, a fixed sentence
+    encoder, or the facts behind generated texts."""
     relevance_encoder: str | None = None
     """Folder of that encoder, which launch/convert.py made."""
     ema_decay: float = pydantic.Field(0.999, ge=0, le=1)
     """Decay of the moving average, per step."""
+    debias_relevance: bool = True
+    """Takes from the relevance of texts what every text has in common with every other."""
+    weak_views: Literal["image", "forms"] = "image"
+    """What the two visio-textual vectors of a weak row read: both the whole image, or one of its
+    visual forms each, patches and regions in turn."""
+    weak_start: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Share of the run before which `xvtcl_weak` has no weight."""
     ramp: float = pydantic.Field(0.1, ge=0, le=1)
-    """Share of the run in which the weight of `xvtcl_weak` rises from 0."""
+    """Share of the run in which its weight then rises from 0."""
     same_image_negatives: bool = True
     """Adds the same image with a wrong text as one more negative of the visio-textual contrast."""
 
     @pydantic.model_validator(mode="after")
     def _check(self) -> Self:
         check_forms(self.regularizer)
+        if self.weak_start + self.ramp > 1:
+            raise ValueError(
+                f"weak_start={self.weak_start} and ramp={self.ramp}: the weight would not be reached; "
+                "let them add up to 1 at most"
+            )
+        if self.relevance == "true" and (unknown := {"soft", "kl"} & set(self.regularizer)):
+            raise ValueError(
+                f"relevance='true' with regularizer={self.regularizer}: the truth is known of the two "
+                f"texts of a row alone; leave out {', '.join(sorted(unknown))}"
+            )
         if (self.relevance_encoder is not None) != (self.relevance == "encoder"):
             raise ValueError(
                 f"relevance={self.relevance!r} with relevance_encoder={self.relevance_encoder!r}: "
@@ -125,6 +148,7 @@ def rc3_losses(
         Comparison(
             Tiling(objective.pairs.transport, objective.pairs.tile, mesh),
             equal_texts_match=objective.equal_texts_match,
+            random_negatives=objective.random_negatives,
         ),
         deterministic,
         microbatches,
@@ -173,22 +197,29 @@ def weak_contrast_term(
     relevance_vectors: Callable[[Array], Array] | None,
 ) -> Term:
     """R-XVtCL: the same on weak rows, with its regularizer."""
+    is_true = objective.relevance == "true"
 
     def loss(encoded: Encoded, kinds: Kinds) -> Losses:
         z_a, z_b, same_image = _fused_vectors(encoded, "weak", objective)
-        if relevance_vectors is None:
-            texts = tuple(encoded.embedding(name, kinds) for name in ("a", "b"))
+        if is_true:
+            texts, own = None, encoded.field("relevance", kinds)
         else:
-            ids = (encoded.field(name, kinds) for name in ("ids_a", "ids_b"))
-            texts = tuple(map(relevance_vectors, ids))
-        text_a, text_b = jax.lax.stop_gradient(texts)
+            if relevance_vectors is None:
+                text_a, text_b = (encoded.embedding(name, kinds) for name in ("a", "b"))
+            else:
+                ids = (encoded.field(name, kinds) for name in ("ids_a", "ids_b"))
+                text_a, text_b = map(relevance_vectors, ids)
+            texts = jax.lax.stop_gradient((text_a, text_b))
+            if objective.debias_relevance:
+                texts = debiased(*texts)
+            own = jnp.sum(texts[0] * texts[1], axis=1)
         temperature, bias = encoded.model.temperature_and_bias(FUSED)
         return weak_contrast(
             objective.regularizer,
             z_a,
             z_b,
-            text_a,
-            text_b,
+            texts,
+            own,
             temperature,
             bias,
             encoded.groups(kinds),
@@ -202,7 +233,7 @@ def weak_contrast_term(
         0.0 if "off" in objective.regularizer else objective.weights.xvtcl_weak,
         ("weak",),
         loss,
-        views=("a", "b") if relevance_vectors is None else (),
+        views=("a", "b") if relevance_vectors is None and not is_true else (),
         passes=_fused_passes("weak", objective),
         temperatures=(FUSED,),
         more=REGULARIZERS,
@@ -211,15 +242,27 @@ def weak_contrast_term(
 
 
 def _fused_passes(kind: str, objective: RC3Objective) -> tuple[Pass, ...]:
-    texts = ("a", "b", "wrong_text") if objective.same_image_negatives else ("a", "b")
-    return tuple(Pass((kind,), text, "image", fused_vector) for text in texts)
+    views = {text: _view(kind, text, objective) for text in "ab"}
+    if objective.same_image_negatives:
+        views["wrong_text"] = "image"
+    return tuple(Pass((kind,), text, view, fused_vector) for text, view in views.items())
+
+
+def _view(kind: str, text: str, objective: RC3Objective) -> str:
+    """What the visio-textual vector of a row with text `a` or `b` reads."""
+    if kind == "weak" and objective.weak_views == "forms":
+        return {"a": "one_form", "b": "other_form"}[text]
+    return "image"
 
 
 def _fused_vectors(
     encoded: Encoded, kind: str, objective: RC3Objective
 ) -> tuple[Array, Array, tuple[Array, Array] | None]:
     """Vectors z of both texts, and their similarities to that of the same image with a wrong text."""
-    z = {text: encoded.read(text, "image", fused_vector, (kind,)) for text in "ab"}
+    z = {
+        text: encoded.read(text, _view(kind, text, objective), fused_vector, (kind,))
+        for text in "ab"
+    }
     if not objective.same_image_negatives:
         return z["a"], z["b"], None
     kinds = encoded.present(IMAGE_TEXT.kinds)

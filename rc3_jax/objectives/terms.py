@@ -4,7 +4,8 @@ A term says which views of which rows it reads, what it reads from the fusion en
 loss follows from these. `term_losses` encodes all texts and images that any active term needs once,
 draws negatives, fuses all passes, and sums the weighted losses.
 
-Names of views: `a` and `b` are the texts of a row, `masked` is a with masks, `image` is its image.
+Names of views: `a` and `b` are the texts of a row, `masked` is a with masks, `image` is its image,
+`one_form` and `other_form` are its patches and its regions in turn.
 A region row is a row for each region: `image` is the region, `whole` the whole image. `wrong_view`
 and `wrong_text` are hard negatives.
 """
@@ -98,6 +99,7 @@ class Comparison(NamedTuple):
       equal_texts_match: so are rows with an equal text, where that text is compared.
       local_negatives: negatives come from the rows of the same device.
       negative_floor: see `NegativeSampling`.
+      random_negatives: see `NegativeSampling`.
     """
 
     tiling: Tiling = Tiling()
@@ -106,6 +108,7 @@ class Comparison(NamedTuple):
     equal_texts_match: bool = True
     local_negatives: bool = False
     negative_floor: float = 0.0
+    random_negatives: float = 0.0
 
 
 @dataclasses.dataclass
@@ -162,18 +165,25 @@ class Encoded:
         """Numbers of each row: those with one in common are no negatives of one another.
 
         Args:
-          texts: `a` and `b`, those that are compared; rows with an equal one have a number in common.
+          texts: `a` and `b`, those that are compared; rows with an equal one, or of one sentence,
+            have a number in common.
         """
         groups = self.field("groups", kinds)
         if not self.comparison.group_positives:
             return jnp.arange(len(groups))
-        if not texts or not self.comparison.equal_texts_match:
+        if not texts:
             return groups
-        said = (
-            interleave([text_numbers(self.rows[kind][f"ids_{text}"]) for kind in kinds])
-            for text in texts
-        )
-        return jnp.stack([-1 - groups, *said], axis=1)
+        rows = [self.rows[kind] for kind in kinds]
+        numbers = [-1 - 2 * groups]  # sentences have even numbers, texts none below 0
+        if any("sentences" in of for of in rows):
+            said = [
+                -2 - 2 * of["sentences"] if "sentences" in of else -1 - 2 * of["groups"]
+                for of in rows
+            ]
+            numbers.append(interleave(said))
+        if self.comparison.equal_texts_match:
+            numbers += [interleave([text_numbers(of[f"ids_{x}"]) for of in rows]) for x in texts]
+        return jnp.stack(numbers, axis=1)
 
     def contrast(
         self,
@@ -232,7 +242,7 @@ class Encoded:
         comparison, mesh = self.comparison, self.comparison.tiling.mesh
         devices = 1 if mesh is None else batch_devices(mesh)
         block = rows // devices if comparison.local_negatives else None
-        return NegativeSampling(comparison.negative_floor, block)
+        return NegativeSampling(comparison.negative_floor, block, comparison.random_negatives)
 
 
 def term_losses(

@@ -115,7 +115,7 @@ def time_evaluation(config: ml_collections.ConfigDict, rounds: int) -> dict[str,
     run = prepare_run(config)
     records, size = run.corpus.heldout, run.config.evaluation.batch_size
     if not records:
-        raise ConfigError("no images are held out; raise evaluation.images or name such captions")
+        raise ConfigError("no images are held out; raise evaluation.images, or name data that are")
     spoken = [
         (place, text)
         for place, record in enumerate(records)

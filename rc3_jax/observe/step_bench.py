@@ -14,8 +14,8 @@ import ml_collections
 import numpy as np
 
 from rc3_jax.config import PretrainSettings
-from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.kinds import KINDS, wanted
+from rc3_jax.data.shapes import abstract_batch
 from rc3_jax.data.stream import batch_rows
 from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
@@ -140,10 +140,12 @@ def random_batch(
             return rng.integers(0, 256, shape, np.uint8)
         return np.ones(shape, bool) if dtype == bool else rng.standard_normal(shape).astype(dtype)
 
-    return {
-        kind: {name: values(name, leaf.shape, leaf.dtype) for name, leaf in fields.items()}
-        for kind, fields in abstract_batch(config, rows).items()
-    }
+    batch: dict[str, dict[str, np.ndarray]] = {}
+    for kind, fields in abstract_batch(config, rows).items():
+        is_sentence = fields.pop("sentences", None) is not None
+        of = {name: values(name, leaf.shape, leaf.dtype) for name, leaf in fields.items()}
+        batch[kind] = of | ({"sentences": of["groups"]} if is_sentence else {})
+    return batch
 
 
 def _texts(rng: np.random.Generator, shape: Sequence[int], vocab_size: int) -> np.ndarray:

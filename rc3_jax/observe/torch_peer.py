@@ -1,8 +1,8 @@
 """The training step of RC³ in PyTorch, to compare speeds with: transformers' towers, and the losses.
 
 The model is the exported one (`convert/torch_model`), so that our parameters fit it. What differs
-from our step: the weak rows' regularizer is `weighted`, relevance the text tower's own, a row has
-no negative fewer for an equal text, and every similarity is stored.
+from our step: the weak rows' regularizer is `weighted`, relevance the text tower's own, debiased, no
+negatives are random, a row has no negative fewer for an equal text, and every similarity is stored.
 """
 
 from __future__ import annotations
@@ -145,7 +145,8 @@ def peer_losses(model: RC3Model, rows: Rows) -> dict[str, Tensor]:
         for (name, kind), piece in zip(itertools.product("abm", kinds), pieces, strict=True)
     }
     image = model.encode_image(
-        field("pixel_values", seen), **{name: field(name, seen) for name in VISUAL}
+        field("pixel_values", seen),
+        **{name: field(name, seen) for name in VISUAL if name in rows[seen[0]]},
     )
     a, b, masked = (_joined([texts[name, kind] for kind in seen]) for name in "abm")
     images, groups = len(image.mask), field("groups", seen)
@@ -182,7 +183,9 @@ def peer_losses(model: RC3Model, rows: Rows) -> dict[str, Tensor]:
             at = slice(start, start + len(rows[kind]["ids_a"]))
             weights = None
             if kind == "weak":
-                relevance = (a.text_vector[at] * b.text_vector[at]).sum(1).detach().clamp(0, 1)
+                said = torch.stack([a.text_vector[at], b.text_vector[at]]).detach()
+                rest = said - said.mean((0, 1))
+                relevance = ((rest[0] * rest[1]).sum(1) / rest.square().sum(-1).mean()).clamp(0, 1)
                 weights = relevance / relevance.mean().clamp(min=1e-6)
             own = same[at, at]
             losses[name] = nce(z[0][at], z[1][at], fused, own, z[2][at], weights)

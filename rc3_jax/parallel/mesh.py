@@ -66,7 +66,7 @@ def make_mesh(config: ml_collections.ConfigDict, devices: list[jax.Device] | Non
         given = " x ".join(f"mesh.{axis}={getattr(config, axis)}" for axis in AXES)
         raise ConfigError(
             f"{given} does not give the {len(devices)} devices present; set mesh.data=-1 and the "
-            "others to divisors of the number of devices"
+            "others so that their product divides this number"
         )
     local = len(devices) // len({device.process_index for device in devices})
     if local % sizes["tensor"]:

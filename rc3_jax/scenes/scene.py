@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Bool
@@ -16,6 +16,7 @@ SIZES = ("small", "large")
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 ATTRIBUTES = {"shape": SHAPES, "colour": COLOURS, "size": SIZES, "place": PLACES}
 
+T = TypeVar("T")
 Facts = Mapping[int, Collection[str]]
 """What a text says: position of an object in its scene → names of the attributes it is given."""
 Box = tuple[float, float, float, float]
@@ -104,7 +105,7 @@ def random_stream(seed: int, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
 
 
-def one_of(rng: np.random.Generator, values: Sequence[str]) -> str:
+def one_of(rng: np.random.Generator, values: Sequence[T]) -> T:
     """One of the values; `rng.choice` draws the same and takes six times as long."""
     return values[int(rng.integers(len(values)))]
 

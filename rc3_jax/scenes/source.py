@@ -25,7 +25,7 @@ from rc3_jax.scenes import scene as scenes
 from rc3_jax.scenes.detector import DETECTOR, DetectorSettings, feature_projection, random_regions
 from rc3_jax.scenes.draw import draw
 from rc3_jax.scenes.languages import LANGUAGES
-from rc3_jax.scenes.languages.base import FRAMES
+from rc3_jax.scenes.wordings import random_asked, random_frame
 from rc3_jax.settings import ConfigError, Settings, check_choice
 
 KINDS: tuple[str, ...] = ("strict", "weak", "parallel", "retrieval", "captioned", "region")
@@ -36,7 +36,7 @@ WEAK_LANGUAGES = tuple(code for code in LANGUAGES if code not in STRICT_LANGUAGE
 _KEPT_IN_STRICT_TEXT = 0.85
 _KEPT_IN_WEAK_TEXT = 0.7
 # Independent random streams of one record.
-_SCENE, _FACTS, _FRAMES, _REGIONS, _ELEMENTS, _ERRORS = range(6)
+_SCENE, _FACTS, _FRAMES, _REGIONS, _ELEMENTS, _ERRORS, _ASKED = range(7)
 _SEEN_IN_CROPS = ("shape", "colour")  # attributes that stay true whatever a crop keeps
 
 
@@ -47,13 +47,18 @@ class ScenesSource(Settings):
     seed: int = pydantic.Field(0, ge=0)
     """Other seeds are other scenes."""
     strict: int = pydantic.Field(0, ge=0)
-    """Two of the strict languages say the same about every object of a picture."""
+    """Two of the strict languages say the same about all objects of a picture, up to `mentioned`."""
     weak: int = pydantic.Field(0, ge=0)
     """Two languages, one of them weak, say what they choose about objects that they choose."""
     parallel: int = pydantic.Field(0, ge=0)
     """English and another language say the same about a scene that is not shown."""
+    mentioned: int = pydantic.Field(len(scenes.PLACES), ge=1, le=len(scenes.PLACES))
+    """Objects that a text about a scene mentions at most; fewer make shorter texts."""
+    questions: float = pydantic.Field(0.0, ge=0, le=1)
+    """Share of the parallel records whose sentences are questions, or statements about two pictures,
+    in the words of the tasks in miniature."""
     captioned: int = pydantic.Field(0, ge=0)
-    """Every language says the same about every object of a picture."""
+    """Every language says the same about all objects of a picture, up to `mentioned`."""
     region: int = pydantic.Field(0, ge=0)
     """As captioned, and every language names the colour and shape of each object by itself."""
     strict_languages: tuple[str, ...] = STRICT_LANGUAGES
@@ -77,27 +82,36 @@ class ScenesSource(Settings):
 
         Captioned and region records are offered where `config.batch_mix` has them.
         """
-        languages = self.strict_languages, self.weak_languages
-        options = (self.seed, *languages, config.model.roi.feature_size, self.detector)
+        records = functools.partial(
+            SceneRecords,
+            seed=self.seed,
+            strict_languages=self.strict_languages,
+            weak_languages=self.weak_languages,
+            feature_size=config.model.roi.feature_size,
+            detector=self.detector,
+            questions=self.questions,
+            mentioned=self.mentioned,
+        )
         train: Kinds = {}
         groups = 0
         kinds = ("strict", "weak", "parallel", *wanted(("captioned", "region"), config.batch_mix))
         for kind, size in self._sizes().items():
             if kind in kinds:
-                source = SceneRecords(kind, "train", size, *options)
+                source = records(kind, "train", size)
                 train[kind] = source, groups
                 groups += source.groups
         rows = config.evaluation.images, config.evaluation.dependence_rows
         held: list[tuple[str, int]] = list(zip(("retrieval", "weak"), rows, strict=True))
-        return train, {k: (SceneRecords(k, "heldout", n, *options), 0) for k, n in held if n}
+        return train, {kind: (records(kind, "heldout", n), 0) for kind, n in held if n}
 
 
 class SceneRecords:
     """Random access to the records of one kind, a `Source`.
 
-    `ScenesSource` says what the texts of each kind are; those of kind "retrieval" say everything
-    about every object in every language. The relevance of a weak record is the overlap of what its
-    texts say. Records with an image have regions; those of kind region have elements instead.
+    `ScenesSource` says what the texts of each kind are; those of kind "retrieval" say everything about
+    every object, or about `mentioned` of them, in every language. The relevance of a weak record is
+    the overlap of what its texts say. Records with an image have regions; those of kind region have
+    elements instead.
     Other kinds, splits and seeds are other scenes; a smaller source is the beginning of a larger
     one. The language pairs take turns, so that all are equally frequent.
 
@@ -105,6 +119,8 @@ class SceneRecords:
       split: any name, such as "train" or "heldout".
       feature_size: length of a region's feature vector.
       detector: the errors of the regions.
+      questions: share of questions and statements among parallel records.
+      mentioned: objects that a text about a scene mentions at most.
 
     Raises:
       ConfigError: unknown languages, languages named twice, or too few for the kind.
@@ -120,9 +136,13 @@ class SceneRecords:
         weak_languages: Sequence[str] = WEAK_LANGUAGES,
         feature_size: int = 64,
         detector: DetectorSettings = DETECTOR,
+        questions: float = 0.0,
+        mentioned: int = len(scenes.PLACES),
     ):
         self._turns = _language_turns(kind, strict_languages, weak_languages)
         self._kind, self._size, self._seed = kind, size, seed
+        self._questions = questions if kind == "parallel" else 0.0
+        self._mentioned = mentioned
         self._key = KINDS.index(kind), zlib.crc32(split.encode())
         self.projection, self.detector = feature_projection(feature_size), detector
         self._groups_each = 1 + len(scenes.PLACES) if kind == "region" else 1
@@ -137,11 +157,13 @@ class SceneRecords:
         return self._size
 
     def __getitem__(self, index: int) -> Record:
+        where, group = f"scenes/{self._kind}:{index}", index * self._groups_each
+        if said := self._question(index):
+            return Record(where, group, said)
         scene = self.scene(index)
         facts = self._facts(index, scene)
         mentions = {code: scene.mentions(said) for code, said in facts.items()}
         texts = _captions(self._rng(index, _FRAMES), mentions)
-        where, group = f"scenes/{self._kind}:{index}", index * self._groups_each
         if self._kind == "parallel":
             return Record(where, group, texts)
         image = functools.partial(draw, scene)
@@ -159,8 +181,12 @@ class SceneRecords:
         return Record(where, group, texts, image, *regions, overlap)
 
     def keys(self) -> GroupKeys:
-        """None: every scene is another one, and its texts are about it alone."""
-        return KeyLists().keys()
+        """Those of questions, which recur. Every scene is another one, and its texts are about it alone."""
+        keys = KeyLists()
+        for index in range(self._size if self._questions else 0):
+            if said := self._question(index):
+                keys.add(index, sentences=[text for texts in said.values() for text in texts])
+        return keys.keys()
 
     def scene(self, index: int) -> scenes.Scene:
         """The scene behind a record."""
@@ -183,13 +209,25 @@ class SceneRecords:
             found.append(dict(zip(facts, scenes.satisfied(mentions, shown), strict=True)))
         return found
 
+    def _question(self, index: int) -> dict[str, tuple[str]]:
+        """The texts of a parallel record that asks or states something; empty for others."""
+        if not self._questions:
+            return {}
+        rng = self._rng(index, _ASKED)
+        if rng.random() >= self._questions:
+            return {}
+        asked = random_asked(rng)
+        languages = self._turns[index % len(self._turns)]
+        return {code: (LANGUAGES[code].ask(*asked),) for code in languages}
+
     def _facts(self, index: int, scene: scenes.Scene) -> dict[str, scenes.Facts]:
         rng = self._rng(index, _FACTS)
         languages = self._turns[index % len(self._turns)]
+        objects = min(len(scene.objects), self._mentioned)
         if self._kind == "retrieval":
-            return dict.fromkeys(languages, scene.facts())
+            everything = dict(itertools.islice(scene.facts().items(), objects))
+            return dict.fromkeys(languages, everything)
         draw_facts = functools.partial(scenes.random_facts, rng, scene)
-        objects = len(scene.objects)
         if self._kind == "weak":
             counts = [int(rng.integers(1, objects + 1)) for _ in languages]
             said = [draw_facts(count, _KEPT_IN_WEAK_TEXT) for count in counts]
@@ -207,7 +245,7 @@ def _captions(
     rng: np.random.Generator, mentions: Mapping[str, list[scenes.Mention]]
 ) -> dict[str, tuple[str]]:
     """Says the mentions of each language, in random frames."""
-    return {c: (LANGUAGES[c].caption(m, int(rng.integers(FRAMES))),) for c, m in mentions.items()}
+    return {c: (LANGUAGES[c].caption(m, random_frame(rng, m)),) for c, m in mentions.items()}
 
 
 def _language_turns(kind: str, strict: Sequence[str], weak: Sequence[str]) -> list[LanguagePair]:

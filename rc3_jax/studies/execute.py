@@ -27,23 +27,27 @@ from rc3_jax.training.pretrain import train
 RESULT, SETTINGS, LOG, LOCK = "result.json", "settings.json", "log.txt", "lock"
 """Files of a run's folder: its scores, written last; the checksum of its settings; what it printed;
 what its process locks as long as it lives."""
+BATCHES = "batches"
+"""Folder in that of a study: batches that its runs have in common, until all are done."""
 POLL = 0.2
 """Seconds between two looks at the processes."""
 
 
-def perform(study: Study, run: Run, folder: pathlib.Path) -> None:
+def perform(study: Study, run: Run, workdir: pathlib.Path) -> None:
     """Trains a model, fine-tunes it on the tasks and writes `result.json`; goes on where it was.
 
     Raises:
       ConfigError, DataError, FloatingPointError, OutOfMemory: as `train`; a task was not run, or
         a score of the study is missing.
     """
-    began = time.monotonic()
+    began, folder = time.monotonic(), run.folder(workdir)
     model = folder / "model"
     try:
         scores = read_json(model / "scores.json")
     except DataError:  # not there, or cut short
-        scores = train(study.config(run), model, resume=True)
+        config = study.config(run)
+        config.data.batch_cache = str(workdir / BATCHES)  # variants of a seed read the same rows
+        scores = train(config, model, resume=True)
     groups = {name: group for name, group in scores.items() if name not in ("step", "texts")}
     raw = flatten_dict(groups, sep="/")
     if study.tasks:

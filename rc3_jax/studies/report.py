@@ -98,8 +98,11 @@ def _study(results: Results, folder: str) -> Iterator[str]:
         for name, changes in study.variants.items()
     ]
     yield markdown_table(("variant", "settings"), settings)
-    scores = [[name, ", ".join(score.of)] for name, score in study.scores.items()]
-    yield markdown_table(("score", "mean of"), scores)
+    scores = [
+        [name, ", ".join(score.of), ", ".join(score.minus) or NOTHING]
+        for name, score in study.scores.items()
+    ]
+    yield markdown_table(("score", "mean of", "less the mean of"), scores)
     header = ("variant", *study.scores, "seeds")
     rows, compared = [], []
     for variant in study.variants:

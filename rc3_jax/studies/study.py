@@ -9,7 +9,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Self
 
 import ml_collections
@@ -25,7 +25,7 @@ from rc3_jax.tasks.results import config_checksum
 from rc3_jax.tasks.suite import task_configs
 
 APART = (
-    *("name", "mesh.*", "data.threads", "data.workers", "data.prefetch"),
+    *("name", "mesh.*", "data.threads", "data.workers", "data.prefetch", "data.batch_cache"),
     *("log_every", "watchdog_minutes", "checkpoint.*"),
 )
 """Patterns of the settings of pre-training that the checksum leaves out: no result depends on them."""
@@ -38,9 +38,11 @@ class Score(Settings):
     """A figure of a run: the mean of raw scores."""
 
     of: tuple[str, ...]
-    """`retrieval/<mode>/<language>/IR@1` and `dependence/text_dependence` of pre-training,
-    `xvnli/<language>/accuracy` of a task. A group of languages in braces, such as `{weak}`, stands
-    for each of them."""
+    """`retrieval/<mode>/<language>/IR@1`, `matching/<mode>/<language>/IR@1` and
+    `dependence/text_dependence` of pre-training, `xvnli/<language>/accuracy` of a task. A group of
+    languages in braces, such as `{weak}`, stands for each of them."""
+    minus: tuple[str, ...] = ()
+    """Raw scores whose mean is subtracted."""
     percent: bool = True
     """Whether it is a share."""
 
@@ -93,7 +95,7 @@ class Outline(Settings):
             for variant in (*claim.variants, *others):
                 check_choice("claims: variant", variant, self.variants)
         for score in self.scores.values():
-            for group in GROUP.findall(" ".join(score.of)):
+            for group in GROUP.findall(" ".join((*score.of, *score.minus))):
                 check_choice(f"scores: {{{group}}}", group, self.languages)
         return self
 
@@ -112,13 +114,21 @@ class Outline(Settings):
         Raises:
           DataError: one of the raw scores is missing, or no finite number.
         """
-        chosen = self.chosen(raw, where, (score,))
-        return math.fsum(chosen.values()) / len(chosen)
+        of, minus = (
+            list(self._raw(patterns, raw, where).values())
+            for patterns in (self.scores[score].of, self.scores[score].minus)
+        )
+        return math.fsum(of) / len(of) - math.fsum(minus) / max(1, len(minus))
 
-    def chosen(self, raw: Raw, where: object, scores: tuple[str, ...] = ()) -> dict[str, float]:
-        """The raw scores that scores are means of, by default all of the study; see `value`."""
+    def chosen(self, raw: Raw, where: object) -> dict[str, float]:
+        """The raw scores that all scores are made of; see `value`."""
+        patterns = [p for score in self.scores.values() for p in (*score.of, *score.minus)]
+        return self._raw(patterns, raw, where)
+
+    def _raw(self, patterns: Iterable[str], raw: Raw, where: object) -> dict[str, float]:
+        """The raw scores that patterns stand for."""
         found = {}
-        for pattern in (p for score in scores or self.scores for p in self.scores[score].of):
+        for pattern in patterns:
             group = GROUP.search(pattern)
             for code in self.languages[group[1]] if group else ("",):
                 name = pattern.replace(group[0], code) if group else pattern

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from rc3_jax.convert.cclm_tasks import decoder_from_trunk, from_trunk
-from rc3_jax.data.example import example_batch
+from rc3_jax.data.shapes import example_batch
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.models import answer_decoder, classifiers
 from rc3_jax.models.answer_decoder import Answerer, Question

@@ -210,7 +210,7 @@ def task_configs(data: str, images: str, options: Options) -> dict[str, ml_colle
     for name, value in options.changes.items():
         task, _, setting = name.rpartition("/")
         if task not in ("", *TASKS) or setting == "seed":
-            raise ConfigError(f"{name}: write NAME or TASK/NAME; seeds have a setting of their own")
+            raise ConfigError(f"{name}: write NAME or TASK/NAME, and seeds as --seeds")
     # What is set for one task overrides what is set for all.
     changes = sorted(options.changes.items(), key=lambda change: "/" in change[0])
     for name, value in changes:

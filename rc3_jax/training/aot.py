@@ -20,7 +20,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from jax.sharding import Mesh
 
 from rc3_jax.config import PretrainSettings, validate
-from rc3_jax.data.example import abstract_batch
+from rc3_jax.data.shapes import abstract_batch
 from rc3_jax.objectives.masked_lm import TILE
 from rc3_jax.observe.aot_report import Work
 from rc3_jax.observe.chips import find_chip

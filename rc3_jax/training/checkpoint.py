@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental.multihost_utils import process_allgather, sync_global_devices
@@ -164,14 +165,17 @@ def load_params(
       parts: reads only these of what is stored, by their first names; None reads all.
 
     Raises:
-      ConfigError: if the folder holds none, or those of another model; lists what differs.
+      ConfigError: if the folder holds none, those of another model, or numbers that are not finite;
+        lists what differs.
     """
     stored = _find(folder, step)
     held = {name: tree for name, tree in stored.params.items() if parts is None or name in parts}
     check_shapes(stored.path, shapes_of(held), shapes_of(abstract))
     left_out = {name: stored.params[name] for name in stored.params.keys() - held.keys()}
     loaded = stored.load(jax.tree.map(lambda _: ocp.PLACEHOLDER, left_out) | dict(abstract))
-    return {name: loaded[name] for name in abstract}
+    params = {name: loaded[name] for name in abstract}
+    check_finite(folder, params)
+    return params
 
 
 def read_params(
@@ -286,6 +290,16 @@ def _check_state(path: pathlib.Path, abstract: TrainState) -> None:
         for tree in (_metadata(path, STATE), abstract)
     )
     check_shapes(path, stored, wanted, "the settings")
+
+
+def check_finite(source: pathlib.Path, params: Any) -> None:
+    """Raises ConfigError with the parameters that hold NaN or infinity."""
+    finite = jax.jit(lambda tree: jax.tree.map(lambda x: jnp.isfinite(x).all(), tree))(params)
+    if bad := [path for path, is_finite in flatten_dict(finite, sep="/").items() if not is_finite]:
+        raise ConfigError(
+            f"{source}: NaN or infinity in {', '.join(bad)}; take an undamaged checkpoint, such as "
+            "an earlier one"
+        )
 
 
 def shapes_of(params: Any) -> Shapes:

@@ -19,7 +19,7 @@ from rc3_jax.models.base import PairModel, learned_scalars
 from rc3_jax.settings import ConfigError, Settings
 from rc3_jax.stored_config import CONFIG_FILE, read_config, stored_max_words
 from rc3_jax.systems import SYSTEMS, abstract_params
-from rc3_jax.training.checkpoint import check_shapes, read_params, shapes_of
+from rc3_jax.training.checkpoint import check_finite, check_shapes, read_params, shapes_of
 
 
 class LoadedModel(NamedTuple):
@@ -75,7 +75,7 @@ def load_model(
 
     Raises:
       ConfigError, DataError: if anything is missing or cannot be read, or the parameters are not
-        those of the settings.
+        finite or not those of the settings.
     """
     stored, file = read_config(folder), folder / CONFIG_FILE
     if "model" not in stored or "system" not in stored:
@@ -95,6 +95,7 @@ def load_model(
     room = settings.text.room
     tokenizer = _tokenizer(folder, min(max_length or room, room), words)
     params = unflatten_dict(read_params(folder, step=step), sep="/")
+    check_finite(folder, params)
     classes = tuple(stored.get("classes") or ())
     if not classes:  # tasks with classes have heads of their own, which they check themselves
         wanted = abstract_params(system, settings, tokenizer.vocab_size, **learned_scalars(params))

@@ -13,6 +13,7 @@ import ml_collections
 from rich.console import Console
 
 from rc3_jax.config import PretrainSettings, stored_settings, validate
+from rc3_jax.data.batch_cache import keep_batches, rows_checksum
 from rc3_jax.data.corpus import sampled_texts
 from rc3_jax.data.coverage import coverage_lines, text_coverage
 from rc3_jax.data.example import text_sizes
@@ -124,6 +125,9 @@ def _train(
                 jax.process_index(),
                 jax.process_count(),
             )
+            if config.data.batch_cache:
+                of = rows_checksum(config, run.tokenizer, jax.process_index(), jax.process_count())
+                made = keep_batches(made, pathlib.Path(config.data.batch_cache) / of, run.skips)
             return (to_global(batch, run.mesh) for batch in iterate(made, start, config))
 
         def evaluate(step: int, params: Any) -> tuple[dict[str, Any], str]:
@@ -275,6 +279,9 @@ def _describe(run: Run, state: TrainState, rows: Mapping[str, int], log: Log) ->
     )
     for what, counts in skips.left_out.items():
         log.say(f"left out: {sum(counts.values())} {what}, of {len(counts)} records")
+    for kind, pool in run.corpus.pools.items():
+        if kind not in rows and not KINDS[kind].image:  # images are there for other kinds too
+            log.say(f"batch_mix.{kind} is 0: {len(pool):,} {kind} records are not used")
     for kind in wanted(KINDS, config.batch_mix):
         if kind not in run.corpus.pools:
             log.say(f"batch_mix.{kind}: no source offers such rows; the others take their place")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
 import jax
 import jax.numpy as jnp
 
-from rc3_jax.data.example import example_batch
+from rc3_jax.data.shapes import example_batch
 from rc3_jax.models.base import PairModel
 
 EMA_PARTS = ("text", "text_projection")
@@ -33,9 +34,17 @@ class TrainState:
 
 
 def initial_params(model: PairModel, config: Any) -> Any:
-    """Random parameters, a pure function of `config.seed`."""
-    rows, ids = example_batch(config)
-    return model.init(jax.random.key(config.seed), rows, ids)["params"]
+    """Random parameters, a pure function of `config.seed`.
+
+    The shapes of the parameters, those of the state and the state itself are asked for one after the
+    other; the model is traced for the first of them alone.
+    """
+    return _draw(model, jax.random.key(config.seed), *example_batch(config))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(model: PairModel, key: jax.Array, rows: Mapping[str, jax.Array], ids: jax.Array) -> Any:
+    return model.init(key, rows, ids)["params"]
 
 
 def ema_update(decay: float) -> Callable[[Any, Any, jax.Array], Any]:

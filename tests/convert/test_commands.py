@@ -167,6 +167,9 @@ def test_files_that_cannot_be_converted(source, tmp_path):
         "missing: vision_encoder.norm.bias (16,)",
     ):
         assert line in str(error.value)
+    write_tensors(source, {"x": np.zeros(3, np.float32)})
+    with pytest.raises(ConfigError, match="name --model to list all that differs"):
+        cclm_to_flax(source, tmp_path / "out")
     for model, named in (("cclm_3m", "text_encoder.bert.encoder.layer.11"), ("cclm_5m", "cclm_3m")):
         with pytest.raises(ConfigError, match=named):
             cclm_to_flax(source, tmp_path / "new" / "out", model_name=model)
@@ -181,6 +184,8 @@ def test_files_that_cannot_be_converted(source, tmp_path):
 
 
 def test_an_existing_target_stays(source, folder, tmp_path):
+    with pytest.raises(ConfigError, match="width 16; name --text_heads"):  # as `folder` does
+        cclm_to_flax(source, tmp_path / "none")
     file = tmp_path / "out.safetensors"
     flax_to_cclm(folder, file)
     for convert, given in (
@@ -289,12 +294,10 @@ def test_the_check_prints_a_table_and_fails_beyond_the_tolerance(exported):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ([], "from-hf, to-hf, to-torch"),
         (["cclm-to-flax", "a.th", "b", "c"], "SOURCE TARGET"),
         (["from-hf", "a"], "--text, --patch"),
         (["from-hf", "a", "--text=b", "--languages=de"], "--corpus"),
         (["from-hf", "a", "--text=b", "--text_layers=1,b"], "--text_layers"),
-        (["to-hf", "a", "b"], "--part"),
         (["cclm-to-flax", "a.th", "b", "--checkpoint=3"], "--checkpoint"),
         (["cclm-to-flax", "a.th", "b", "--image_size=big"], "image_size"),
         (["cclm-to-flax", "a.th", "b", "--size=3"], "'size'"),

@@ -6,6 +6,7 @@ import gzip
 import json
 import pathlib
 import re
+import shutil
 
 import pytest
 
@@ -64,8 +65,19 @@ def test_texts_come_from_captions_and_plain_text(files):
     ],
 )
 def test_files_and_languages_that_cannot_be_used(files, tmp_path, names, languages, named):
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(DataError, match=named) as refused:
         list(corpus_texts([tmp_path / name for name in names], languages))
+    paths, advice = [tmp_path / name for name in names], str(refused.value)
+    if missing := re.search(r"(\S+): no such file; check the path", advice):
+        shutil.copy(files["train.de.gz"], missing[1])
+        assert list(corpus_texts(paths, languages))
+    if end := re.search(r"such as train\S+ or train(\S+); rename the file, or choose no", advice):
+        renamed = paths[0].rename(tmp_path / f"new{end[1]}")
+        assert list(corpus_texts([renamed], ["de"])) and list(corpus_texts([renamed], None))
+    if there := re.search(r"languages there are (.*)\. Add files or choose others", advice):
+        for code in {*there[1].split(", ")} - {"none"}:
+            assert list(corpus_texts(paths, [code]))
+        assert list(corpus_texts([*paths, files["captions.jsonl"]], ["en"]))
 
 
 def test_bad_lines_are_counted_named_and_limited(tmp_path):

@@ -18,7 +18,6 @@ from rc3_jax.convert.output import write_tokenizer
 from rc3_jax.convert.torch_export import from_torch, to_torch
 from rc3_jax.convert.tower_files import to_hf
 from rc3_jax.data import tokenizer as tokenizer_module
-from rc3_jax.data.record import DataError
 from rc3_jax.data.text import usable_text
 from rc3_jax.data.tokenizer import from_json, load_tokenizer, train_tokenizer
 from rc3_jax.settings import ConfigError
@@ -146,8 +145,9 @@ def test_a_vocabulary_that_does_not_frame_texts_is_refused(exported, tmp_path, p
         lambda: to_text_tower(run, tmp_path / "out"),
         lambda: load_model(run),
         lambda: from_torch(exported_copy, tmp_path / "out"),
+        lambda: transformers.AutoProcessor.from_pretrained(exported_copy, trust_remote_code=True),
     ):
-        with pytest.raises(DataError, match="post_processor"):
+        with pytest.raises(ValueError, match="post_processor"):
             load()
     assert not (tmp_path / "out").exists()
     # What the message advises.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
+import shutil
 
 import huggingface_hub
 import numpy as np
@@ -65,7 +67,7 @@ def test_failures_of_the_hub_name_the_model(monkeypatch, error):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    with pytest.raises(ConfigError, match=NAME) as caught:
+    with pytest.raises(ConfigError, match=f"{NAME} .*or name a folder that holds") as caught:
         locate(NAME)
     assert "to it" not in str(caught.value)
 
@@ -108,6 +110,9 @@ def test_settings_that_no_tower_has_are_refused(tmp_path, kind, changes, named):
     with pytest.raises(ConfigError, match=named) as error:
         read_tower(folder, part="text" if kind == "text" else "patch")
     assert str(folder) in str(error.value)
+    if known := re.search(r"; use one of ([\w-]+)", str(error.value)):
+        _write(folder, kind, model_type=known[1])
+        read_tower(folder, part="text" if kind == "text" else "patch")
 
 
 def test_sizes_as_two_numbers_and_defaults_of_nested_settings(tmp_path):
@@ -132,13 +137,16 @@ def test_damaged_tensors_are_refused(tmp_path):
     kept = {name: x for name, x in tensors.items() if "relative" not in name}
     twice = tensors | {f"beit.{name}": x for name, x in tensors.items()}
     whole = {name: x.astype(np.int32) for name, x in tensors.items()}
-    for damaged, named in ((kept, "missing: "), (twice, "twice"), (whole, "int32")):
+    for damaged, named in ((kept, "missing: "), (twice, "twice"), (whole, "quantisation")):
         save_file(damaged, path)
         with pytest.raises((ConfigError, TensorFileError), match=named):
             read_tower(folder, part="patch")
+    save_file(tensors, path)
+    read_tower(folder, part="patch")
     single = _write(tmp_path / "vit", "vit") / "model.safetensors"
-    with pytest.raises(TensorFileError, match="config.json"):
+    with pytest.raises(TensorFileError, match="name the folder that holds config.json"):
         read_tower(single, part="patch")
+    read_tower(single.parent, part="patch")
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", "\xff", "[" * 100_000])
@@ -213,8 +221,12 @@ def test_other_folders_are_transformers(tmp_path):
     ],
 )
 def test_other_encoders_are_refused(tmp_path, modules, pooling, named):
-    with pytest.raises(ConfigError, match=named):
+    with pytest.raises(ConfigError, match=named) as refused:
         sentence_encoder(_encoder(tmp_path, modules, pooling))
+    if "; use an encoder" in str(refused.value):
+        shutil.rmtree(tmp_path / "1_Pooling")
+        other = _encoder(tmp_path, [TRANSFORMER, POOLING, NORMALIZE], MEAN)
+        assert sentence_encoder(other)[1] == "mean"
 
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -296,6 +308,11 @@ def test_statistics_of_other_pixels_are_refused(tmp_path, settings, named):
     with pytest.raises(ConfigError, match=PREPROCESSOR) as error:
         read_tower(_write(tmp_path, "vit"), part="patch")
     assert all(name in str(error.value) for name in named)
+    if pixels := re.search(r"pixels of (\S+) to ([\d.]+).*; (write|correct)", str(error.value)):
+        low, high = float(pixels[1]), float(pixels[2])
+        given = dict(image_mean=[(low + high) / 2] * 3, image_std=[(high - low) / 4] * 3)
+        (tmp_path / PREPROCESSOR).write_text(json.dumps(settings | given))
+        read_tower(tmp_path, part="patch")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def card_of(run, step: int | None) -> str:
 def test_the_card_describes_the_run_and_the_exported_checkpoint(exported, tmp_path):
     run = shutil.copytree(exported.run, tmp_path / "run")
     scores = {"step": 4, "retrieval": {"both": {"de": RECALLS, "no": RECALLS}}}
+    scores["matching"] = {"both": {"de": {"pairwise_accuracy": 0.75, **RECALLS}}}
     (run / "scores.json").write_text(json.dumps(scores | {"dependence": {"loss": 1.0}}))
     card = ModelCard(card_of(run, 4))
     assert card.data.license == "cc-by-4.0" and card.data.library_name == "transformers"
@@ -29,6 +30,8 @@ def test_the_card_describes_the_run_and_the_exported_checkpoint(exported, tmp_pa
     for text in (
         "| parameters | 1,234 |",
         "| de | 25.0 | 50.0 |",
+        "| language | pairwise_accuracy | IR@1 | TR@1 |",
+        "| de | 75.0 | 25.0 | 50.0 |",
         "- loss: 1.000",
         "4 steps of 16 rows, seed 0",
         "- **scenes** (scenes): ",

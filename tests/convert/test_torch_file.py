@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import struct
 import sys
 from collections import OrderedDict
@@ -123,9 +124,12 @@ def test_code_is_refused_and_does_not_run(tmp_path, torch, place, zipped):
     content = {"model": {"a": torch.zeros(2)}, "config": {}}
     content[place] = {"a": Touch(proof)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(TensorFileError, match=r"model.th.*system"):
+    with pytest.raises(TensorFileError, match=r"model.th.*system; ask for .* tensors alone"):
         read_tensors(path)
     assert not proof.exists()
+    content[place] = {"a": torch.zeros(2)}
+    torch.save(content, tmp_path / "tensors.th")  # alone, as the message advises
+    assert read_tensors(tmp_path / "tensors.th").keys() == {"a"}
     torch.load(path, weights_only=False)
     assert proof.exists()  # the file is as dangerous as it is meant to be
 
@@ -179,9 +183,12 @@ def test_what_is_no_tensor_is_listed(tmp_path, torch):
 
 def test_paths_that_are_no_files(tmp_path):
     (tmp_path / "model.ckpt").write_bytes(b"")
-    for path in (tmp_path, tmp_path / "model.th", tmp_path / "model.ckpt"):
-        with pytest.raises(TensorFileError, match=str(path)):
+    for path in (tmp_path / "model.ckpt", tmp_path, tmp_path / "model.th"):
+        with pytest.raises(TensorFileError, match=str(path)) as refused:
             read_tensors(path)
+    assert str(refused.value).endswith("name the file of the checkpoint")
+    write_tensors(tmp_path / "model.safetensors", TENSORS)
+    assert_equal(read_tensors(tmp_path / "model.safetensors"), TENSORS)
 
 
 def test_without_torch_the_extra_is_named(tmp_path, monkeypatch):
@@ -224,8 +231,12 @@ def test_shards_are_one(tmp_path):
     ],
 )
 def test_a_broken_index_is_refused(tmp_path, weight_map, named):
-    with pytest.raises(TensorFileError, match=f"{INDEX}.*{named}" if named != INDEX else INDEX):
+    wanted = f"{INDEX}.*{named}" if named != INDEX else INDEX
+    with pytest.raises(TensorFileError, match=wanted) as refused:
         read_folder(write_shards(tmp_path, weight_map))
+    if missing := re.search(r"names (\S+), which is missing; download it", str(refused.value)):
+        save_file({"a": ONES}, tmp_path / missing[1])
+        assert_equal(read_folder(tmp_path), {"a": ONES})
 
 
 def test_broken_and_missing_files_of_a_folder_are_refused(tmp_path):

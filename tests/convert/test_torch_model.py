@@ -287,19 +287,22 @@ def test_inputs_of_other_sizes_are_refused(theirs, inputs):
     ids, visual = inputs
     boxes, features = visual["region_boxes"], visual["region_features"]
     pixels = visual["pixel_values"]
-    for call, named in (
-        (lambda: theirs.encode_text(ids[0]), "input_ids"),
-        (lambda: theirs.encode_text(ids.repeat(1, 5)), "input_ids"),
-        (lambda: theirs.encode_image(pixels[..., :16]), "pixel_values"),
-        (lambda: theirs.encode_image(), "pixel_values, region_boxes"),
-        (lambda: theirs.encode_image(region_boxes=boxes), "pixel_values"),
-        (lambda: theirs.encode_image(pixels, features), "region_boxes"),
-        (lambda: theirs.encode_image(pixels, features[..., :4], boxes), "region_features"),
-        (lambda: theirs.encode_image(pixels, features, boxes[..., :3]), "region_boxes"),
-        (lambda: theirs.match(ids[:2], pixels), "2 texts and 4 images"),
+    text, image, match = theirs.encode_text, theirs.encode_image, theirs.match
+    long, whole = ids.repeat(1, 5), (pixels, features, boxes)
+    for call, wrong, advice, right in (
+        (text, (ids[0],), r"must be \[batch, length\]", (ids[:1],)),
+        (text, (long,), "at most 40 tokens a text", (long[:, :40],)),
+        (image, (pixels[..., :16],), r"images are \[batch, 3, 32, 32\]", (pixels,)),
+        (image, (), "needs pixel_values, region_boxes, or both", (None, features, boxes)),
+        (image, (None, None, boxes), "give pixel_values", (pixels, None, boxes)),
+        (image, (pixels, features), "regions need region_boxes", whole),
+        (image, (pixels, features[..., :4], boxes), r"\[batch, regions, 5\]", whole),
+        (image, (pixels, features, boxes[..., :3]), r"must be \[batch, regions, 4\]", whole),
+        (match, (ids[:2], pixels), "give as many of one as of the other", (ids, pixels)),
     ):
-        with pytest.raises(ValueError, match=named):
-            call()
+        with pytest.raises(ValueError, match=advice):
+            call(*wrong)
+        call(*right)
 
 
 def test_the_folder_is_enough(exported, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import shutil
@@ -146,22 +147,33 @@ def test_regions_equal_ours(exported, processor, tmp_path):
     np.testing.assert_array_equal(one["region_boxes"], given["region_boxes"][1:2])
 
 
-def test_inputs_that_are_refused(processor, tmp_path):
-    box, pixels = {"boxes": [[0.1, 0.1, 0.5, 0.5]]}, photograph("RGB")
-    features = box | {"features": np.zeros((1, 4))}
-    for given, named in (
-        (dict(images=np.zeros((4, 4), np.uint8)), "uint8"),
-        (dict(images=np.zeros((4, 4, 3), np.float32)), "float32"),
-        (dict(images=[pixels, pixels], regions=box), "2 pixel_values, 1 region"),
-        (dict(regions={"boxes": [[0, 0, 20, 30]]}), "boxes"),
-        (dict(regions=features), "features"),
-        (dict(regions=box | {"features": np.full((1, FEATURE_SIZE), 1e39)}), "float32"),
-        (dict(regions=box | {"features": np.full((1, FEATURE_SIZE), np.nan)}), "NaN"),
-        (dict(regions={"boxes": [[0.1, np.nan, 0.5, 0.5]]}), "boxes"),
-        (dict(regions={"boxes": [[0.5, 0.5, 0.2, 0.2]]}), "boxes"),  # width and height
+def test_inputs_that_are_refused_are_mended_as_advised(processor, tmp_path):
+    pixels, box = photograph("RGB"), {"boxes": [[0.1, 0.1, 0.5, 0.5]]}
+    array, two = np.asarray(pixels), [pixels] * 2
+    with_features = dict(regions=box | {"features": np.zeros((1, FEATURE_SIZE))})
+    for wrong, advice, mended in (
+        (dict(images=np.zeros((4, 4), np.uint8)), r"or uint8 \[height", dict(images=array)),
+        (dict(images=array / 255), "float64 .* give a Pillow image", dict(images=pixels)),
+        (dict(images=[]), "give one or several", dict(images=two)),
+        (dict(images=two, regions=box), "None where", dict(images=two, regions=[box, None])),
+        (dict(regions=[]), "give those of each image", dict(regions=[box])),
+        (dict(regions={"boxes": [[0, 0, 20, 30]]}), "0 to 1, and have an area", dict(regions=box)),
+        (dict(regions=box | {"features": np.zeros((1, 4))}), r"must be \[1, 5\]", with_features),
+        (dict(regions=box | {"features": np.full((1, FEATURE_SIZE), 1e39)}), "float32", {}),
+        (dict(regions=box | {"features": np.full((1, FEATURE_SIZE), np.nan)}), "NaN", {}),
+        (dict(regions={"boxes": [[0.1, np.nan, 0.5, 0.5]]}), "boxes", {}),
+        (dict(regions={"boxes": [[0.5, 0.5, 0.2, 0.2]]}), "boxes", {}),  # width and height
+        (dict(text="a " * 1001), "shorten or split", dict(text=["a " * 500, "a"])),
+        (dict(text=["a", "."]), "write it, or leave it out", dict(text=["a"])),
     ):
-        with pytest.raises(ValueError, match=named):
-            processor(**given)
+        with pytest.raises(ValueError, match=advice):
+            processor(**wrong)
+        processor(**mended)
+    bare = copy.copy(processor)
+    bare.regions = 0
+    with pytest.raises(ValueError, match="leave the regions out"):
+        bare(images=pixels, regions=box)
+    bare(images=pixels)
     with pytest.raises(FileNotFoundError):
         processor(images=tmp_path / "nothing.png")
 
@@ -173,7 +185,7 @@ def accepted(usable, text):
         return None
 
 
-ODD = ".!…\u200b\u200d\u200e\u202e\u2066\ufeff\x00\x07\x85\t\n \u3000\ud800e\u0301☃#a中"
+ODD = ".!…\u3164\u2800\u200b\u200d\u200e\u202e\u2066\ufeff\x00\x07\x85\t\n \u3000\ud800e\u0301☃#a中"
 
 
 @hypothesis.given(st.one_of(st.text(), st.text(st.sampled_from(ODD))))
@@ -186,7 +198,7 @@ def test_texts_are_those_that_training_takes(text):
     assert accepted(processing_rc3.usable_text, text) == accepted(usable_text, text)
 
 
-@pytest.mark.parametrize("text", ["", " ", ".", "...", "\u200b", "\x00\x07", "\ufeff", "a" * 2001])
+@pytest.mark.parametrize("text", ["", " ", ".", "...", "\u200b", "\u3164", "\x00\x07", "a" * 2001])
 def test_texts_that_training_refuses_are_refused(processor, cleaning, text):
     for one in (processor, cleaning):
         with pytest.raises(ValueError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shutil
@@ -16,68 +15,32 @@ from rc3_jax.convert.torch_export import to_torch
 from rc3_jax.convert.tower_files import from_hf, to_hf
 from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.stream import make_batches
-from rc3_jax.data.tokenizer import PAD_ID, load_tokenizer, train_tokenizer
+from rc3_jax.data.tokenizer import PAD_ID, load_tokenizer
 from rc3_jax.models.cclm import CCLMModelSettings
 from rc3_jax.models.text import TextSettings
 from rc3_jax.models.vit import ViTSettings
 from rc3_jax.parallel.mesh import to_global
-from rc3_jax.scenes.languages import LANGUAGES
-from rc3_jax.scenes.source import SceneRecords
 from rc3_jax.settings import ConfigError
-from rc3_jax.systems import system_of
-from rc3_jax.training.checkpoint import read_params
+from rc3_jax.stored_config import save_config
+from rc3_jax.systems import relevance_encoder, system_of
+from rc3_jax.training.checkpoint import read_params, save_params
 from rc3_jax.training.run import prepare_run
 from rc3_jax.training.warm_start import check_vocabulary, load_warm_start
+from tests.convert.exported import scene_captions
 from tests.tiny import tiny_cclm, tiny_config
-from tests.vision_reference import randomise, require
+from tests.vision_reference import require
 
 torch = require("torch")
 transformers = require("transformers")
 
 KEPT = ("en", "de", "zh")
-CAPTIONS = {
-    code: [record.texts[code][0] for record in SceneRecords("retrieval", "train", 60, seed=0)]
-    for code in LANGUAGES
-}
-SIZES = dict(
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    intermediate_size=32,
-    attn_implementation="eager",
-)
+CAPTIONS = scene_captions("train", 60)
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tmp_path_factory):
-    """Folders of an XLM-R with a vocabulary of six languages, of a ViT, and a corpus."""
-    folder = tmp_path_factory.mktemp("checkpoints")
-    tokenizer = train_tokenizer([text for texts in CAPTIONS.values() for text in texts], 500, 64)
-    # As real checkpoints, with more rows than pieces.
-    config = transformers.XLMRobertaConfig(
-        vocab_size=tokenizer.vocab_size + 3,
-        hidden_size=16,
-        max_position_embeddings=66,
-        layer_norm_eps=1e-5,
-        **SIZES,
-    )
-    text = randomise(transformers.XLMRobertaForMaskedLM(config), torch, 0.2)
-    text.save_pretrained(folder / "text")
-    (folder / "text" / "tokenizer.json").write_text(tokenizer.to_json())
-    vit = transformers.ViTConfig(image_size=32, patch_size=8, hidden_size=16, **SIZES)
-    randomise(transformers.ViTModel(vit), torch, 0.2).save_pretrained(folder / "patch")
-    normalisation = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
-    (folder / "patch" / "preprocessor_config.json").write_text(json.dumps(normalisation))
-    rows = [{"captions": {code: [CAPTIONS[code][i]] for code in LANGUAGES}} for i in range(60)]
-    lines = "".join(json.dumps({"image": f"{i}.png", **row}) + "\n" for i, row in enumerate(rows))
-    with gzip.open(folder / "captions.jsonl.gz", "wt") as file:
-        file.write(lines)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def converted(checkpoints):
+def converted(checkpoints, tmp_path_factory):
     """Both towers, the vocabulary cut to three languages."""
-    target = checkpoints / "converted"
+    target = tmp_path_factory.mktemp("towers") / "converted"
     from_hf(
         target,
         text=str(checkpoints / "text"),
@@ -123,13 +86,14 @@ def start_from(folder):
     return config
 
 
-def test_a_run_starts_from_towers_and_draws_the_rest(converted):
+def test_a_run_starts_from_towers_and_draws_the_rest(converted, tmp_path):
     config = start_from(converted)
     run = prepare_run(config)
     assert run.config.model.image_mean == (0.4, 0.5, 0.6)
     given = read_params(converted)
     drawn = flatten_dict(jax.jit(run.initial_state)().params, sep="/")
-    state = flatten_dict(run.create_state().params, sep="/")
+    params = run.create_state().params
+    state = flatten_dict(params, sep="/")
     assert {path.split("/")[0] for path in given} == {
         "text",
         "patch",
@@ -138,6 +102,10 @@ def test_a_run_starts_from_towers_and_draws_the_rest(converted):
     }
     for path, value in state.items():
         np.testing.assert_array_equal(value, given.get(path, drawn[path]))
+    save_params(tmp_path, params)
+    save_config(run.config, tmp_path / "config.json")
+    (tmp_path / "tokenizer.json").write_text(run.tokenizer.to_json())
+    to_torch(tmp_path, tmp_path / "out")  # what towers alone are advised
 
 
 def test_a_run_of_another_shape_is_told_what_differs(converted, checkpoints, tmp_path):
@@ -215,8 +183,12 @@ def test_an_encoder_of_another_vocabulary_is_refused(checkpoints, converted, tmp
     settings = json.loads((tmp_path / "short" / "config.json").read_text())
     settings["model"]["text"]["max_positions"] = 20
     (tmp_path / "short" / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(ConfigError, match="reads 18 tokens at most"):
+    with pytest.raises(ConfigError, match="reads 18 tokens at most, .*; change it or the encoder"):
         prepared(tmp_path / "short").create_state()
+    config = tiny_config()
+    config.data.max_length = 18
+    config.objective.relevance_encoder = str(tmp_path / "short")
+    relevance_encoder(config, settings["vocab_size"], None)
     from_hf(tmp_path / "whole", text=str(checkpoints / "text"))
     prepared(tmp_path / "whole").create_state()
     pieces = json.loads((tmp_path / "whole" / "tokenizer.json").read_text())
@@ -327,9 +299,6 @@ def test_what_cannot_be_converted(checkpoints, tmp_path):
     text, target = str(checkpoints / "text"), tmp_path / "out"
     corpus = [checkpoints / "captions.jsonl.gz"]
     for given, error, reason in (
-        ({}, ConfigError, "name a checkpoint"),
-        ({"text": text, "languages": ["de"]}, ConfigError, "name its files with --corpus"),
-        ({"text": text, "image_size": 64}, ConfigError, "--patch"),
         ({"patch": text, "fusion_layers": [1]}, ConfigError, "--fusion_layers"),
         ({"text": text, "fusion_layers": [2]}, ConfigError, "fusion_layers"),
         ({"patch": text}, ConfigError, "xlm-roberta"),
@@ -344,6 +313,26 @@ def test_what_cannot_be_converted(checkpoints, tmp_path):
         to_hf(tmp_path, target, part="text")
 
 
+def test_what_cannot_be_converted_is_mended_as_advised(checkpoints, tmp_path):
+    text, corpus = str(checkpoints / "text"), [checkpoints / "captions.jsonl.gz"]
+    bpe = shutil.copytree(text, tmp_path / "bpe") / "tokenizer.json"
+    layout = json.loads(bpe.read_text())
+    pieces = {piece: n for n, (piece, _) in enumerate(layout["model"]["vocab"])}
+    layout["model"] = dict(type="BPE", vocab=pieces, merges=[], unk_token="<unk>")
+    bpe.write_text(json.dumps(layout))
+    whole, wide = dict(text=str(bpe.parent)), dict(text=text, image_size=64)
+    for wrong, advice, mended in (
+        (dict(languages=KEPT, text=text), "name its files with --corpus", dict(corpus=corpus)),
+        (wide, "--image_size needs --patch", dict(patch=str(checkpoints / "patch"))),
+        ({}, "name a checkpoint with --text, --patch, or both", dict(text=text)),
+        (whole | dict(corpus=corpus), "leave out --corpus and --languages", dict(corpus=())),
+    ):
+        with pytest.raises((ConfigError, DataError), match=advice):
+            from_hf(tmp_path / "out", **wrong, overwrite=True)
+        from_hf(tmp_path / "out", **wrong | mended, overwrite=True)
+
+
 def test_towers_alone_are_no_model_to_export(converted, tmp_path):
-    with pytest.raises(ConfigError, match="holds masked_lm_head, patch, text, word_bias alone"):
+    alone = "holds masked_lm_head, patch, text, word_bias alone; train a model from it first"
+    with pytest.raises(ConfigError, match=alone):
         to_torch(converted, tmp_path / "out")

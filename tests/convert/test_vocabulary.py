@@ -203,7 +203,7 @@ def test_vocabularies_and_corpora_that_cannot_be_cut():
         with pytest.raises(DataError, match=type(model).__name__):
             cut_vocabulary(Tokenizer(backend, LENGTH), ["a"])
     for texts in ([], ["", ""]):
-        with pytest.raises(DataError, match="the corpus holds no text"):
+        with pytest.raises(DataError, match="the corpus holds no text; name other files"):
             cut_vocabulary(trained(), texts)
     with pytest.raises(DataError, match="min_count=0"):
         cut_vocabulary(trained(), ["a"], 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,5 +71,8 @@ def test_the_base_configuration_trains_on_any_kinds_and_up_to_64_devices(tmp_pat
     ],
 )
 def test_shares_that_leave_no_rows_are_named(size, shares, kinds, named):
-    with pytest.raises(DataError, match=named):
+    with pytest.raises(DataError, match=named) as refused:
         batch_rows(size, ConfigDict(shares), kinds)
+    if lacking := re.search(r"(\w+); make it larger, or set that share to 0", str(refused.value)):
+        assert all(batch_rows(2 * size, ConfigDict(shares), kinds).values())
+        assert all(batch_rows(size, ConfigDict(shares | {lacking[1]: 0.0}), kinds).values())

@@ -33,8 +33,6 @@ from tests.data.files import (
 )
 
 FORMATS = ("captions", "descriptions", "regions", "parallel")
-
-
 MADE = dict(zip(FORMATS, (captioned, described, regions, sentences), strict=True))
 
 
@@ -139,11 +137,12 @@ def test_images_as_paths_plain_and_gzipped(tmp_path):
     for name in ("x.jsonl", "x.jsonl.gz"):
         file = write(tmp_path / name, line, line)
         rows = read(file, root=root)
-        assert [colour(row) for row in rows] == [9, 9] and ImageTextSource(
-            rows, "strict"
-        ).groups == 1
+        assert [colour(row) for row in rows] == [9, 9]
+        assert ImageTextSource(rows, "strict").groups == 1
         source = read(file, "regions", root=root)
         assert [colour(record) for record in source] == [9, 9] and source.groups == 3
+    with pytest.raises(DataError, match="set root in the config if this is a path"):
+        read(tmp_path / "x.jsonl")
     skips = Skips(limit=1.0)
     names = ("../x.jsonl", "b.png", 3, "/etc/passwd", "")
     file = write(tmp_path / "y", line, *(line | {"binary": name} for name in names))
@@ -155,8 +154,9 @@ def test_images_as_paths_plain_and_gzipped(tmp_path):
 def test_images_within_gzip_files_are_refused(tmp_path):
     file = write(tmp_path / "x.jsonl.gz", captioned(), regions())
     for format in ("captions", "regions"):
-        with pytest.raises(DataError, match=r"x.jsonl.gz:\d: "):
+        with pytest.raises(DataError, match=r"x.jsonl.gz:\d: .*; unpack it"):
             read(file, format)
+        assert read(write(tmp_path / "x.jsonl", MADE[format]()), format)
 
 
 def test_descriptions_are_in_the_language_that_the_config_names(tmp_path):
@@ -342,7 +342,7 @@ def test_invalid_settings_and_missing_files_are_named(tmp_path):
     }.items():
         with pytest.raises(ConfigError, match=rf"^x\b.*{name}"):
             CCLMSource.parse(dict(path="x", format="captions") | values, "x")
-    with pytest.raises(DataError, match="gone: no such file"):
+    with pytest.raises(DataError, match="gone: no such file or folder; correct path in the config"):
         read(tmp_path / "gone")
-    with pytest.raises(DataError, match="no line to use"):
+    with pytest.raises(DataError, match="no line to use; check path"):
         read(tmp_path)

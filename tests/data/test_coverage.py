@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from rc3_jax.data.coverage import Coverage, check_languages, coverage_lines, text_coverage
+from rc3_jax.data.coverage import check_languages, coverage_lines, text_coverage
 from rc3_jax.data.record import DataError
 from rc3_jax.data.text import clean_caption
 from rc3_jax.data.tokenizer import from_json, train_tokenizer
@@ -67,7 +67,10 @@ def test_what_cannot_be_raised_is_not_advised(tokenizer):
 def test_unknown_languages_of_a_vocabulary_are_warned_of(tokenizer):
     lines = coverage_lines(text_coverage(tokenizer, TEXTS), 12)
     assert [name for name in TEXTS if name in lines[0]] == list(TEXTS)
-    assert any(line.startswith("warning: ru") and "data.tokenizer" in line for line in lines)
+    [warning] = [line for line in lines if line.startswith("warning: ru")]
+    assert "use a model whose vocabulary (data.tokenizer) was made from this language" in warning
+    more = train_tokenizer([*TEXTS["en"], *TEXTS["ru"]] * 20, 300, 12)
+    assert "unknown to" not in " ".join(coverage_lines(text_coverage(more, TEXTS), 12))
 
 
 @pytest.mark.parametrize(
@@ -105,6 +108,10 @@ def test_texts_that_lose_words_when_they_are_cleaned_are_counted_and_warned_of(t
 
 
 def test_both_settings_are_named_where_the_model_has_no_room(tokenizer):
-    coverage = {"en": Coverage(10, 0.5, 0.0)}
-    _, warning = coverage_lines(coverage, 60, room=60, room_setting="model.text.max_positions")
-    assert "data.max_length and model.text.max_positions" in warning
+    def warnings(length, room):
+        coverage = text_coverage(tokenizer.with_length(length), {"en": TEXTS["en"]})
+        return coverage_lines(coverage, length, room=room, room_setting="model.text.max_positions")
+
+    _, warning = warnings(12, 12)
+    assert "raise data.max_length and model.text.max_positions" in warning
+    assert len(warnings(60, 60)) == 1

@@ -17,13 +17,13 @@ from rc3_jax.data.corpus import Corpus, run_tokenizer
 from rc3_jax.data.example import (
     caption_groups,
     evaluation_row,
-    example_batch,
     region_row,
     training_row,
 )
 from rc3_jax.data.image import resize
 from rc3_jax.data.kinds import language_pairs
 from rc3_jax.data.record import BadRecord, Element, Record
+from rc3_jax.data.shapes import example_batch
 from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import train_tokenizer
 from tests.data.files import boxes
@@ -144,8 +144,15 @@ def test_each_visual_part_is_dropped_with_its_chance_and_never_both(tokenizer):
     patches, regions = (np.array([row[f"use_{p}"] for row in rows]) for p in ("patches", "regions"))
     assert patches.dtype == regions.dtype == bool and np.all(patches | regions)
     assert _at_chance(np.sum(~patches), 2000, 0.15) and _at_chance(np.sum(~regions), 2000, 0.15)
-    rows = [_row(_record(), tokenizer, number=i) for i in range(50)]
-    assert all(row["use_patches"] and row["use_regions"] for row in rows)
+
+
+@pytest.mark.parametrize("form", ["patches", "regions"])
+def test_training_may_show_one_visual_form_alone(tokenizer, form):
+    config = _config(**{"data.modality_dropout": 0.5, "data.visual_forms": form})
+    rows = [_row(_record(), tokenizer, config, i) for i in range(20)]
+    for name in ("patches", "regions"):
+        assert {bool(row[f"use_{name}"]) for row in rows} == {name == form}
+    assert _row(_record(boxes=None), tokenizer, config)["use_patches"]  # it has nothing else
 
 
 def test_rows_without_regions_keep_their_patches(tokenizer):

@@ -114,7 +114,6 @@ def test_region_features_are_read_with_the_record(root):
 @pytest.mark.parametrize(
     ("bad", "named"),
     [
-        (line(image="images/none.png"), "image 'images/none.png' is missing in .*root"),
         (line(image="images"), "image 'images' is missing"),
         (line(image="../../../etc/passwd"), "image .* leads out of"),
         (line(image="/etc/passwd"), "image .* leads out of"),
@@ -123,27 +122,21 @@ def test_region_features_are_read_with_the_record(root):
         (line(image="x" * 5000), "image .* is missing"),
         (line(image=""), "image '' is missing"),
         (line(image=7), "image"),
-        ({"captions": {"en": "A dog."}}, "image"),
-        (line(captions=None), "captions"),
         (line(captions={"en": []}), "captions"),
         (line(captions={"en": ["A dog.", ""]}), r"captions\['en'\]\[1\]"),
-        (line(translations={"en": ["A.", "B."], "de": "C."}), "translations"),
         (line(boxes_xyxy=[[True, 0, 5, 5]]), "boxes_xyxy"),
         (line(boxes_xyxy=[[10**400, 0, 5, 5]]), "boxes_xyxy"),
         (line(width=10**400, height=20), "width"),
         (b'{"image": "images/a.png", "captions": {"en": "a", "en": "b"}}', "JSON"),
         (line(captions={"en": "\u200b"}), r"captions\['en'\]"),
         (line(captions={"en": "."}), r"captions\['en'\]"),
-        (line(captions={"en": "a dog " * 9000}), r"captions\['en'\]"),
         (line(boxes_xywh=[[5, 5, 10]]), r"boxes_xywh\[0\]"),
         (line(boxes_xyxy="x"), "boxes_xyxy"),
         (line(boxes_xyxy=[[0, 0, 5, 5]], boxes_xywh=[[0, 0, 5, 5]]), "boxes_xyxy, boxes_xywh"),
-        (line(width=40), "width and height"),
         (line(width="40", height=20), "width"),
         (line(width=40, height=0), "height"),
         (line(region_features="../a.npz"), "region_features .* leads out of"),
         (line(region_features="a.npz"), "region_features 'a.npz' is missing"),
-        (b"null", "JSON"),
     ],
 )
 def test_a_bad_line_is_skipped_and_named(root, bad, named):
@@ -156,6 +149,33 @@ def test_a_bad_line_is_skipped_and_named(root, bad, named):
     skips = Skips(limit=0.5)
     assert len(read(root, line(), bad, skips=skips)) == 1
     assert list(skips.reasons) == [f"{root / 'captions.jsonl'}:2"]
+
+
+TWO, LONG = line(translations={"en": ["A.", "B."]}), line(captions={"en": "a " * 1001})
+
+
+@pytest.mark.parametrize(
+    ("bad", "advice", "mended"),
+    [
+        (line(image="new.png"), "add the file", line(image="new.png")),
+        (line(image="/a.png"), "paths relative to that folder", line(image="images/a.png")),
+        ({"captions": {"en": "A."}}, "image is missing; add it", line()),
+        (line(captions=None), "give captions or translations", line(translations={"en": "A."})),
+        (line(captions={"en": ["A.", "!"]}), "write it, or remove it", line(captions={"en": "A."})),
+        (LONG, "shorten", line(captions={"en": "a " * 1000})),
+        (LONG, "or split it", line(captions={"en": ["a " * 501, "a"]})),
+        (TWO, "give one", line(translations={"en": "B."})),
+        (TWO, "call them captions", line(captions={"en": ["A.", "B."]})),
+        (line(width=40), "both be given", line(width=40, height=20)),
+        (b"[]", r"write {\.\.\.}", line()),
+        (b"{}, {}", "write one object a line", line()),
+    ],
+)
+def test_a_bad_line_is_mended_as_advised(root, bad, advice, mended):
+    with pytest.raises(DataError, match=advice):
+        read(root, bad)
+    (root / "new.png").write_bytes(png())
+    assert len(read(root, mended)) == 1
 
 
 @pytest.mark.parametrize(
@@ -225,13 +245,19 @@ def test_names_do_not_lead_out_of_the_root_and_links_in_it_are_followed(root):
 
 
 def test_missing_or_empty_files_are_named(root):
-    source = FolderSource(captions="none.jsonl", root=str(root), train_split="", heldout_split="")
-    with pytest.raises(DataError, match="none.jsonl: cannot be read"):
-        source.read([None], Skips())
-    with pytest.raises(DataError, match="nowhere: no such folder"):
-        source.model_copy(update={"root": "nowhere"}).read([None], Skips())
-    with pytest.raises(DataError, match="captions.jsonl: no line"):
-        read(root, b"")
+    file = str(write(root / "captions.jsonl", line(split="train")))
+    source = FolderSource(captions=file, root=str(root), train_split="train", heldout_split="")
+    for wrong, advice in (
+        (dict(captions="none.jsonl"), "none.jsonl: cannot be read .*; check the path in"),
+        (dict(root="nowhere"), "nowhere: no such folder of images; correct root in the config"),
+        (dict(train_split="val"), "no line of split 'val'; add some, or change the split"),
+    ):
+        changed = source.model_copy(update=wrong)
+        with pytest.raises(DataError, match=advice):
+            changed.read([changed.train_split], Skips())
+    assert len(source.read(["train"], Skips())[0]) == 1
+    write(root / "captions.jsonl", line(split="val"))
+    assert len(changed.read(["val"], Skips())[0]) == 1
 
 
 def _shared(folder, name) -> FolderSource:

@@ -14,32 +14,25 @@ from rc3_jax.data.corpus import open_corpus, run_tokenizer
 from rc3_jax.data.groups import _BETWEEN_WORDS, KeyLists, link_groups, text_key
 from rc3_jax.data.record import Skips
 from rc3_jax.data.stream import make_batches
-from tests.data.files import png, write
+from rc3_jax.objectives.batching import interleave
+from rc3_jax.objectives.contrastive import have_in_common
+from rc3_jax.objectives.terms import Comparison, Encoded
+from tests.data.files import TEXTS, captioned, png, write
 from tests.tiny import tiny_config
 
 WORDS = st.lists(st.sampled_from("abcdefgh"), max_size=2)
-ROWS = st.lists(st.tuples(st.sampled_from([None, 1, 2, 3, 4]), WORDS, WORDS), max_size=8)
+ROWS = st.lists(st.tuples(st.sampled_from([None, 1, 2, 3, 4]), WORDS), max_size=8)
 
 
-def _by_hand(rows: list, count: int) -> list[int]:
+def _joined(rows: list, alike) -> list[int]:
     """The smallest number of each row's component, joined pair by pair until nothing changes."""
-    group = list(range(count))
-
-    def join(one: int, other: int) -> None:
-        low, high = sorted((group[one], group[other]))
-        group[:] = [low if g == high else g for g in group]
-
-    for i, (image, said, _) in enumerate(rows):
-        for j, (other, also, _) in enumerate(rows):
-            if (image is not None and image == other) or set(said) & set(also):
-                join(i, j)
-    target = {}
-    for i, (_, said, _) in enumerate(rows):
-        for text in said:
-            captioned = [j for j, row in enumerate(rows) if text in row[2]]
-            if captioned:
-                target.setdefault(group[i], group[captioned[0]])
-    return [target.get(g, g) for g in group]
+    group = list(range(len(rows)))
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows):
+            if alike(one, other):
+                low, high = sorted((group[i], group[j]))
+                group = [low if g == high else g for g in group]
+    return group
 
 
 @given(first=ROWS, second=ROWS)
@@ -47,13 +40,21 @@ def test_linked_groups_are_those_joined_by_hand(first, second):
     parts, offset = [], 0
     for rows in (first, second):
         lists = KeyLists()
-        for group, (image, sentences, captions) in enumerate(rows):
-            is_parallel = image is None
-            lists.add(group, image, sentences * is_parallel, captions * (not is_parallel))
+        for group, (image, texts) in enumerate(rows):
+            lists.add(group, image, texts)
         parts.append((lists.keys(), offset))
         offset += len(rows)
-    rows = [(i, said * (i is None), about * (i is not None)) for i, said, about in first + second]
-    assert link_groups(parts, offset).tolist() == _by_hand(rows, offset)
+    rows = first + second
+    links = link_groups(parts, offset)
+
+    def alike(one, other) -> bool:
+        (image, texts), (of_other, also) = one, other
+        if image is None and of_other is None:
+            return not set(texts).isdisjoint(also)
+        return image == of_other
+
+    assert links.groups.tolist() == _joined(rows, alike)
+    assert links.sentences.tolist() == _joined(rows, lambda a, b: not {*a[1]}.isdisjoint(b[1]))
 
 
 @pytest.mark.parametrize(
@@ -102,27 +103,51 @@ def test_no_two_rows_about_one_thing_have_different_groups(tmp_path):
     config.update(steps=100, batch_size=16)
     config.batch_mix.update(strict=1.0, weak=0.0, parallel=1.0)
     corpus = open_corpus(config, Skips())
-    group_of: dict[str, set[int]] = {}  # of each image, and of each sentence in parallel text
-    texts_of: dict[int, set[str]] = {}  # of images
-    for kind, pool in corpus.pools.items():
-        for index in range(len(pool)):
-            record, [group] = pool[index]
-            said = {text.casefold() for texts in record.texts.values() for text in texts}
-            for about in said if kind == "parallel" else [str(record.image)]:
-                group_of.setdefault(about, set()).add(int(group))
-            if kind != "parallel":
-                texts_of.setdefault(int(group), set()).update(said)
-    assert all(len(groups) == 1 for groups in group_of.values())
-    assert len(texts_of) == 25  # a group an image
-    shared = set.union(*texts_of.values()) & group_of.keys()
-    assert len(shared) == 15
-    for text in shared:
-        [group] = group_of[text]
-        assert text in texts_of[group]
-    drawn = set()
-    for batch in make_batches(corpus.pools, run_tokenizer(config, corpus, None), config, Skips()):
-        drawn |= set(np.concatenate([rows["groups"] for rows in batch.values()]).tolist())
-    assert drawn == set.union(*group_of.values())
+    tokenizer, image_of = run_tokenizer(config, corpus, None), {}
+    for index in range(len(strict := corpus.pools["strict"])):
+        record, (group, _) = strict[index]
+        assert image_of.setdefault(int(group), record.image) == record.image
+    assert len(image_of) == 25
+
+    def sentence(ids) -> int:
+        """Those of which `moon` is a translation are the first."""
+        word, _, number = tokenizer.decode(ids).casefold().partition(" ")
+        return int(number or 1) // (2 if word in ("stern", "étoile") else 1)
+
+    pairs = 0
+    for batch in make_batches(corpus.pools, tokenizer, config, Skips()):
+        encoded = Encoded(None, batch, Comparison(equal_texts_match=False))
+        known = encoded.groups(("strict", "parallel"), "a", "b")
+        said = interleave([np.array([*map(sentence, of["ids_a"])]) for of in batch.values()])
+        images = interleave([batch["strict"]["groups"], -1 - np.arange(8)])
+        same = (said[:, None] == said) | (images[:, None] == images)
+        np.testing.assert_array_equal(have_in_common(known, known), same)
+        pairs += (same.sum() - len(same)) // 2
+    assert pairs > 100
+
+
+@pytest.mark.parametrize("by, images", [("path", 3), ("content", 1)])
+def test_copies_of_a_file_are_one_image_where_their_bytes_tell(tmp_path, by, images):
+    """Two folders with a copy each, and a line that holds the third."""
+    config, sources = tiny_config(), {}
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        lines = []
+        for split, red in (("train", 1), ("val", 2)):
+            (tmp_path / name / f"{split}.png").write_bytes(png(red))
+            lines.append(dict(image=f"{split}.png", split=split, translations=TEXTS))
+        sources[name] = dict(
+            type="folder",
+            captions=str(write(tmp_path / name / "captions.jsonl", *lines)),
+            root=str(tmp_path / name),
+            train_split="train",
+            heldout_split="val",
+            image_identity=by,
+        )
+    file = str(write(tmp_path / "lines.jsonl", captioned(1)))
+    config.data.sources = sources | dict(c=dict(type="cclm", format="captions", path=file))
+    pool = open_corpus(config, Skips()).pools["strict"]
+    assert len(pool) == 3 and len({int(pool[n][1][0]) for n in range(3)}) == images
 
 
 @given(

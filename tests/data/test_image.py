@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import struct
 import zlib
 
@@ -58,18 +59,24 @@ def _ramp(white: float, dtype: type) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("white", "dtype"),
-    [(1, np.float32), (255, np.float32)] + [(255, np.int32), (65535, np.int32), (65535, np.uint16)],
+    [(1, np.float32), (255, np.float32)]
+    + [(white, kind) for white in (255, 65535) for kind in (np.int32, np.uint16)],
 )
 def test_deep_pictures_keep_their_brightness(white, dtype):
     pixels = image.decode(encoded(Image.fromarray(_ramp(white, dtype)), "TIFF"), "here")
     np.testing.assert_allclose(pixels[..., 0], _ramp(255, float), atol=1)
 
 
-@pytest.mark.parametrize("ramp", [_ramp(700, np.float32), _ramp(2e9, np.int32)])
+@pytest.mark.parametrize(
+    "ramp", [_ramp(w, t) for w, t in ((700, np.float32), (1.02, np.float32), (2e9, np.int32))]
+)
 def test_deep_pictures_of_no_known_range_are_bad_records(ramp):
     for wrong in (ramp, ramp - 1, np.where(ramp > 0, np.nan, ramp).astype(np.float32)):
-        with pytest.raises(BadRecord, match="here: .*brightness"):
+        with pytest.raises(BadRecord, match="here: .*brightness") as refused:
             image.decode(encoded(Image.fromarray(wrong), "TIFF"), "here")
+        most, mode = re.search(r"scale it to 0…(\d+) in mode (\w+)", str(refused.value)).groups()
+        scaled = (ramp / ramp.max() * int(most)).astype(dict(F="f4", I="i4")[mode])
+        image.decode(encoded(Image.fromarray(scaled), "TIFF"), "here")
 
 
 def test_palette_with_transparency_and_print_colours():
@@ -139,8 +146,10 @@ def test_header_that_claims_a_huge_image_is_refused_unread(side, tmp_path):
 def test_a_huge_file_is_refused_unread(tmp_path):
     (tmp_path / "huge.jpg").write_bytes(encoded(photograph(), "JPEG"))
     os.truncate(tmp_path / "huge.jpg", image.MAX_FILE_BYTES + 1)
-    with pytest.raises(BadRecord, match=r"^captions:7: .*huge.jpg: .*too large"):
+    with pytest.raises(BadRecord, match=r"^captions:7: .*huge.jpg: .*too large.*make it smaller"):
         image.decode(tmp_path / "huge.jpg", "captions:7")
+    os.truncate(tmp_path / "huge.jpg", 2**20)
+    image.decode(tmp_path / "huge.jpg", "captions:7")
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.97])
@@ -153,9 +162,12 @@ def test_truncated_jpeg_is_a_bad_record(share, tmp_path):
 
 def test_other_files_are_bad_records(tmp_path):
     (tmp_path / "page.jpg").write_text("<html>404</html>")
-    with pytest.raises(BadRecord, match="page.jpg: image cannot be decoded"):
+    with pytest.raises(BadRecord, match="page.jpg: image cannot be decoded") as refused:
         image.image_frame(tmp_path / "page.jpg", "captions:7")
-    with pytest.raises(BadRecord, match="gone.jpg: image is missing"):
+    for kind in re.search(r"a complete file of type ([\w, ]+)", str(refused.value))[1].split(", "):
+        (tmp_path / "page.jpg").write_bytes(encoded(photograph(), kind))
+        assert image.decode(tmp_path / "page.jpg", "").shape == (60, 90, 3)
+    with pytest.raises(BadRecord, match="gone.jpg: image is missing; restore the file or remove"):
         image.decode(tmp_path / "gone.jpg", "captions:7")
     with pytest.raises(BadRecord, match="cannot be decoded"):
         image.decode(tmp_path, "captions:7")

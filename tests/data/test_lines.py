@@ -75,11 +75,40 @@ def test_a_file_that_changes_is_noticed(tmp_path):
     lines, _ = _read(path)
     path.write_text("one\ntow\nthree\n")
     assert lines[0].read_line() == "one"
-    with pytest.raises(BadRecord, match="x:2: .*changed"):
+    with pytest.raises(BadRecord, match="x:2: .*changed since the start; start again"):
         lines[1].read_line()
-    path.unlink()
-    with pytest.raises(BadRecord, match="x:2: cannot be read any more"):
+    lines, _ = _read(path)
+    assert lines[1].read_line() == "tow"
+    path.rename(tmp_path / "y")
+    with pytest.raises(BadRecord, match="x:2: cannot be read any more .*; restore the file"):
         lines[1].read_line()
+    (tmp_path / "y").rename(path)
+    assert lines[1].read_line() == "tow"
+
+
+ICONV = ["iconv", "-f", "ISO-8859-1", "-t", "UTF-8"]
+
+
+@pytest.mark.parametrize(
+    ("data", "advice", "mended"),
+    [
+        (b"\xe9", "convert the file with iconv", lambda p: subprocess.check_output([*ICONV, p])),
+        (b"a" * (2**20 + 1), "split it", lambda p: b"a" * 2**19 + b"\na"),
+        (gzip.compress(b"one")[:9], "download it again", lambda p: b"one"),
+    ],
+    ids=["not UTF-8", "a long line", "a file cut short"],
+)
+def test_a_file_that_cannot_be_read_is_mended_as_advised(tmp_path, data, advice, mended):
+    def check():
+        for _, line in read_lines(tmp_path / "x"):
+            if isinstance(line, BadRecord):
+                raise line
+
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises((BadRecord, DataError), match=advice):
+        check()
+    (tmp_path / "x").write_bytes(mended(tmp_path / "x"))
+    check()
 
 
 def test_lines_may_be_added_to_a_file_that_does_not_end_in_one(tmp_path):
@@ -105,6 +134,8 @@ def test_a_folder_for_temporary_files_that_is_missing_is_named(tmp_path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
     with pytest.raises(DataError, match=r"x\.gz: cannot be unpacked to .*none .*TMPDIR"):
         _read(tmp_path / "x.gz")
+    (tmp_path / "x").write_bytes(b"one")  # unpacked
+    assert _read(tmp_path / "x")[1] == ["one"]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert _read(tmp_path / "x.gz")[1] == ["one"]
 

@@ -60,8 +60,9 @@ def test_unusable_lines_are_skipped_with_their_translations(files, line):
 def test_wrong_files_are_named(files, tmp_path):
     paths = files(en=["A.", "B.", "C."], de=["A."])
     message = f"{paths['en']} has 3 lines, {paths['de']} has 1 lines"
-    with pytest.raises(DataError, match=re.escape(message)):
+    with pytest.raises(DataError, match=f"{re.escape(message)}; line n of each must translate"):
         read_parallel(paths, Skips())
+    assert len(read_parallel(files(en=["A."], de=["A."]), Skips())) == 1
     with pytest.raises(DataError, match="none.txt: cannot be read"):
         read_parallel(paths | {"de": str(tmp_path / "none.txt")}, Skips())
     with pytest.raises(DataError, match="train.en.txt, .*train.de.txt: .* empty"):

@@ -48,8 +48,9 @@ def test_padding_keeps_the_first_visible_regions_in_order(visible, count, with_f
 
 def test_features_that_do_not_fit_are_bad_records():
     boxes, features = some_regions(3)
-    with pytest.raises(BadRecord, match=r"a:1: .*\[3, 5\].*model.roi.feature_size=2048"):
+    with pytest.raises(BadRecord, match=r"a:1: .*\[3, 5\].*feature_size=2048; set that to the det"):
         pad_regions(boxes, features, None, 36, 2048, "a:1")
+    pad_regions(boxes, features, None, 36, 5, "a:1")
     with pytest.raises(BadRecord, match=r"\[2, 5\] for 3 boxes"):
         pad_regions(boxes, features[:2], None, 36, 5)
 
@@ -204,10 +205,11 @@ def test_region_files_that_make_no_sense_are_bad_records(arrays, named, tmp_path
 
 def test_damaged_and_oversized_region_files_are_bad_records(tmp_path):
     path = tmp_path / "r.npz"
-    with pytest.raises(BadRecord, match="r.npz: region file is missing"):
+    with pytest.raises(BadRecord, match="r.npz: region file is missing; extract the features anew"):
         load_region_file(path, "a:1")
     boxes, features = some_regions(4)
     np.savez(path, boxes=boxes, features=features, width=1, height=1)
+    load_region_file(path, "a:1")
     sound = path.read_bytes()
     for damaged in (b"", b"no zip", sound[:200], sound[:100] + b"\0" * 99 + sound[199:]):
         path.write_bytes(damaged)

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from rc3_jax.data.corpus import open_corpus, run_tokenizer
-from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.kinds import KINDS
 from rc3_jax.data.record import BadRecord, DataError, Skips
+from rc3_jax.data.shapes import abstract_batch
 from rc3_jax.data.sources.images import ImageRow, ImageRows, ImageTextSource
 from rc3_jax.data.stream import ConcatSource, iterate, make_batches
 from rc3_jax.scenes.languages import LANGUAGES
@@ -60,7 +60,7 @@ def test_every_kind_has_the_rows_and_fields_that_are_promised(corpus, tokenizer)
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batches[step])
         assert list(batches[step]) == list(KINDS)
         assert shapes == abstract_batch(config, dict.fromkeys(KINDS, 4))
-    assert shapes["captioned"].keys() == shapes["strict"].keys() - {"ids_b"}
+    assert shapes["captioned"].keys() == shapes["strict"].keys() - {"ids_b", "sentences"}
     assert shapes["parallel"]["ids_b"].shape == (4, 40)
     assert shapes["region"]["region_tokens"].shape == (4, 3, 17)
     plain = make_batches(corpus.pools, tokenizer, _config(), Skips())[3]
@@ -68,6 +68,18 @@ def test_every_kind_has_the_rows_and_fields_that_are_promised(corpus, tokenizer)
     assert np.array_equal(
         batches[3]["parallel"]["ids_a"][:, :22], plain["parallel"]["ids_a"][:, :22]
     )
+
+
+def test_weak_rows_tell_the_true_relevance_to_an_objective_that_reads_it(corpus, tokenizer):
+    config = _config(**{"objective.relevance": "true"})
+    batch = make_batches(corpus.pools, tokenizer, config, Skips())[0]
+    plain = make_batches(corpus.pools, tokenizer, _config(), Skips())[0]
+    told = batch["weak"].pop("relevance")
+    assert abstract_batch(config, {"weak": 4})["weak"]["relevance"].shape == told.shape
+    _assert_equal(batch, plain)
+    groups = corpus.pools["weak"]
+    known = {int(of[0]): record.relevance for record, of in (groups[n] for n in range(len(groups)))}
+    np.testing.assert_allclose(told, [known[int(group)] for group in batch["weak"]["groups"]])
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -78,8 +90,10 @@ def test_processes_together_read_what_one_reads(corpus, tokenizer, count):
     for step in (0, 3):
         joined = jax.tree.map(lambda *fields: np.concatenate(fields), *(p[step] for p in parts))
         _assert_equal(joined, whole[step])
-    with pytest.raises(DataError, match="4 strict rows .* 3 processes"):
+    with pytest.raises(DataError, match="4 strict rows .* 3 processes; make them a multiple with"):
         make_batches(*arguments, 0, 3)
+    arguments[2].batch_size = 60
+    make_batches(*arguments, 0, 3)
 
 
 def test_a_run_that_starts_later_or_reads_in_processes_reads_the_same(corpus, tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import shutil
 import sys
 
@@ -161,8 +162,10 @@ def test_one_box_of_each_example_and_an_unknown_class(data_dir):
 )
 def test_mistakes_in_the_config_are_named(data_dir, wrong, named):
     wrong = wrong | {"fields": FIELDS | wrong.get("fields", {})}
-    with pytest.raises(DataError, match="(?s)" + named):
+    with pytest.raises(DataError, match="(?s)" + named) as refused:
         read(**{"data_dir": data_dir} | wrong)
+    right = FIELDS | ({"boxes": None} if "leave it out" in str(refused.value) else {})
+    assert len(read(data_dir, "train[:5]", right)) == 5
 
 
 @pytest.mark.parametrize(
@@ -182,8 +185,16 @@ def test_a_format_without_random_access_is_named(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path, dirs_exist_ok=True)
     [info] = tmp_path.glob("some_pictures/*/dataset_info.json")
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match="(?s)some_pictures: split 'train'.*array_record"):
-        read(tmp_path)
+
+    class Anew(SomePictures):  # registered, as TFDS's own are
+        VERSION = SomePictures.VERSION
+
+    with pytest.raises(DataError, match="(?s)split 'train'.*another folder") as refused:
+        read(tmp_path, builder="anew")
+    call = r"tfds\.builder\('(\w+)', .*file_format='(\w+)'\)\.download_and_prepare"
+    name, kind = re.search(call, str(refused.value)).groups()
+    tfds.builder(name, data_dir=tmp_path / "other", file_format=kind).download_and_prepare()
+    assert len(read(tmp_path / "other", "train[:5]", builder="anew")) == 5
 
 
 def test_reading_takes_no_tensorflow(data_dir):

@@ -193,11 +193,19 @@ def _store_no_model(folder):
         (_store_no_model, "."),
     ],
 )
-def test_what_is_no_vocabulary_is_named_with_its_setting(tmp_path, store, name):
+def test_what_is_no_vocabulary_is_named_with_its_setting(
+    trained, model_file, tmp_path, store, name
+):
     store(tmp_path)
     path = str(tmp_path / name)
-    with pytest.raises(DataError, match=re.escape(f"data.tokenizer.path={path!r}")):
+    with pytest.raises(DataError, match=re.escape(f"data.tokenizer.path={path!r}")) as refused:
         load_tokenizer(path, LENGTH)
+    file, model = re.search(r"give a (\S+), a (\S+), a folder", str(refused.value)).groups()
+    for given, content in (file, trained.to_json().encode()), (model, model_file.read_bytes()):
+        (tmp_path / given[:5]).mkdir()
+        (tmp_path / given[:5] / given).write_bytes(content)
+        for place in (tmp_path / given[:5], tmp_path / given[:5] / given):
+            load_tokenizer(str(place), LENGTH)
 
 
 def test_a_vocabulary_is_trained_once_for_the_same_texts(captions, tmp_path, monkeypatch):
@@ -224,7 +232,8 @@ def test_a_vocabulary_is_trained_once_for_the_same_texts(captions, tmp_path, mon
 
 def test_a_vocabulary_that_cannot_be_trained_is_named_with_its_setting(captions):
     for texts in ([], ["", " \n"]):
-        with pytest.raises(DataError, match=r"data\.sources"):
+        with pytest.raises(DataError, match=r"no captions .*; check data\.sources"):
             train_tokenizer(texts, 100, LENGTH)
-    with pytest.raises(DataError, match=r"data\.tokenizer\.vocab_size=20"):
+    with pytest.raises(DataError, match=r"data\.tokenizer\.vocab_size=20 .*; make it larger"):
         train_tokenizer(captions["zh"], 20, LENGTH)
+    train_tokenizer(captions["zh"], 200, LENGTH)

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from rc3_jax.data.example import example_batch
+from rc3_jax.data.shapes import example_batch
 
 
 def random_params(model, config):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import stats
@@ -14,7 +15,12 @@ from rc3_jax.data.example import stacked, visual_fields
 from rc3_jax.data.record import DataError, Skips
 from rc3_jax.data.tokenizer import PAD_ID
 from rc3_jax.evaluation import evaluate
-from rc3_jax.evaluation.dependence import dependence_scores, shorter_lengths, similarities
+from rc3_jax.evaluation.dependence import (
+    dependence_scores,
+    shorter_lengths,
+    similarities,
+    text_relevance,
+)
 from rc3_jax.models.rc3 import RC3, build_rc3
 from rc3_jax.parallel.mesh import one_device_mesh
 from rc3_jax.scenes.source import SceneRecords
@@ -84,6 +90,19 @@ def test_the_text_relevance_is_judged_by_the_truth_and_by_length():
     related = dependence_scores(_values(rho, text_relevance=rho), truth + 0.1, lengths)
     assert not {"relevance_spearman", "length_spearman"} & unknown.keys()
     assert "unrelated_relevance" not in unknown | related
+
+
+def test_the_relevance_of_texts_can_leave_out_what_all_texts_share():
+    rng = np.random.default_rng(5)
+    truth, texts = rng.random(400), rng.normal(size=(2, 400, 16))
+    texts[1] = truth[:, None] * texts[0] + (1 - truth[:, None]) * texts[1]
+    texts[..., 0] = 2 + 3 * rng.random((2, 400))
+    texts = np.float32(texts / np.linalg.norm(texts, axis=-1, keepdims=True))
+    plain, debiased = (text_relevance(*texts, debias) for debias in (False, True))
+    np.testing.assert_allclose(plain, np.sum(texts[0] * texts[1], axis=1))
+    without = texts - texts.mean(axis=(0, 1))
+    expected = np.sum(without[0] * without[1], axis=1) / np.mean(np.sum(without**2, axis=-1))
+    np.testing.assert_allclose(debiased, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_lengths_of_languages_are_made_comparable():
@@ -169,7 +188,8 @@ def test_similarities_are_those_of_other_texts_and_images(model, params, config,
         "proximity": np.sum(z_a * z_b, axis=1),
         "other_text": np.sum(other_text * z_b, axis=1),
         "other_image": np.sum(other_image * z_b, axis=1),
-        "text_relevance": np.sum(text_a * text_b, axis=1),
+        "text_a": text_a,
+        "text_b": text_b,
     }
     found = jax.jit(
         lambda params, rows: model.apply({"params": params}, rows, method=similarities)
@@ -193,7 +213,8 @@ def evaluator_of(tokenizer, config):
                 "proximity": 1.0 * a,
                 "other_text": a - 2.0,
                 "other_image": a - variables["params"],
-                "text_relevance": 1.0 * b,
+                "text_a": jnp.eye(len(b)) * b,
+                "text_b": jnp.eye(len(b)),
             }
 
     def make(records) -> evaluate.Evaluator:

@@ -14,6 +14,7 @@ from rc3_jax.objectives.matching import (
     negative_weights,
     sample_negatives,
 )
+from rc3_jax.objectives.terms import Comparison, Encoded
 
 
 @pytest.mark.parametrize("floor", [0.0, 0.05])
@@ -43,6 +44,31 @@ def test_negatives_follow_the_softmax_of_similarity(floor, block_size):
         ours /= ours.sum(axis=1, keepdims=True)
         weights = expected
     np.testing.assert_allclose(ours, weights, atol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+@pytest.mark.parametrize("block_size", [None, 3])
+def test_a_share_of_the_rows_draws_at_random(share, block_size):
+    """Also where a row's own candidate, or one negative, has nearly all of the softmax."""
+    rng = np.random.default_rng(1)
+    anchors = jnp.array(rng.normal(size=(6, 4)), jnp.float32)
+    groups, draws, tau = jnp.array([0, 0, 1, 2, 3, 4]), 20_000, jnp.float32(0.2)
+    sampling = Encoded(None, {}, Comparison(random_negatives=share))._sampling(6)
+    sampling = sampling._replace(block_size=block_size)
+    drawn = jax.vmap(
+        lambda key: sample_negatives(key, anchors, anchors, tau, groups, sampling=sampling)
+    )(jax.random.split(jax.random.key(0), draws))
+    places = np.arange(6) // (block_size or 6)
+    allowed = np.array(groups)[:, None] != np.array(groups)[None, :]
+    allowed &= places[:, None] == places[None, :]
+    logits = np.float64(anchors) @ np.float64(anchors).T / 0.2
+    hard = np.where(allowed, np.exp(logits - logits.max(axis=1, keepdims=True)), 0)
+    hard /= hard.sum(axis=1, keepdims=True)
+    random = allowed / allowed.sum(axis=1, keepdims=True)
+    measured = np.stack([np.mean(np.array(drawn) == j, axis=0) for j in range(6)], axis=1)
+    expected = (1 - share) * hard + share * random
+    assert np.all(np.abs(measured - expected) <= 5 * np.sqrt(0.25 / draws))
+    assert np.abs(hard - random).max() > 0.3  # it can be seen
 
 
 @settings(max_examples=50, deadline=None)

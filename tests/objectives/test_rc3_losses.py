@@ -14,7 +14,7 @@ from rc3_jax.objectives.batching import interleave
 from rc3_jax.objectives.contrastive import info_nce
 from rc3_jax.objectives.matching import has_negative, matching_loss, sample_negatives
 from rc3_jax.objectives.rc3 import RC3Objective, rc3_losses
-from rc3_jax.objectives.relevance import ScaleSettings, weak_contrast
+from rc3_jax.objectives.relevance import ScaleSettings, debiased, weak_contrast
 from tests.training.test_step import prepared
 
 PAIRS = ("strict", "weak")
@@ -37,7 +37,7 @@ def slow_losses(model, params, batch, key):
         return jnp.concatenate([batch[kind][field] for kind in PAIRS])
 
     tau = {name: params[f"temperature_{name}"] for name in ("image_text", "text_text", "fused")}
-    rows = {name: both(name) for name in batch["strict"] if "ids" not in name}
+    rows = {name: both(name) for name in batch["weak"] if "ids" not in name}
     visual = call(RC3.encode_visual, rows)
     ids_a, ids_b, groups = both("ids_a"), both("ids_b"), both("groups")
     vector = {k: call(RC3.encode_text, ids)[1] for k, ids in (("a", ids_a), ("b", ids_b))}
@@ -84,12 +84,13 @@ def slow_losses(model, params, batch, key):
     terms["xvtcl"] = info_nce(
         z_a[head], z_b[head], tau["fused"], groups[head], same_image=[s[head] for s in same]
     )
+    texts = debiased(vector["a"][tail], vector["b"][tail])
     terms |= weak_contrast(
         ("weighted", "hinge"),
         z_a[tail],
         z_b[tail],
-        vector["a"][tail],
-        vector["b"][tail],
+        texts,
+        jnp.sum(texts[0] * texts[1], axis=1),
         tau["fused"],
         None,
         groups[tail],

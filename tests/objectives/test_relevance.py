@@ -9,6 +9,7 @@ from rc3_jax.objectives.contrastive import info_nce, soft_cross_entropy
 from rc3_jax.objectives.rc3 import RC3Objective
 from rc3_jax.objectives.relevance import (
     ScaleSettings,
+    debiased,
     ramp,
     relevance_weights,
     weak_contrast,
@@ -27,7 +28,12 @@ def vectors():
 
 
 def terms(forms, vectors):
-    return weak_contrast(forms, *vectors, TAU, None, GROUPS, None, SCALES)
+    return weak_contrast_of(forms, *vectors)
+
+
+def weak_contrast_of(forms, z_a, z_b, text_a, text_b, groups=GROUPS):
+    own = jnp.sum(text_a * text_b, axis=1)
+    return weak_contrast(forms, z_a, z_b, (text_a, text_b), own, TAU, None, groups, None, SCALES)
 
 
 def test_forms_are_what_the_method_says(vectors):
@@ -36,10 +42,16 @@ def test_forms_are_what_the_method_says(vectors):
     plain = info_nce(vectors[0], vectors[1], TAU, GROUPS)
     weights = np.clip(own, 0, 1) / np.clip(own, 0, 1).mean()
     weighted = info_nce(vectors[0], vectors[1], TAU, GROUPS, jnp.array(weights, jnp.float32))
+    ranks = np.array([sorted(own).index(value) + 0.5 for value in own]) / 3
+    ranked = info_nce(vectors[0], vectors[1], TAU, GROUPS, jnp.array(ranks, jnp.float32))
+    upper = jnp.array(own >= np.median(own), jnp.float32) * 2
+    top = info_nce(vectors[0], vectors[1], TAU, GROUPS, upper)
     cross, entropy = soft_cross_entropy(vectors[0], vectors[1], TAU, vectors[2], vectors[3], 0.1)
     expected = {
         ("none",): {"xvtcl_weak": plain},
         ("weighted",): {"xvtcl_weak": weighted},
+        ("ranked",): {"xvtcl_weak": ranked},
+        ("top", "mse"): {"xvtcl_weak": top, "mse": np.mean((proximity - own) ** 2)},
         ("soft",): {"soft": 0.3 * cross},
         ("kl",): {"xvtcl_weak": plain, "kl": cross - entropy},
         ("mse",): {"xvtcl_weak": plain, "mse": np.mean((proximity - own) ** 2)},
@@ -58,9 +70,7 @@ def test_forms_are_what_the_method_says(vectors):
 @pytest.mark.parametrize("forms", [("weighted", "hinge"), ("soft",), ("mse",), ("kl",)])
 def test_no_gradient_reaches_the_relevance(vectors, forms):
     def total(text_a, text_b):
-        values = weak_contrast(
-            forms, vectors[0], vectors[1], text_a, text_b, TAU, None, GROUPS, None, SCALES
-        )
+        values = weak_contrast_of(forms, vectors[0], vectors[1], text_a, text_b)
         return sum(values.values())
 
     for gradient in jax.grad(total, argnums=(0, 1))(vectors[2], vectors[3]):
@@ -68,22 +78,40 @@ def test_no_gradient_reaches_the_relevance(vectors, forms):
 
 
 def test_irrelevant_pairs_weigh_nothing_and_the_others_one_on_average():
-    assert float(relevance_weights(jnp.array([-1.0, 0.5, 1.0]))[0]) == 0.0
-    assert float(relevance_weights(jnp.array([-1.0, 0.5, 1.0])).mean()) == pytest.approx(1.0)
-    assert not np.any(relevance_weights(jnp.array([-1.0, -0.5])))
+    weights = relevance_weights(jnp.array([-1.0, 0.5, 1.0]), "weighted")
+    assert float(weights[0]) == 0.0
+    assert float(weights.mean()) == pytest.approx(1.0)
+    assert not np.any(relevance_weights(jnp.array([-1.0, -0.5]), "weighted"))
+
+
+def test_debiased_products_are_similarities_less_those_to_any_text(vectors):
+    """The similarity of two texts, less the mean of each to all texts, in units of a text's own."""
+    common = np.array([2.0, 1, 0, 0, 0])
+    texts = np.array(vectors[2:], np.float64) + common  # all resemble one another
+    every = texts.reshape(12, 5)
+    products = every @ every.T
+    means = products.mean(axis=0)
+    centred = products - means - means[:, None] + products.mean()
+    expected = centred[:6, 6:] / np.diag(centred).mean()
+    text_a, text_b = debiased(*jnp.array(texts, jnp.float32))
+    np.testing.assert_allclose(text_a @ text_b.T, expected, atol=1e-5)
+    same = debiased(jnp.ones((3, 2)), jnp.ones((3, 2)))
+    assert not np.any(same)  # texts that do not differ share nothing in particular
 
 
 def test_hinge_acts_only_above_relevance_and_margin():
     z = jnp.eye(3)[:2]
     text_a, text_b = jnp.eye(3)[:2], jnp.stack([jnp.eye(3)[0], jnp.eye(3)[2]])
-    value = weak_contrast(("hinge",), z, z, text_a, text_b, TAU, None, jnp.arange(2), None, SCALES)[
-        "hinge"
-    ]
+    value = weak_contrast_of(("hinge",), z, z, text_a, text_b, jnp.arange(2))["hinge"]
     assert float(value) == pytest.approx((0 + (1 - 0 - 0.1)) / 2)
 
 
 @pytest.mark.parametrize(
-    "forms", [(), ("kll",), ("none", "hinge"), ("off", "mse"), ("soft", "weighted"), ("soft", "kl")]
+    "forms",
+    [
+        *[(), ("kll",), ("none", "hinge"), ("off", "mse"), ("soft", "weighted"), ("soft", "kl")],
+        *[("ranked", "soft"), ("ranked", "top"), ("weighted", "ranked", "mse")],
+    ],
 )
 def test_meaningless_forms_are_refused(forms):
     with pytest.raises(ConfigError, match=r"objective.*regularizer"):
@@ -98,3 +126,5 @@ def test_sensible_forms_are_accepted(forms):
 def test_ramp_rises_from_zero_to_one():
     assert [float(ramp(jnp.int32(s), 10)) for s in (0, 5, 10, 99)] == [0.0, 0.5, 1.0, 1.0]
     assert float(ramp(jnp.int32(0), 0)) == 1.0
+    assert [float(ramp(jnp.int32(s), 10, 4)) for s in (3, 4, 9, 14)] == [0.0, 0.0, 0.5, 1.0]
+    assert [float(ramp(jnp.int32(s), 0, 4)) for s in (3, 4)] == [0.0, 1.0]

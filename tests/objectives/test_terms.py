@@ -170,3 +170,27 @@ ALL = (
     *(f"text.{name}" for name in ("contrast", "matching", "masked_lm")),
     *(f"region.{name}" for name in ("contrast", "matching", "masked_lm", "box", "giou")),
 )
+
+
+@pytest.mark.slow
+def test_the_true_relevance_of_each_row_is_what_its_proximity_is_compared_with():
+    run, batch = prepared("rc3")
+    config = tiny_config()
+    config.objective.update(relevance="true", regularizer=("weighted", "mse"))
+    config.objective.weights.update(
+        dict.fromkeys(config.objective.weights, 0.0) | {"xvtcl_weak": 1.0}
+    )
+    config.objective.scales.mse = 1.0
+    loss = jax.jit(system_of(config).loss(run.model, config, None))
+    rows = len(batch["weak"]["groups"])
+
+    def metrics(relevance):
+        weak = batch["weak"] | {"relevance": jnp.full(rows, relevance, jnp.float32)}
+        found = loss(run.create_state().params, None, jnp.int32(100), {"weak": weak})[1]
+        return {name: float(value) for name, value in found.items()}
+
+    nothing, half, all_shared = (metrics(relevance) for relevance in (0.0, 0.5, 1.0))
+    assert half["mse"] == pytest.approx((nothing["mse"] + all_shared["mse"]) / 2 - 0.25, abs=1e-5)
+    assert abs(nothing["mse"] - all_shared["mse"]) > 1e-3
+    assert half["xvtcl_weak"] == pytest.approx(all_shared["xvtcl_weak"])  # all rows weigh the same
+    assert nothing["xvtcl_weak"] == 0

@@ -131,10 +131,15 @@ def check_soft_cross_entropy(case, share):
 
 
 @checked
-@given(case=cases, floor=st.sampled_from([0.0, 1e-2]), local=st.booleans())
-def check_negatives(case, floor, local):
+@given(
+    case=cases,
+    floor=st.sampled_from([0.0, 1e-2]),
+    local=st.booleans(),
+    random=st.sampled_from([0.0, 0.5]),
+)
+def check_negatives(case, floor, local, random):
     a, tiling = inputs(case)
-    sampling = NegativeSampling(floor, case["per_device"] if local else None)
+    sampling = NegativeSampling(floor, case["per_device"] if local else None, random)
 
     def draw(tiling):
         function = jax.jit(functools.partial(sample_negatives, tiling=tiling, sampling=sampling))

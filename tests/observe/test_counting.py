@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from rc3_jax.data.example import abstract_batch
+from rc3_jax.data.shapes import abstract_batch
 from rc3_jax.observe.counting import (
     memory_traffic,
     model_flops,

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rc3_jax.data.image import decode
+from rc3_jax.data.record import DataError
 from rc3_jax.observe import data_bench
 from rc3_jax.observe.data_bench import DataBench, write_pictures
 from rc3_jax.settings import ConfigError
@@ -47,6 +48,15 @@ def test_rows_have_the_pictures_that_were_given(bench):
     assert all(row["image"].shape == (size, size, 3) for row in rows)
     assert all({"ids_a", "masked_ids", "region_features"} <= row.keys() for row in rows)
     assert not np.array_equal(rows[0]["image"], rows[1]["image"])
+
+
+def test_data_without_a_row_to_time_are_refused():
+    config = tiny_config()
+    config.data.sources.scenes.update(strict=0, weak=0)
+    with pytest.raises(DataError, match="hold no strict, weak or captioned records; add some"):
+        DataBench(config, 3)
+    config.data.sources.scenes.weak = 8
+    assert len(DataBench(config, 3).records) == 3
 
 
 def test_cores_are_what_the_rows_of_a_step_keep_busy(bench, monkeypatch):

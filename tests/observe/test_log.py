@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from rc3_jax.observe import log as log_module
-from rc3_jax.observe.log import Clock, Log, step_line
+from rc3_jax.observe.log import Clock, Log, read_metrics, step_line
+from rc3_jax.settings import ConfigError
 
 TERMS = ("itc", "xtcl", "mclm")
 READING = {"samples_per_second": 123.4, "data_wait": 0.0456, "eta": 61.9}
@@ -62,6 +63,12 @@ def test_a_step_has_one_line_also_when_a_run_goes_on(tmp_path):
         log.write(4, {"loss": 0.5})
     assert [row["step"] for row in _lines(tmp_path)] == [1, 2, 3, 4]
     assert _lines(tmp_path)[2] == {"step": 3, "loss": 1.0, "dev/en": 0.7, "dev/de": 0.6}
+    file, whole = tmp_path / "metrics.jsonl", (tmp_path / "metrics.jsonl").read_text()
+    file.write_text('{"st\n' + whole)
+    with pytest.raises(ConfigError, match=r"metrics\.jsonl:1: .*; remove the line"):
+        read_metrics(tmp_path)
+    file.write_text(whole)
+    assert len(read_metrics(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -np.inf, np.float32("nan")])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rc3_jax.data.example import abstract_batch
+from rc3_jax.data.shapes import abstract_batch
 from rc3_jax.data.text import IGNORED
 from rc3_jax.data.tokenizer import BOS_ID, EOS_ID, PAD_ID
 from rc3_jax.observe.step_bench import StepBench, random_batch

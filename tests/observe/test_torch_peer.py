@@ -31,7 +31,7 @@ def test_its_losses_are_those_of_our_step_where_nothing_is_drawn(tmp_path):
     config.data.modality_dropout = 0.25
     settings, rows = validate(config), rows_of(config)
     model = build_model(settings, WORDS, None)
-    params = jax.jit(lambda: initial_params(model, settings))()
+    params = initial_params(model, settings)
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda p: np.asarray(p + rng.normal(0, 0.05, p.shape), np.float32), params
@@ -63,3 +63,9 @@ def test_it_takes_steps_that_lower_the_loss():
 def test_rows_that_it_does_not_have_are_refused():
     with pytest.raises(ConfigError, match="captioned"):
         TorchPeer(tiny_cclm(), WORDS)
+    config = tiny_config()
+    config.update_from_flattened_dict({"model.roi.regions": 0, "model.patch.patch_dropout": 0.5})
+    with pytest.raises(ConfigError, match="set model.patch.patch_dropout=0"):
+        TorchPeer(config, WORDS)
+    config.model.patch.patch_dropout = 0.0
+    TorchPeer(config, WORDS)

@@ -1,6 +1,7 @@
 """Meshes, sharding rules and batches spread over devices."""
 
 import json
+import re
 
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
@@ -46,8 +47,10 @@ def test_the_first_rule_that_matches_places_the_last_dimensions():
     assert spec("in/kernel", (4, 6)) == PartitionSpec(None, "tensor")  # small: whole along fsdp
     assert spec("in/kernel", (4, 7)) == PartitionSpec()  # 2 does not divide 7
     assert spec("bias", (4, 6)) == PartitionSpec()
-    with pytest.raises(ConfigError, match="mesh.rules: 'a' gives a"):
+    with pytest.raises(ConfigError, match="mesh.rules: 'a' gives a") as refused:
         partition_of("a", (4, 4), (("a", ("model",)),), fsdp=1)
+    for axis in re.search("use axes of (.*), at most", str(refused.value))[1].split(", "):
+        partition_of("a", (4, 4), (("a", (axis,)),), fsdp=1)
 
 
 def test_patterns_match_whole_names():
@@ -90,7 +93,7 @@ print(json.dumps({
     found = json.loads(run_python(code, 8).splitlines()[-1])
     assert found["shape"] == {"replica": 1, "data": 2, "fsdp": 4, "tensor": 1}
     of_mesh, of_rows = found["refused"]
-    assert "set mesh.data=-1 and the others to divisors of the number" in of_mesh
+    assert "set mesh.data=-1 and the others so that their product divides" in of_mesh
     assert "weak must be a multiple of 8; change batch_size, batch_mix" in of_rows
     assert "strict," not in of_rows
     assert found["spec"] == ["fsdp"]

@@ -27,6 +27,11 @@ def test_launchers_are_known_by_their_variables(environment, together):
     assert launched_together(environment) == together
 
 
-def test_half_a_description_is_refused():
-    with pytest.raises(ConfigError, match="--coordinator, --processes and --process together"):
+def test_half_a_description_is_refused(monkeypatch):
+    joined = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *given: joined.append(given))
+    with pytest.raises(ConfigError, match="--processes and --process together, or none"):
         join_processes("localhost:1234", 2, None)
+    join_processes("localhost:1234", 2, 0)
+    join_processes()
+    assert joined == [("localhost:1234", 2, 0)]

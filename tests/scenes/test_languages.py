@@ -2,12 +2,14 @@
 
 import collections
 import itertools
+import pkgutil
 import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rc3_jax.scenes import languages
 from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.scenes.languages.base import FRAMES, QUESTIONS, STATEMENTS, Language, listing
 from rc3_jax.scenes.scene import ATTRIBUTES, COLOURS, SHAPES, Mention
@@ -22,6 +24,11 @@ MENTIONS = [
 ]
 SORTS = [Mention(s, c) for s, c in itertools.product((None, *SHAPES), (None, *COLOURS)) if s or c]
 KINDS = (*QUESTIONS, *STATEMENTS)
+
+
+def test_every_language_that_has_a_file_is_in_the_list():
+    modules = {module.name for module in pkgutil.iter_modules(languages.__path__)}
+    assert modules - {"base"} == set(LANGUAGES) == set(golden.CODES)
 
 
 @pytest.mark.parametrize("code", golden.CODES)

@@ -30,6 +30,9 @@ def test_a_run_is_trained_and_scored_and_reported(tmp_path):
     assert scores["xvnli/de/accuracy"] == accuracy
     assert run["versions"]["jax"] and run["seconds"] > 0
 
+    kept = sorted(file.name for file in (tmp_path / "batches").glob("*/*.npz"))
+    assert kept == ["0.npz", "1.npz"] and str(tmp_path / "batches") in done.stdout
+
     before = log.read_text()
     (log.parent / "result.json").unlink()  # as if it had been stopped before the end
     out = tmp_path / "again.json"

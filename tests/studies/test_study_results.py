@@ -13,6 +13,7 @@ from markdown_it import MarkdownIt
 from scipy import stats
 
 from rc3_jax.convert.output import write_json
+from rc3_jax.scenes.languages import LANGUAGES
 from rc3_jax.settings import ConfigError
 from rc3_jax.studies.execute import execute
 from rc3_jax.studies.report import report_text, write_report
@@ -172,3 +173,22 @@ def test_the_evidence_is_what_the_results_give():
     pictures = {f"evidence/{file.name}" for file in (ROOT / "docs" / "evidence").iterdir()}
     assert all(f"]({picture})" in text for picture in pictures)
     assert text.count("](evidence/") == len(pictures)
+
+
+def test_the_readme_has_the_figures_of_the_demo():
+    [demo] = read_results([ROOT / "results" / "demo.json"])
+    runs = [run.scores for run in demo.runs if run.variant == "demo"]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    def cell(score):
+        values = [100 * scores[score] for scores in runs]
+        return f"{np.mean(values):.1f} ({min(values):.0f} to {max(values):.0f})"
+
+    for code in LANGUAGES:
+        of = (
+            "retrieval/both/{}/IR@1",
+            "matching/both/{}/IR@1",
+            "matching/both/{}/pairwise_accuracy",
+        )
+        cells = [code, *(cell(score.format(code)) for score in of)]
+        assert f"| {' | '.join(cells)} |" in readme

@@ -100,6 +100,8 @@ def test_files_with_many_bad_rows_are_refused_with_file_and_line(tmp_path, task,
         read(**given, splits=["test"])
     message = str(raised.value)
     assert f"{path}:2" in message and named in message and len(message) < 2000
+    write_rows(tmp_path, task, ROWS[task])  # "mend or remove them"
+    assert counts(read(**given, splits=["test"]))
 
 
 def test_few_bad_rows_are_left_out_and_counted(tmp_path):
@@ -161,15 +163,18 @@ def test_broken_json_documents(tmp_path, content):
 def test_lists_of_answers_that_are_none(tmp_path, answers):
     write_json(tmp_path / "test_de.json", {"1": xgqa()})
     write_json(tmp_path / "trainval_ans2label.json", answers)
-    with pytest.raises(DataError, match="trainval_ans2label.json"):
+    with pytest.raises(DataError, match=r"download trainval_ans2label\.json again"):
         read("xgqa", tmp_path)
+    write_json(tmp_path / "trainval_ans2label.json", {"no": 0})
+    read("xgqa", tmp_path)
 
 
 def test_pickle_and_packed_files_are_not_read(tmp_path):
     folder = tmp_path / "few_shot"
     write_json(folder / "de/dev.json", {"1": xgqa()})
-    with pytest.raises(DataError, match=r"trainval_ans2label\.json"):
+    with pytest.raises(DataError, match=r"trainval_ans2label\.json.* give its path as answers"):
         read("xgqa", folder)
+    read("xgqa", folder, answers=str(write_json(tmp_path / "x.json", {"no": 0})))
     write_json(tmp_path / "GQA/trainval_ans2label.json", {"no": 0})
     (folder / "de/test.pkl").write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     (folder / "de/train.json.zip").write_bytes(b"PK")
@@ -222,7 +227,17 @@ def test_links_of_the_user_are_followed_and_never_in_circles(tmp_path):
     assert example.label == 0  # by the answers in the folder GQA beside the link
 
 
-WORDLESS = (".", "...", "\u200b", "  ", "\x00\x1b", "\u202e\u2066", "\ud800", "x " * 1001)
+WORDLESS = (
+    ".",
+    "...",
+    "\u200b",
+    "\u3164\u2800",
+    "  ",
+    "\x00\x1b",
+    "\u202e\u2066",
+    "\ud800",
+    "x " * 1001,
+)
 
 
 @pytest.mark.parametrize("text", WORDLESS)
@@ -264,10 +279,10 @@ def test_english_questions_are_of_no_other_language(tmp_path, language, refused,
     write_json(tmp_path / "annotations_machine-translate/de/testdev.json", rows)
     assert counts(read("xgqa", tmp_path, splits=["testdev_mt"])) == {"testdev_mt/de": 4}
     if refused:
-        with pytest.raises(DataError, match=f"{path}: 3 of 4"):
+        with pytest.raises(DataError, match=f"{path}: 3 of 4.* move it to a folder en, or put"):
             read("xgqa", tmp_path, splits=["testdev"])
-    else:
-        assert counts(read("xgqa", tmp_path, splits=["testdev"])) == {"testdev/en": 4}
+        path.parent.rename(tmp_path / "en")
+    assert counts(read("xgqa", tmp_path, splits=["testdev"])) == {"testdev/en": 4}
 
 
 def test_empty_and_unknown_files_are_noted(tmp_path):

@@ -145,4 +145,6 @@ def test_settings_of_the_generated_task_are_not_taken_for_files(tmp_path):
     task_files.draw(tmp_path / "pictures", "1.jpg")
     advised = task_config("xvnli", str(refused.value).rpartition(":")[2])
     assert {name: advised[name] for name in named} == named
+    with pytest.raises(ConfigError, match="files in annotations: name that folder too"):
+        task_config("xvnli", f"images={named['images']}")  # as above
     assert set(task_files.counts(load_task(advised))) == {"train/en", "dev/en", "test/en"}

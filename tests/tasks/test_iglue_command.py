@@ -36,13 +36,3 @@ def test_processes_share_the_tasks(tmp_path):
     assert "fr 7 (1 left out)" in (tmp_path / "out" / "report.md").read_text()
     result = json.loads((tmp_path / "out/xvnli/seed_0/zero_shot/scores.json").read_text())
     assert len(result["dev"]) == 1  # the task's own setting counts, not that of all
-
-
-@pytest.mark.parametrize("flag", ["--set=epochs", "--seeds=0,a", "--data="])
-def test_wrong_flags_end_in_one_line(flag, tmp_path):
-    given = f"--from={tmp_path}", "--data=miniature", f"--workdir={tmp_path / 'out'}", flag
-    process = launched("iglue.py", *given)
-    output = process.communicate(timeout=300)[0]
-    assert process.returncode == 1 and "Traceback" not in output
-    [line] = [line for line in output.splitlines() if line.startswith("error: ")]
-    assert flag.partition("=")[0] in line

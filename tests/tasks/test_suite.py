@@ -12,6 +12,7 @@ from PIL import Image
 from rc3_jax.data.record import DataError
 from rc3_jax.settings import ConfigError
 from rc3_jax.tasks import images
+from rc3_jax.tasks.benchmarks import TASKS
 from rc3_jax.tasks.config import finetune_config
 from rc3_jax.tasks.evaluate import examples_of
 from rc3_jax.tasks.head import Scored
@@ -106,11 +107,14 @@ def test_folders_are_known_by_their_names(tmp_path):
     assert [found[task].epochs for task in found] == [3, 3, 4]
     assert [found[task].head for task in found] == ["class", "decoder", "class"]
     assert list(task_configs(str(data), "", Options(tasks=["wit"]))) == ["wit"]
-    with pytest.raises(ConfigError, match="marvl.*xvnli, xgqa, wit"):
+    with pytest.raises(ConfigError, match="marvl.*xvnli, xgqa, wit; folders are") as refused:
         task_configs(str(data), "", Options(tasks=["marvl"]))
-    for wrong in ({"xvnil/epochs": 3}, {"seed": 3}):
-        with pytest.raises(ConfigError, match="xvnil/epochs|seed"):
-            task_configs(str(data), "", Options(changes=wrong))
+    for name in str(refused.value).rpartition("named ")[2].split(", "):
+        (tmp_path / "named" / name).mkdir(parents=True)
+    assert list(task_configs(str(tmp_path / "named"), "", Options())) == list(TASKS)
+    for wrong in ("xvnil/epochs", "seed"):  # changes with a task's own name are above
+        with pytest.raises(ConfigError, match=f"{wrong}: write NAME or TASK/NAME, and seeds as --"):
+            task_configs(str(data), "", Options(changes={wrong: 3}))
     for wrong in ({"epoch": 3}, {"epochs": "many"}):
         with pytest.raises(ConfigError, match="xvnli: .*epoch"):
             task_configs(str(data), "", Options(changes=wrong))

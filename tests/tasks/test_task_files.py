@@ -278,9 +278,9 @@ def test_other_splits_are_not_read(tmp_path):
     [
         ("xvnli", dict(annotations="none"), "images"),
         ("xvnli", dict(annotations="", images="here"), "annotations"),
-        ("xvnli", dict(annotations="none", images="."), "none"),
-        ("xvnli", dict(images="none"), "none"),
-        ("xvnli", dict(images=".", english="."), "english"),
+        ("xvnli", dict(annotations="none", images="."), "none: no such folder .*; check the path"),
+        ("xvnli", dict(images="none"), "none: no such folder of images; check the path"),
+        ("xvnli", dict(images=".", english="."), "leave english out"),
         ("xvnli", dict(images=".", generated=GeneratedSizes().config_dict()), "annotations"),
         ("mscoco", dict(images="."), "captions.jsonl"),
     ],
@@ -289,3 +289,7 @@ def test_settings_are_checked(tmp_path, monkeypatch, task, settings, named):
     monkeypatch.chdir(tmp_path)
     with pytest.raises((ConfigError, DataError), match=named):
         load_task(task_config(task, tmp_path, **settings))
+    for split in ("train", "dev", "test"):
+        write(tmp_path / "en" / f"{split}.jsonl", xvnli())
+    draw(tmp_path, "1.jpg")
+    load_task(task_config("xvnli", tmp_path, images="."))

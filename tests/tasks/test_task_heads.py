@@ -257,7 +257,7 @@ def test_retrieval_scores_are_those_of_all_vectors_and_pairs(folder_of, system):
 @pytest.mark.slow
 def test_questions_are_learned_and_the_head_kept(folder_of, tmp_path):
     task, tuned = question_task(), tmp_path / "tuned"
-    config = decoder_tuning(epochs=16)
+    config = decoder_tuning(epochs=24)
     config.optimizer.lr = 1e-2
     result = finetune(config, task, folder_of("rc3"), tuned, quiet())
     assert result["scores"]["en"]["accuracy"] >= 0.8

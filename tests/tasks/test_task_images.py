@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from rc3_jax.data.record import BadRecord, DataError
+from rc3_jax.settings import ConfigError
 from rc3_jax.tasks import images
 from rc3_jax.tasks.base import ImageRef
+from rc3_jax.tasks.batches import picture_fields
 from rc3_jax.tasks.images import ImageFinder
 from tests.tasks.task_files import counts, draw, flickr, marvl, read, write
+from tests.tiny import tiny_config
 
 
 def find(finder, name, *paths):
@@ -80,8 +83,11 @@ def test_a_finder_decodes_every_image_once(tmp_path, monkeypatch):
 def test_one_file_is_not_two_images(tmp_path):
     finder = draw(tmp_path, "39-0.jpg")
     find(finder, "id/39-Panci/39-0.jpg", "39-0.jpg")
-    with pytest.raises(DataError, match="zh/39-x/39-0.jpg"):
+    with pytest.raises(DataError, match="zh/39-x/39-0.jpg.* each language in a folder of its own"):
         find(finder, "zh/39-x/39-0.jpg", "39-0.jpg")
+    finder = draw(tmp_path, "id/39-0.jpg", "zh/39-0.jpg")
+    for language in ("id", "zh"):
+        assert find(finder, f"{language}/39-x/39-0.jpg", f"{language}/39-0.jpg")
 
 
 def test_region_features_beside_the_image(tmp_path):
@@ -95,6 +101,12 @@ def test_region_features_beside_the_image(tmp_path):
     np.testing.assert_allclose(a.boxes, [[0.1, 0.25, 0.6, 0.75]])
     np.testing.assert_allclose(b.boxes, [[0.05, 0.125, 0.3, 0.375]])
     assert a.features.tolist() == [[1, 2, 3]] and c.boxes is None
+    config = tiny_config()
+    config.model.roi.feature_size = 3
+    with pytest.raises(ConfigError, match="give region features, or another mode"):
+        picture_fields(c, config, "regions")
+    for picture, mode in ((a, "regions"), (c, "patches"), (c, "both")):
+        picture_fields(picture, config, mode)
     with pytest.raises(BadRecord, match=r"test.jsonl:1.*d.npz"):
         find(finder, "d.jpg")
     assert find(ImageFinder([tmp_path]), "a.jpg").boxes is None

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from rc3_jax.settings import ConfigError
-from rc3_jax.training.checkpoint import Checkpoints, load_params, read_params
+from rc3_jax.training.checkpoint import Checkpoints, load_params, read_params, save_params
 from rc3_jax.training.state import TrainState
 from tests.processes import ROOT, environment
 
@@ -144,3 +144,13 @@ def test_parameters_that_cannot_be_read_are_named(folder):
         with pytest.raises(ConfigError, match="checkpoints/4/state/d/"):
             read(folder)
     assert read_params(folder, step=2)["text/kernel"][0, 0] == 2.0
+
+
+def test_folders_and_steps_that_are_not_there_are_named(folder, tmp_path):
+    with pytest.raises(ConfigError, match="holds no checkpoint of step 3, but of 2, 4"):
+        read_params(folder, step=3)
+    assert [read_params(folder, step=n)["text/kernel"][0, 0] for n in (2, 4)] == [2.0, 4.0]
+    with pytest.raises(ConfigError, match="name a folder that launch/convert.py made, or that"):
+        read_params(tmp_path / "new")
+    save_params(tmp_path / "new", state_of(4).params)  # as the program does
+    read_params(tmp_path / "new")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 from rc3_jax.data.tokenizer import load_tokenizer
 from rc3_jax.settings import ConfigError
+from rc3_jax.training.checkpoint import load_params, save_params
 from rc3_jax.training.load import load_model, params_checksum
 from tests.tiny import tiny_config, write_pretrained
 
@@ -47,7 +49,10 @@ def changed(pretrained, tmp_path):
 )
 def test_texts_are_cleaned_as_they_were_in_training(changed, settings, asked, words):
     model = json.loads(tiny_config().model.to_json())
-    folder = changed(settings | {"system": "rc3", "model": model})
+    folder = changed({})
+    with pytest.raises(ConfigError, match="no settings of a model; name the folder of a run"):
+        load_model(folder, 16)
+    (folder / "config.json").write_text(json.dumps(settings | {"system": "rc3", "model": model}))
     found = load_model(folder, 16, asked)
     assert found.max_words == words
     expected = "a red star" if words is None else "a red"
@@ -69,6 +74,25 @@ def test_parameters_of_another_size_are_listed(changed):
     folder = changed({"system": "rc3", "model": json.loads(model.to_json())})
     with pytest.raises(ConfigError, match=r"mis-shaped: .*projection.* must be \(16, 12\)"):
         load_model(folder, 16)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_named(pretrained, tmp_path, bad):
+    folder = shutil.copytree(pretrained, tmp_path / "bad", ignore=lambda *_: ["params"])
+    params = load_model(pretrained).params
+    kernel = params["text_projection"]["linear"]["kernel"] = np.array(
+        params["text_projection"]["linear"]["kernel"]
+    )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), params
+    )
+    assert load_params(pretrained, abstract).keys() == params.keys()
+    kernel.flat[3] = bad
+    save_params(folder, params)
+    for load in (load_model, lambda folder: load_params(folder, abstract)):
+        with pytest.raises(ConfigError, match=f"{folder}: .* in text_projection/linear/kernel;"):
+            load(folder)
 
 
 def test_the_checksum_tells_parameters_apart():

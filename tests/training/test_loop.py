@@ -59,7 +59,9 @@ def whole(tmp_path_factory):
     file = Counting()
     folder = tmp_path_factory.mktemp("runs") / "whole"
     jax.monitoring.register_event_duration_secs_listener(file.hear)
-    scores = train(tiny_config(), folder, console=Console(file=file, width=200))
+    config = tiny_config()
+    config.evaluation.rerank = 2
+    scores = train(config, folder, console=Console(file=file, width=200))
     jax.monitoring.clear_event_listeners()
     return Whole(folder, scores, file.getvalue(), file.compiled)
 
@@ -73,7 +75,10 @@ def test_a_run_leaves_its_scores_metrics_settings_and_checkpoint(whole):
         scores["dependence"]
     )
     assert [row["step"] for row in lines(folder) if "loss" in row] == [1, 2, 3, 4]
-    assert lines(folder)[-1]["retrieval/both/en/IR@1"] == scores["retrieval"]["both"]["en"]["IR@1"]
+    assert set(scores["matching"]["both"]) == set(LANGUAGES)
+    for group in ("retrieval", "matching"):
+        in_log = lines(folder)[-1][f"{group}/both/en/IR@1"]
+        assert in_log == scores[group]["both"]["en"]["IR@1"]
     assert json.loads((folder / "config.json").read_text())["steps"] == 4
     assert json.loads((folder / "records.json").read_text())["strict"].keys() == {
         *("de+en", "de+fr", "en+fr")

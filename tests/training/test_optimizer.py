@@ -76,8 +76,10 @@ def test_schedule_rises_linearly_then_falls():
 def test_a_pattern_that_matches_nothing_is_an_error():
     with pytest.raises(
         ValueError, match=r"optimizer.lr_multipliers.new: 'fusio/\.\*' matches no parameter"
-    ):
+    ) as refused:
         mask(PARAMS, ("fusio/.*",), "optimizer.lr_multipliers.new")
+    for name in str(refused.value).partition("named like ")[2].split(", "):
+        assert sum(jax.tree.leaves(mask(PARAMS, (name,), "x"))) == 1
     chosen = mask(PARAMS, (".*/kernel",), "x")
     assert chosen["text"] == {"kernel": True, "bias": False}
 

@@ -73,6 +73,13 @@ def test_the_fastest_choices_that_fit_come_first(run, fitting, monkeypatch):
     settings = [(one.changes["microbatches"], one.changes["model.remat"]) for one in found]
     assert sorted(settings) == sorted(one[2:] for one in expected)
     report = search_report(found, 2)
+    if not found:
+        assert "Take more devices, or a smaller batch_size" in report
+        fewer, least = (
+            {kind: rows // 4 for kind, rows in ROWS.items()},
+            min(m for _, m, *_ in every),
+        )
+        assert search(run, fewer, CHIP._replace(hbm=least - 1), print)
     assert "nothing fits" in report if not found else f"remat={settings[0][1]}" in report
 
 

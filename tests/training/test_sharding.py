@@ -61,7 +61,7 @@ def functions(mesh):
     # difference of nearly equal numbers.
     noise = np.random.default_rng(0)
     state = state.replace(params=jax.tree.map(
-        lambda p: jax.device_put(p + noise.normal(0, 0.1, p.shape).astype(p.dtype), p.sharding),
+        lambda p: jax.device_put(p + noise.normal(0, 0.3, p.shape).astype(p.dtype), p.sharding),
         state.params,
     ))
     split = [p for p in jax.tree.leaves(state.params) if not p.sharding.is_fully_replicated]

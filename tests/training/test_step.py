@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rc3_jax.data.example import abstract_batch
 from rc3_jax.data.record import Skips
+from rc3_jax.data.shapes import abstract_batch
 from rc3_jax.data.stream import make_batches
 from rc3_jax.parallel.mesh import to_global
 from rc3_jax.systems import system_of

@@ -14,6 +14,8 @@ from .image_processing_rc3 import RC3ImageProcessor
 
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~\-/]")
 INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0\ufffc\ufffd")
+"""Letters and symbols by their category that show nothing, or stand for what is lost."""
 WORDS = frozenset(("Lu", "Ll", "Lt", "Lm", "Lo", "Nd", "Nl", "No", "So"))
 MAX_CHARACTERS = 2000
 
@@ -27,6 +29,9 @@ class RC3Processor(ProcessorMixin):
       max_length: token ids of a text; longer texts are cut, shorter ones padded.
       regions, feature_size: places for regions, and numbers of a region's feature.
       max_words: if set, texts lose their case and most punctuation, and all further words.
+
+    Raises:
+      ValueError: for a tokenizer that does not frame a text with `<s>` and `</s>`.
     """
 
     attributes: ClassVar[list[str]] = ["tokenizer"]
@@ -44,6 +49,13 @@ class RC3Processor(ProcessorMixin):
         max_words: int | None = None,
     ):
         super().__init__(tokenizer)
+        words = tokenizer("a", add_special_tokens=False)["input_ids"]
+        frame = [tokenizer.bos_token_id, *words, tokenizer.eos_token_id]
+        if (found := tokenizer("a")["input_ids"]) != frame:
+            raise ValueError(
+                f"the tokenizer makes {found} of 'a', and the model reads {frame}; set the "
+                "post_processor of tokenizer.json to <s> $A </s>"
+            )
         self.image_size = image_size
         self.image_mean, self.image_std = list(image_mean), list(image_std)
         self.max_length, self.max_words = max_length, max_words
@@ -159,7 +171,7 @@ def usable_text(text: str) -> str:
         )
     text = INVISIBLE.sub(lambda found: " " if found[0].isspace() else "", text)
     text = unicodedata.normalize("NFC", text).strip()
-    if not any(unicodedata.category(character) in WORDS for character in text):
+    if not any(unicodedata.category(c) in WORDS and c not in BLANK for c in text):
         raise ValueError(f"an empty text ({text[:20]!r} has no words); write it, or leave it out")
     return text
 

@@ -26,7 +26,14 @@ from rc3_jax.data.lines import MAX_IMAGE_LINE_BYTES, Place
 from rc3_jax.data.record import BadRecord, DataError, Kinds, Skips
 from rc3_jax.data.sources.cclm_regions import RegionSource
 from rc3_jax.data.sources.cclm_rows import CaptionsRow, ImageField, ParallelRow
-from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, image_text_kinds
+from rc3_jax.data.sources.images import (
+    ImageIdentity,
+    ImageRow,
+    ImageRows,
+    heldout_kinds,
+    identity,
+    image_text_kinds,
+)
 from rc3_jax.data.sources.parallel import SentenceRow, Sentences, SentenceTexts
 from rc3_jax.settings import Settings
 
@@ -57,6 +64,9 @@ class CCLMSource(Settings):
     """File or folder of held-out images, for captions and descriptions."""
     root: str | None = None
     """Folder to which images are relative; None: lines hold them in base64."""
+    image_identity: ImageIdentity = "path"
+    """What tells that images in `root` are the same: their paths, or their files' bytes, which are then
+    read at the start. Those within lines are told apart by their bytes."""
     languages: tuple[Language, ...] = ()
     """Passes over captions in other languages; (): over none."""
     language: Language = "und"
@@ -113,7 +123,7 @@ class CCLMSource(Settings):
             given = self.image(fields, place, files)
             if isinstance(given, bytes):
                 image_frame(given, str(place))
-            rows.add(image_key(given), *self.texts(said))
+            rows.add(self.key(given, place), *self.texts(said))
             lines.places.append(place)
             return True
 
@@ -198,6 +208,12 @@ class CCLMSource(Settings):
             check_languages(f"{path}: languages", self.languages, sorted(languages))
         if made is None:
             raise DataError(f"{path}: no line to use; check path, format, keys and languages")
+
+    def key(self, image: pathlib.Path | bytes, place: Place) -> int:
+        """The `image_key` of the image of a line."""
+        if isinstance(image, bytes):
+            return image_key(image)
+        return image_key(identity(image, str(place), self.image_identity))
 
     def listing(self) -> Listing | None:
         """Finds images by their paths; None where lines hold them."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rc3_jax.data.groups import GroupKeys, KeyLists, image_key
+from rc3_jax.data.groups import GroupKeys, KeyLists
 from rc3_jax.data.image import image_frame
 from rc3_jax.data.jsonl import read_again
 from rc3_jax.data.kinds import LanguagePair, joined
@@ -32,7 +31,7 @@ class RegionSource:
 
     def __init__(self, source: CCLMSource, skips: Skips):
         self._source = source
-        self._places, self._texts = Lines(), KeyLists()
+        self._places, self._keys = Lines(), KeyLists()
         self._groups, self._firsts = array.array("i"), array.array("i")  # of image, of elements
         elements = 0
         images: dict[int, int] = {}
@@ -50,8 +49,8 @@ class RegionSource:
             record = _in_languages(record, source.languages)
             if not record.elements:
                 return None
-            group = images.setdefault(key := image_key(image), len(images))
-            self._texts.add(group, key, captions=itertools.chain(*record.texts.values()))
+            group = images.setdefault(key := source.key(image, place), len(images))
+            self._keys.add(group, key)
             self._places.append(place)
             self._groups.append(group)
             self._firsts.append(elements)
@@ -65,8 +64,8 @@ class RegionSource:
         self.pairs: dict[LanguagePair, range] = {(): range(len(self._places))}
 
     def __getstate__(self) -> dict[str, Any]:
-        """All but the texts' keys, which no other process needs."""
-        return self.__dict__ | {"_texts": KeyLists()}
+        """All but the images' keys, which no other process needs."""
+        return self.__dict__ | {"_keys": KeyLists()}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -84,8 +83,8 @@ class RegionSource:
         return dataclasses.replace(record, group=self._groups[index], element_group=first)
 
     def keys(self) -> GroupKeys:
-        """Images by their paths or contents, and the captions about them as a whole."""
-        return self._texts.keys()
+        """Images by their paths or contents."""
+        return self._keys.keys()
 
 
 def region_record(

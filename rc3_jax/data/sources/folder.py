@@ -27,7 +27,14 @@ from rc3_jax.data.kinds import Texts
 from rc3_jax.data.lines import Place
 from rc3_jax.data.record import DataError, Kinds, Part, Skips
 from rc3_jax.data.regions import load_region_file, note_flat, usable_boxes
-from rc3_jax.data.sources.images import ImageRow, ImageRows, heldout_kinds, train_kinds
+from rc3_jax.data.sources.images import (
+    ImageIdentity,
+    ImageRow,
+    ImageRows,
+    heldout_kinds,
+    identity,
+    train_kinds,
+)
 from rc3_jax.settings import Settings
 
 Side = Annotated[float, Field(gt=0, lt=1e6)]
@@ -46,6 +53,9 @@ class FolderSource(Settings):
     """Trains on the lines with this `split`; None: on all."""
     heldout_split: str | None
     """Evaluates on the lines with this `split`; None: on all."""
+    image_identity: ImageIdentity = "path"
+    """What tells that images are the same: their paths, or their files' bytes, which are then read at
+    the start."""
 
     def open(self, config: Any, skips: Skips) -> tuple[Kinds, Kinds]:
         """Returns the kinds of records to train on, and those held out."""
@@ -62,7 +72,8 @@ class FolderSource(Settings):
         if not os.path.isdir(root):
             raise DataError(f"{self.root}: no such folder of images; correct root in the config")
         files = Listing(root)
-        parts = [(_Split(split, files, skips), Part(skips, self.captions)) for split in splits]
+        by = self.image_identity
+        parts = [(_Split(split, files, skips, by), Part(skips, self.captions)) for split in splits]
         for place, fields in skips.told(read_objects(self.captions, again=True), self.captions):
             for of_split, part in parts:
                 part.use(of_split.use, place, fields)
@@ -77,8 +88,8 @@ class FolderSource(Settings):
 class _Split:
     """Collects the rows of a split."""
 
-    def __init__(self, split: str | None, files: Listing, skips: Skips):
-        self._split, self._files, self._skips = split, files, skips
+    def __init__(self, split: str | None, files: Listing, skips: Skips, by: ImageIdentity):
+        self._split, self._files, self._skips, self._by = split, files, skips, by
         self._lines = RowsOfLines(
             functools.partial(_image_row, files=FolderFiles(files.root), skips=skips)
         )
@@ -91,7 +102,7 @@ class _Split:
                 _SplitRow.parse(fields, place)
             return None
         image, translations, captions = _image_and_texts(fields, place, self._files, self._skips)
-        self.rows.add(image_key(image), translations, captions)
+        self.rows.add(image_key(identity(image, str(place), self._by)), translations, captions)
         self._lines.places.append(place)
         return True
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import array
 import dataclasses
 import itertools
+import pathlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rc3_jax.data.groups import GroupKeys, text_key
+from rc3_jax.data.image import file_content
 from rc3_jax.data.kinds import (
     RETRIEVAL,
     LanguagePair,
@@ -20,6 +22,16 @@ from rc3_jax.data.kinds import (
     wanted,
 )
 from rc3_jax.data.record import ImageLike, Kinds, Record
+
+ImageIdentity = Literal["path", "content"]
+"""What tells that images are the same."""
+
+
+def identity(
+    image: str | pathlib.Path, where: str, by: ImageIdentity
+) -> str | pathlib.Path | bytes:
+    """What `image_key` is taken of, for an image file."""
+    return image if by == "path" else file_content(pathlib.Path(image), where)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,7 +72,7 @@ class ImageRows(Sequence[ImageRow]):
         """Notes what the next row is about, given the `image_key` and the texts."""
         every = [*translations.values(), *captions.values()]
         layout = tuple(translations), tuple(captions), tuple([len(texts) > 1 for texts in every])
-        keys = [text_key(text) for texts in every for text in texts]
+        keys = [text_key(text) for texts in translations.values() for text in texts]
         self._image_keys.append(key)
         self._layouts.append(self._numbers.setdefault(layout, len(self._numbers)))
         self._text_keys.extend(keys)
@@ -104,16 +116,15 @@ class ImageRows(Sequence[ImageRow]):
         return groups
 
     def keys(self, groups: np.ndarray) -> GroupKeys:
-        """The images and all their texts, given the groups of the rows."""
+        """The images and their translations, given the groups of the rows."""
         numbers, first = np.unique(groups, return_index=True)
         is_group = numbers >= 0
         images = np.frombuffer(self._image_keys, np.int64)[first[is_group]]
         of_texts = np.repeat(groups, np.frombuffer(self._text_counts, np.int32))
-        captions = np.stack([of_texts, np.frombuffer(self._text_keys, np.int64)], axis=1)
+        sentences = np.stack([of_texts, np.frombuffer(self._text_keys, np.int64)], axis=1)
         return GroupKeys(
             np.stack([numbers[is_group], images], axis=1, dtype=np.int64),
-            np.zeros((0, 2), np.int64),
-            captions[of_texts >= 0],
+            sentences[of_texts >= 0],
         )
 
 
@@ -149,7 +160,7 @@ class ImageTextSource:
         return Record(row.where, group, texts, row.image, row.boxes, row.features)
 
     def keys(self) -> GroupKeys:
-        """Images by their paths or contents, with all their texts, of every kind."""
+        """Images by their paths or contents, with their translations."""
         return self._rows.keys(self._groups)
 
 

@@ -53,7 +53,7 @@ class Sentences:
         for group, texts in enumerate(rows):
             self._keys.add(group, sentences=texts)
         self.groups = len(read)
-        self._group_of = link_groups([(self.keys(), 0)], self.groups)
+        self._group_of = link_groups([(self.keys(), 0)], self.groups).sentences
         pairs = itertools.combinations(sorted(self._languages), 2)
         self.pairs: dict[LanguagePair, range] = dict.fromkeys(pairs, range(self.groups))
 

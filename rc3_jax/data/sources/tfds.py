@@ -135,9 +135,10 @@ class TFDSSource(Settings):
             ) from error
         except (OSError, ValueError, NotImplementedError) as error:
             raise DataError(
-                f"{name}: split {split!r} in {folder} cannot be read: {str(error)[:500]}\nPrepare "
-                f"it with tfds.builder({name!r}, data_dir=..., file_format='array_record')"
-                ".download_and_prepare(), or correct name, split and data_dir"
+                f"{name}: split {split!r} in {folder} cannot be read: {str(error)[:500]}\nCorrect "
+                "name, split and data_dir, or prepare it, in another folder if it is there in another "
+                f"format, with tfds.builder({name!r}, data_dir=..., file_format='array_record')"
+                ".download_and_prepare()"
             ) from error
 
     def _class_labels(self, features: Any) -> dict[str, Any]:

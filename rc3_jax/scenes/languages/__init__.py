@@ -1,12 +1,10 @@
-"""The languages of generated scenes. A new one is a file here and a line below."""
+"""The languages of generated scenes. A new one is a file here, and its code in the line below."""
 
-from rc3_jax.scenes.languages import cs, de, en, fr, ja, zh
+import importlib
 
-LANGUAGES = {
-    "en": en.ENGLISH,
-    "de": de.GERMAN,
-    "fr": fr.FRENCH,
-    "cs": cs.CZECH,
-    "zh": zh.CHINESE,
-    "ja": ja.JAPANESE,
+from rc3_jax.scenes.languages.base import Language
+
+_CODES = ("en", "de", "fr", "cs", "zh", "ja")
+LANGUAGES: dict[str, Language] = {
+    code: importlib.import_module(f"{__name__}.{code}").LANGUAGE for code in _CODES
 }

@@ -52,4 +52,4 @@ _TEMPLATES = {
     "only left": "Jen levý obrázek ukazuje {accusative}.",
     "only right": "Jen pravý obrázek ukazuje {accusative}.",
 }
-CZECH = Language(_forms, listing(_forms, " a ", _FRAMES), _TEMPLATES)
+LANGUAGE = Language(_forms, listing(_forms, " a ", _FRAMES), _TEMPLATES)

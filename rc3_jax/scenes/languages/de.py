@@ -53,4 +53,4 @@ _TEMPLATES = {
     "only left": "Nur das linke Bild zeigt {accusative}.",
     "only right": "Nur das rechte Bild zeigt {accusative}.",
 }
-GERMAN = Language(_forms, listing(_forms, " und ", _FRAMES, _SEVERAL), _TEMPLATES)
+LANGUAGE = Language(_forms, listing(_forms, " und ", _FRAMES, _SEVERAL), _TEMPLATES)

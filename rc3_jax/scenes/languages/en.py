@@ -33,4 +33,4 @@ _TEMPLATES = {
     "only left": "Only the left picture shows {indefinite}.",
     "only right": "Only the right picture shows {indefinite}.",
 }
-ENGLISH = Language(_forms, listing(_forms, " and ", _FRAMES), _TEMPLATES)
+LANGUAGE = Language(_forms, listing(_forms, " and ", _FRAMES), _TEMPLATES)

@@ -57,4 +57,4 @@ _TEMPLATES = {  # a question mark has a plain space before it, at which tokenize
     "only left": "Seule l'image de gauche montre {indefinite}.",
     "only right": "Seule l'image de droite montre {indefinite}.",
 }
-FRENCH = Language(_forms, listing(_forms, " et ", _FRAMES), _TEMPLATES)
+LANGUAGE = Language(_forms, listing(_forms, " et ", _FRAMES), _TEMPLATES)

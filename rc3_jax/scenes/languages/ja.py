@@ -48,4 +48,4 @@ _TEMPLATES = {
     "only left": "左の画像だけに{bare}があります。",
     "only right": "右の画像だけに{bare}があります。",
 }
-JAPANESE = Language(_forms, _sentence, _TEMPLATES)
+LANGUAGE = Language(_forms, _sentence, _TEMPLATES)

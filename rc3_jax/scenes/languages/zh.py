@@ -47,4 +47,4 @@ _TEMPLATES = {
     "only left": "只有左边的图片中有{bare}。",
     "only right": "只有右边的图片中有{bare}。",
 }
-CHINESE = Language(_forms, _sentence, _TEMPLATES)
+LANGUAGE = Language(_forms, _sentence, _TEMPLATES)

@@ -35,12 +35,14 @@ def read(row: CaptionsRow, context: RowContext) -> list[Annotation]:
     ]
 
 
-FILES = TaskFiles(
-    folder="multi30k or mscoco",
-    rows=(CaptionsRow,),
-    read=read,
-    names=("captions.jsonl", "captions.jsonl.gz"),
-)
-SCORES = ("IR@1", "TR@1", "mean")
-MULTI30K = Task(name="multi30k", order=6, files=FILES, scores=SCORES)
-MSCOCO = Task(name="mscoco", order=7, files=FILES, scores=SCORES)
+def _task(name: str, order: int) -> Task:
+    files = TaskFiles(
+        folder=name,
+        rows=(CaptionsRow,),
+        read=read,
+        names=("captions.jsonl", "captions.jsonl.gz"),
+    )
+    return Task(name=name, order=order, files=files, scores=("IR@1", "TR@1", "mean"))
+
+
+MULTI30K, MSCOCO = _task("multi30k", 6), _task("mscoco", 7)
