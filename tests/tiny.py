@@ -59,7 +59,8 @@ def shrink(config):
     config.model.fusion.depth = 1
     config.model.projection_size = 8
     if not cclm:
-        config.objective.weak_start = 0.0  # so that the first step has all terms
+        # So that the first step has all terms, and each trains all that it reads.
+        config.objective.update(weak_start=0.0, weak_gradient="all")
     config.model.update(dtype="float32", dropout=0.0, unroll=1)
     config.evaluation.update(every=0, batch_size=8, images=8, rerank=0)
     config.evaluation.dependence_rows = 0 if cclm else 8

@@ -7,6 +7,7 @@ from rc3_jax.studies.study import Claim, Score
 from rc3_jax.studies.world import helps, world_study
 
 FORMS = ("patches", "regions", "both")
+TESTED = {"evaluation.modes": ("both", "patches", "regions")}
 
 
 def get_study():
@@ -38,8 +39,9 @@ def get_study():
     return world_study(
         "visual_forms",
         "RC³ with ITC; retrieval by vectors in all languages.",
-        {form: {"data.visual_forms": form} for form in FORMS},
+        {form: {"data.visual_forms": form, **TESTED} for form in FORMS},
         claims,
         baseline="both",
+        mode="both",
         scores=scores,
     )

@@ -2,9 +2,10 @@
 
     python launch/train.py --config=configs/studies/world.py
 
-As configs/rc3_demo.py, with smaller pictures and shorter captions, of two objects at most, and with
-more to say: half of the parallel sentences are questions, and statements about two pictures, so that
-each language has the words of the tasks. No sentence of a test is among them.
+As configs/rc3_demo.py, but of a picture regions alone are shown, the contrast of weak pairs trains all
+parameters, as in the form that is judged, and there is more to say: half of the parallel sentences are
+questions, and statements about two pictures, so that each language has the words of the tasks. No
+sentence of a test is among them.
 """
 
 import pathlib
@@ -20,14 +21,14 @@ def get_config(argument: str = ""):
     config = load_config(DEMO)
     config.name = "world"
     config.steps = chosen.steps
-    config.data.sources.scenes.update(parallel=chosen.parallel, questions=0.5, mentioned=2)
-    config.data.max_length = 36
+    config.data.sources.scenes.update(parallel=chosen.parallel, questions=0.5)
+    config.data.visual_forms = "regions"
     config.data.tokenizer.vocab_size = 1000
     config.model.patch.update(image_size=32, depth=1)
     config.model.roi.regions = 8
-    config.model.fusion.depth = 2
+    config.objective.weak_gradient = "all"
     config.objective.weights.itm = 3.0  # at 1 matching is learned hundreds of steps later
-    config.evaluation.update(every=0, images=100, rerank=-1)
+    config.evaluation.update(every=0, images=100, rerank=-1, modes=("regions",))
     config.checkpoint.every = 0
     config.log_every = 50
     return config

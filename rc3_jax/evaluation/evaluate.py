@@ -23,7 +23,7 @@ from rc3_jax.evaluation.dependence import (
 )
 from rc3_jax.evaluation.matching import evaluate_matching
 from rc3_jax.evaluation.pair_encoder import PairEncoder
-from rc3_jax.evaluation.retrieval import evaluate_retrieval, visual_rows
+from rc3_jax.evaluation.retrieval import evaluate_retrieval, shown, visual_rows
 from rc3_jax.parallel.mesh import batch_devices, from_host
 
 if TYPE_CHECKING:
@@ -111,8 +111,11 @@ class Evaluator:
         rows = []
         for number, (record, drawn) in enumerate(zip(self._weak, self._weak_texts, strict=True)):
             ids_a, ids_b = self._tokenizer.encode([text for _, text in drawn])
-            rows.append(evaluation_row(record, self._config) | {"ids_a": ids_a, "ids_b": ids_b})
-            rows[-1]["other"] = np.int32((number - 1) % len(self._weak))
+            row = evaluation_row(record, self._config)
+            if "region_mask" in row and row["region_mask"].any():  # else there are patches alone
+                row = shown(row, self._config.data.visual_forms)
+            other = np.int32((number - 1) % len(self._weak))
+            rows.append(row | {"ids_a": ids_a, "ids_b": ids_b, "other": other})
         rows += [rows[0]] * (-len(rows) % batch_devices(self._mesh))
         return stacked(rows)
 
@@ -122,8 +125,8 @@ def summary(scores: Scores) -> str:
     parts = []
     for mode, languages in scores.get("retrieval", {}).items():
         means = _means(languages)
-        shown = (f"{cut} {means[cut]:.1%}" for cut in ("IR@1", "IR@10", "TR@1"))
-        parts.append(f"{mode}: {' '.join(shown)}")
+        recalls = (f"{cut} {means[cut]:.1%}" for cut in ("IR@1", "IR@10", "TR@1"))
+        parts.append(f"{mode}: {' '.join(recalls)}")
     for mode, languages in scores.get("matching", {}).items():
         means = _means(languages)
         told = f"{means['pairwise_accuracy']:.1%} of pairs, re-ranked IR@1 {means['IR@1']:.1%}"

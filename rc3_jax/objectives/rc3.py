@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from rc3_jax.models.base import PairModel
 from rc3_jax.objectives.contrastive import ContrastSettings
-from rc3_jax.objectives.encoding import Batch
+from rc3_jax.objectives.encoding import Batch, Head
 from rc3_jax.objectives.pair_terms import (
     contrast_term,
     image_text_term,
@@ -87,6 +87,9 @@ class RC3Objective(ContrastSettings):
     weak_views: Literal["image", "forms"] = "image"
     """What the two visio-textual vectors of a weak row read: both the whole image, or one of its
     visual forms each, patches and regions in turn."""
+    weak_gradient: Literal["all", "readout"] = "all"
+    """What the contrast of weak rows trains: all parameters that it is computed with, or the read-out of
+    the visio-textual vector alone, so that towers and fusion encoder learn from the other terms."""
     weak_start: float = pydantic.Field(0.0, ge=0, lt=1)
     """Share of the run before which `xvtcl_weak` has no weight."""
     ramp: float = pydantic.Field(0.1, ge=0, le=1)
@@ -245,7 +248,8 @@ def _fused_passes(kind: str, objective: RC3Objective) -> tuple[Pass, ...]:
     views = {text: _view(kind, text, objective) for text in "ab"}
     if objective.same_image_negatives:
         views["wrong_text"] = "image"
-    return tuple(Pass((kind,), text, view, fused_vector) for text, view in views.items())
+    head = _head(kind, objective)
+    return tuple(Pass((kind,), text, view, head) for text, view in views.items())
 
 
 def _view(kind: str, text: str, objective: RC3Objective) -> str:
@@ -255,19 +259,23 @@ def _view(kind: str, text: str, objective: RC3Objective) -> str:
     return "image"
 
 
+def _head(kind: str, objective: RC3Objective) -> Head:
+    """What reads the visio-textual vector of a row."""
+    alone = kind == "weak" and objective.weak_gradient == "readout"
+    return readout_vector if alone else fused_vector
+
+
 def _fused_vectors(
     encoded: Encoded, kind: str, objective: RC3Objective
 ) -> tuple[Array, Array, tuple[Array, Array] | None]:
     """Vectors z of both texts, and their similarities to that of the same image with a wrong text."""
-    z = {
-        text: encoded.read(text, _view(kind, text, objective), fused_vector, (kind,))
-        for text in "ab"
-    }
+    head = _head(kind, objective)
+    z = {text: encoded.read(text, _view(kind, text, objective), head, (kind,)) for text in "ab"}
     if not objective.same_image_negatives:
         return z["a"], z["b"], None
     kinds = encoded.present(IMAGE_TEXT.kinds)
     exists = encoded.select_kinds(encoded.has_negative(IMAGE_TEXT), kinds, (kind,))
-    wrong = encoded.read("wrong_text", "image", fused_vector, (kind,))
+    wrong = encoded.read("wrong_text", "image", head, (kind,))
     same_a, same_b = (jnp.where(exists, jnp.sum(z[x] * wrong, axis=1), -1e9) for x in "ab")
     return z["a"], z["b"], (same_a, same_b)
 
@@ -275,3 +283,8 @@ def _fused_vectors(
 def fused_vector(model, fused, mask, positions) -> Float[Array, "batch size"]:
     """Head: the visio-textual vector z."""
     return model.fused_vector(fused, mask)
+
+
+def readout_vector(model, fused, mask, positions) -> Float[Array, "batch size"]:
+    """Head: z, whose gradient reaches its read-out alone."""
+    return model.fused_vector(jax.lax.stop_gradient(fused), mask)

@@ -53,7 +53,8 @@ def world_study(
     variants: Variants,
     claims: Sequence[Claim],
     baseline: str = "off",
-    retrieval: str | None = "both",
+    vectors: bool = True,
+    mode: str = "regions",
     scores: Mapping[str, Score] = {},
 ) -> Study:
     """A study with the scores that all have.
@@ -64,8 +65,8 @@ def world_study(
     the relevance is worth.
 
     Args:
-      retrieval: the visual forms of `retrieval_weak`; None leaves it out, as without ITC vectors of
-        images and texts do not meet.
+      vectors: whether there is `retrieval_weak`; without ITC vectors of images and texts do not meet.
+      mode: what tasks and matching show of a picture.
       scores: further ones.
     """
     tasks = {
@@ -74,10 +75,10 @@ def world_study(
     }
     every = {f"tasks_{group}": Score(of=of) for group, of in tasks.items()}
     every |= {pattern.split("/")[0] + "_weak": Score(of=(pattern,)) for pattern in tasks["weak"]}
-    every["matching_accuracy_weak"] = Score(of=("matching/both/{weak}/pairwise_accuracy",))
-    every["matching_retrieval_weak"] = Score(of=("matching/both/{weak}/IR@1",))
-    if retrieval:
-        every["retrieval_weak"] = Score(of=(f"retrieval/{retrieval}/{{weak}}/IR@1",))
+    every["matching_accuracy_weak"] = Score(of=(f"matching/{mode}/{{weak}}/pairwise_accuracy",))
+    every["matching_retrieval_weak"] = Score(of=(f"matching/{mode}/{{weak}}/IR@1",))
+    if vectors:
+        every["retrieval_weak"] = Score(of=(f"retrieval/{mode}/{{weak}}/IR@1",))
     for figure in ("relevance_spearman", "length_spearman"):
         every[figure] = Score(of=(f"dependence/{figure}",), percent=False)
     return Study(
@@ -90,7 +91,7 @@ def world_study(
         seeds=(0, 1, 2),
         fresh_seeds=(10, 11, 12, 13, 14),
         tasks=TASKS,
-        task_settings={"max_length": load_config(WORLD).data.max_length},
+        task_settings={"max_length": load_config(WORLD).data.max_length, "mode": mode},
         scores=every | DEPENDENCE | dict(scores),
         claims=tuple(claims),
     )
@@ -141,5 +142,5 @@ def weak_pair_study(name: str, about: str, settings: Mapping[str, Any], has_itc:
         about,
         {name: {**settings, **own} for name, own in variants.items()},
         claims,
-        retrieval="both" if has_itc else None,
+        vectors=has_itc,
     )

@@ -209,18 +209,20 @@ def evaluator_of(tokenizer, config):
         def apply(self, variables, rows, method):
             assert method is similarities
             a, b = rows["ids_a"].sum(axis=1), rows["ids_b"].sum(axis=1)
+            hidden = 10.0 * ~rows["use_patches"] + 100.0 * ~rows["use_regions"]
             return {
                 "proximity": 1.0 * a,
                 "other_text": a - 2.0,
-                "other_image": a - variables["params"],
+                "other_image": a - variables["params"] - hidden,
                 "text_a": jnp.eye(len(b)) * b,
                 "text_b": jnp.eye(len(b)),
             }
 
-    def make(records) -> evaluate.Evaluator:
-        mesh = one_device_mesh()
+    def make(records, forms="both") -> evaluate.Evaluator:
+        mesh, changed = one_device_mesh(), config.copy_and_resolve_references()
+        changed.data.visual_forms = forms
         corpus = Corpus({}, [], records)
-        return evaluate.Evaluator(Run(config, mesh, Fake(), None, corpus, tokenizer, None))
+        return evaluate.Evaluator(Run(changed, mesh, Fake(), None, corpus, tokenizer, None))
 
     return make
 
@@ -242,6 +244,15 @@ def test_scores_of_weak_records_are_repeatable_and_know_the_true_relevance(evalu
     scores = evaluator_of(unknown).scores(3.0)
     assert "proximity_relevance" not in scores["dependence"]
     assert "proximity_text_relevance" in scores["dependence"]
+
+
+@pytest.mark.parametrize(("forms", "hidden"), [("both", 0), ("regions", 10), ("patches", 100)])
+def test_weak_records_show_what_training_shows(evaluator_of, corpus, forms, hidden):
+    bare, *others = corpus.heldout_weak
+    bare = dataclasses.replace(bare, boxes=None, features=None)  # its patches are shown always
+    scores = evaluator_of([bare, *others], forms).scores(3.0)
+    expected = 3 + hidden * len(others) / (1 + len(others))
+    assert scores["dependence"]["image_dependence"] == pytest.approx(expected)
 
 
 def test_languages_that_no_held_out_image_has_are_refused(config, corpus, tokenizer):

@@ -86,7 +86,7 @@ def with_threads(config):
 
 
 def wait_for(happened) -> None:
-    for _ in range(600):
+    for _ in range(6000):  # long enough for a machine that is busy
         if happened():
             return
         time.sleep(0.05)

@@ -108,6 +108,20 @@ def test_relevance_may_come_from_the_averaged_text_tower():
 
 
 @pytest.mark.slow
+def test_the_contrast_of_weak_rows_may_train_the_read_out_alone():
+    every = compiled_gradient(xvtcl_weak=1.0)
+    alone = compiled_gradient(xvtcl_weak=1.0, weak_gradient="readout")
+    assert alone[1] == pytest.approx(every[1], rel=1e-6)
+    touched = {part for part, tree in alone[3].items() if any(map(np.any, jax.tree.leaves(tree)))}
+    assert touched == {"fused_pool", "fused_projection", "temperature_fused"}
+    for part in touched:
+        for left, right in zip(
+            *map(jax.tree.leaves, (alone[3][part], every[3][part])), strict=True
+        ):
+            np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_same_image_negatives_can_be_left_out():
     with_them = compiled_gradient(xvtcl=1.0)
     without = compiled_gradient(xvtcl=1.0, same_image_negatives=False)
