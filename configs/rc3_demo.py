@@ -49,7 +49,7 @@ def get_config(argument: str = ""):
     config.model.dtype = "float32"
     config.model.unroll = 2
     config.objective.random_negatives = 0.7  # or matching learns nothing in so short a run
-    # Else the contrast of weak pairs holds the other terms up (docs/evidence.md, study `demo`).
+    # So it leaves alone what the other terms teach (docs/evidence.md, study `demo`).
     config.objective.weak_start = 0.5
     config.objective.weak_gradient = "readout"
     config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
