@@ -29,7 +29,7 @@ def test_every_study_has_valid_and_different_settings(file):
 def test_a_run_has_the_settings_of_its_variant_and_its_seed():
     config = STUDY.config(Run("fast", 1))
     assert (config.seed, config.steps, config.optimizer.lr) == (1, 2, 4e-3)
-    assert STUDY.config(Run("slow", 1)).optimizer.lr == 2e-3
+    assert STUDY.config(Run("slow", 1)).optimizer.lr == STUDY.base(1).optimizer.lr != 4e-3
     assert STUDY.options(Run("fast", 1)).seeds == (1,)
 
 
