@@ -1,4 +1,4 @@
-# make demo: trains RC³ on generated scenes and prints its scores.  make demo-long: for four times as long.
+# make demo: trains RC³ on generated scenes and prints its scores.  make demo-long: longer, until re-ranking helps.
 # make tasks: fine-tunes the demo's model on the five tasks in miniature.  make test: runs the tests.
 PYTHON ?= python3
 VENV ?= .venv

@@ -38,7 +38,8 @@ def get_config(argument: str = ""):
     config.batch_size = chosen.batch
     config.steps = chosen.steps
     config.mesh.fsdp = chosen.fsdp
-    # From the start, the contrast of weak pairs lowers all scores (docs/evidence.md, study `demo`).
+    # From the start, the contrast of weak pairs lowered retrieval and matching in both seeds of the study
+    # `demo` (docs/evidence.md), too few to tell.
     config.objective.weak_start = 0.5
     config.data.tokenizer.vocab_size = 64_000
     if chosen.init:

@@ -40,7 +40,7 @@ def get_config(argument: str = ""):
     config.data.image.crop_scale = (0.9, 1.0)  # captions name places and sizes
     config.data.tokenizer.vocab_size = 600
     config.data.tokenizer.texts = 4000
-    config.model.text.update(SIZES, max_positions=62)
+    config.model.text.update(SIZES, max_positions=62)  # room for the tasks' texts
     config.model.patch = TOWERS[chosen.tower].config_dict()
     config.model.roi.update(regions=10, feature_size=64, depth=1)
     config.model.fusion.depth = 2  # the first token reads what others found in the image
@@ -49,7 +49,7 @@ def get_config(argument: str = ""):
     config.model.dtype = "float32"
     config.model.unroll = 2
     config.objective.random_negatives = 0.7  # or matching learns nothing in so short a run
-    # So it leaves alone what the other terms teach (docs/evidence.md, study `demo`).
+    # Chosen on one seed; of the study `demo` (docs/evidence.md), two seeds cannot tell what they change.
     config.objective.weak_start = 0.5
     config.objective.weak_gradient = "readout"
     config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early

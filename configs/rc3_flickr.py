@@ -50,7 +50,8 @@ def get_config(argument: str = ""):
     config.model.projection_size = 128
     config.model.dropout = 0.0
     config.model.update(dtype="float32", unroll=4)
-    # From the start, the contrast of weak pairs lowers all scores (docs/evidence.md, study `demo`).
+    # From the start, the contrast of weak pairs lowered retrieval and matching in both seeds of the study
+    # `demo` (docs/evidence.md), too few to tell.
     config.objective.weak_start = 0.5
     config.objective.weights.itc = 5.0  # a run this short needs images and words to meet early
     config.optimizer.lr = 1e-3

@@ -2,8 +2,8 @@
 
     python launch/train.py --config=configs/studies/world.py
 
-As configs/rc3_demo.py, but of a picture regions alone are shown, the contrast of weak pairs trains all
-parameters, as in the form that is judged, and there is more to say: half of the parallel sentences are
+As configs/rc3_demo.py, but with regions alone, smaller pictures, more weight on matching, and a contrast
+of weak pairs that trains all parameters, which is the form under test. Half of the parallel sentences are
 questions, and statements about two pictures, so that each language has the words of the tasks. No
 sentence of a test is among them.
 """

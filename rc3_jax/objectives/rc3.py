@@ -89,7 +89,8 @@ class RC3Objective(ContrastSettings):
     visual forms each, patches and regions in turn."""
     weak_gradient: Literal["all", "readout"] = "all"
     """What the contrast of weak rows trains: all parameters that it is computed with, or the read-out of
-    the visio-textual vector alone, so that towers and fusion encoder learn from the other terms."""
+    the visio-textual vector and its temperature alone, so that towers and fusion encoder learn from the
+    other terms."""
     weak_start: float = pydantic.Field(0.0, ge=0, lt=1)
     """Share of the run before which `xvtcl_weak` has no weight."""
     ramp: float = pydantic.Field(0.1, ge=0, le=1)

@@ -66,7 +66,7 @@ def world_study(
 
     Args:
       vectors: whether there is `retrieval_weak`; without ITC vectors of images and texts do not meet.
-      mode: what tasks and matching show of a picture.
+      mode: what is shown of a picture where tasks, matching and `retrieval_weak` are scored.
       scores: further ones.
     """
     tasks = {
