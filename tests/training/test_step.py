@@ -101,8 +101,9 @@ def test_regularizer_off_leaves_weak_rows_out_of_the_contrast():
 
 @pytest.mark.slow
 def test_relevance_may_come_from_the_averaged_text_tower():
-    own = compiled_gradient(xvtcl_weak=1.0)
-    ema = compiled_gradient(xvtcl_weak=1.0, relevance="ema")
+    # Debiased, the relevances of an untrained tower are differences of nearly equal numbers.
+    own = compiled_gradient(xvtcl_weak=1.0, debias_relevance=False)
+    ema = compiled_gradient(xvtcl_weak=1.0, debias_relevance=False, relevance="ema")
     # The average starts as a copy of the tower, so the values agree.
     assert ema[1] == pytest.approx(own[1], rel=1e-5)
 
