@@ -7,7 +7,7 @@ import pathlib
 
 from rc3_jax.scenes.source import STRICT_LANGUAGES, WEAK_LANGUAGES
 from rc3_jax.studies.study import Claim, Score, Study, load_config
-from rc3_jax.studies.world import DEPENDENCE, IN_WEAK, OFF, PROXIMITY, helps
+from rc3_jax.studies.world import DEPENDENCE, IN_WEAK, OFF, PROXIMITY, depends, helps
 
 DEMO = pathlib.Path(__file__).parents[1] / "rc3_demo.py"
 LEARNED = ("retrieval_weak", "retrieval_strict", "matching_accuracy_weak")
@@ -74,15 +74,7 @@ def get_study():
                 variants=("demo",),
                 than=0.15,
             ),
-            *(
-                Claim(
-                    sentence=f"The fused vector depends on the {what}.",
-                    score=f"{what}_dependence",
-                    variants=("demo",),
-                    than=0.1,
-                )
-                for what in ("text", "image")
-            ),
+            *depends(("demo",)),
             *(
                 Claim(
                     sentence=f"{sentence}, in the {group} languages.",

@@ -110,6 +110,19 @@ def helps(sentence: str, variants: Sequence[str], than: str, *scores: str) -> li
     ]
 
 
+def depends(variants: Sequence[str]) -> list[Claim]:
+    """Claims that z of variants depends on the text and on the image, by more than 0.1."""
+    return [
+        Claim(
+            sentence=f"The fused vector depends on the {what}.",
+            score=f"{what}_dependence",
+            variants=tuple(variants),
+            than=0.1,
+        )
+        for what in ("text", "image")
+    ]
+
+
 def weak_pair_study(name: str, about: str, settings: Mapping[str, Any], has_itc: bool) -> Study:
     """Each form of the regularizer against leaving the contrast of weak rows out.
 
@@ -127,15 +140,7 @@ def weak_pair_study(name: str, about: str, settings: Mapping[str, Any], has_itc:
     ]
     claims += helps(PROXIMITY, forms, "none", "proximity_relevance")
     claims += helps(PROXIMITY, forms, "off", "proximity_relevance")
-    claims += [
-        Claim(
-            sentence=f"The fused vector depends on the {what}.",
-            score=f"{what}_dependence",
-            variants=contrasted,
-            than=0.1,
-        )
-        for what in ("text", "image")
-    ]
+    claims += depends(contrasted)
     variants = {"strict_only": STRICT_ONLY, "off": OFF, "none": NONE, **REGULARIZED}
     return world_study(
         name,
